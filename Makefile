@@ -1,0 +1,51 @@
+# make lab | make test | make digits: each creates .venv on first use and again when the pins change.
+.PHONY: lab test digits clean
+.DELETE_ON_ERROR:
+SHELL := /bin/sh
+PYTHON ?=
+VENV := .venv
+BIN := $(VENV)/bin
+SUPPORTED := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 14))
+ROOT_FLAG := $(shell [ "$$(id -u)" = 0 ] && echo --allow-root)
+
+lab: $(VENV)/.book
+	$(BIN)/jupyter lab $(ROOT_FLAG) --LabApp.default_url=/lab/tree/chapters/00_start_here.ipynb $(ARGS)
+
+test: $(VENV)/.test
+	$(BIN)/python -m pytest --nbval $(ARGS)
+
+digits: $(VENV)/.book
+	$(BIN)/python -m ddpm_lib train digits $(ARGS)
+
+clean:
+	rm -rf $(VENV)
+
+$(VENV)/pins.txt: environment.yml pyproject.toml
+	@for python in $(PYTHON) python3 python3.14 python3.13 python3.12 python3.11; do \
+		"$$python" -c '$(SUPPORTED)' >/dev/null 2>&1 && break; python=; done; \
+	if [ -z "$$python" ]; then \
+		echo "make: this book needs Python 3.11 to 3.14, and none was found (name one: make lab PYTHON=/path/to/python3)." >&2; \
+		exit 1; fi; \
+	$(BIN)/python -c '$(SUPPORTED)' >/dev/null 2>&1 || "$$python" -m venv $(VENV) >$(VENV).log 2>&1 || { rm -rf $(VENV); \
+		echo "make: $$python could not create $(VENV) (on Debian and Ubuntu, install the package python3-venv): see $(VENV).log." >&2; \
+		exit 1; }; \
+	rm -f $(VENV).log
+	@sed -nE 's/^ +(# )?- ([A-Za-z0-9_.-]+==[^ ]+).*/\2/p' environment.yml >$@.new
+	@cat environment.yml pyproject.toml | cksum | sed 's/^/# /' >>$@.new
+	@if cmp -s $@.new $@; then rm $@.new; else mv $@.new $@; fi  # installs again only where the contents changed
+
+# $(call install,EXTRAS): the package itself with its extras, each at its pin.
+define install
+	@$(BIN)/python -m pip download --quiet --no-deps --retries 1 --timeout 20 --dest $(VENV)/probe \
+		"$$(grep '^einops==' $(VENV)/pins.txt)" >/dev/null 2>&1 || { \
+		echo "make: the package index cannot be reached: the first set-up needs a network, later calls do not." >&2; exit 1; }
+	@rm -rf $(VENV)/probe
+	$(BIN)/python -m pip install --disable-pip-version-check --constraint $(VENV)/pins.txt --editable '.[$(1)]'
+	@touch $@
+endef
+
+$(VENV)/.book: $(VENV)/pins.txt
+	$(call install,book)
+
+$(VENV)/.test: $(VENV)/pins.txt $(VENV)/.book
+	$(call install,test)

@@ -1,0 +1,13 @@
+"""What every test run needs, set before torch is imported and inherited by workers and notebook kernels."""
+
+import os
+from pathlib import Path
+
+ROOT = Path(__file__).parent
+
+# The workers share the cores, so each computes on one thread.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+# A kernel starts in chapters/: it shall see this checkout, whatever else is installed.
+os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+# With another backend a notebook's figures would not be outputs.
+os.environ.pop("MPLBACKEND", None)

@@ -1,0 +1,34 @@
+"""Denoising diffusion models, one module an idea, each introduced by one chapter of the book in `chapters/`.
+
+Nothing is re-exported: `from ddpm_lib.schedule import linear_schedule` says where a thing lives, and importing
+one module loads only what that module needs. `CHAPTER` says which chapter introduces which module. A module
+imports only modules of its own or earlier chapters, and so does a notebook; the tests enforce it.
+"""
+
+CHAPTER = {
+    "plot": 0,
+    "checks": 0,
+    "checks.chapter_00": 0,
+    "data": 2,
+    "schedule": 3,
+    "forward": 3,
+    "checks.chapter_03": 3,
+    "posterior": 4,
+    "checks.chapter_04": 4,
+    "targets": 6,
+    "loss": 6,
+    "oracle": 6,
+    "ancestral": 7,
+    "ddim": 8,
+    "cosine": 9,
+    "embedding": 10,
+    "unet": 10,
+    "ema": 11,
+    "checkpoint": 11,
+    "train": 11,
+    "guidance": 14,
+    "metrics": 15,
+    "recipes": 16,
+    "runs": 16,
+    "__main__": 16,
+}

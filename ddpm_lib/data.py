@@ -1,0 +1,94 @@
+"""Images for training: real handwritten digits that come with scikit-learn, and the checks every data set passes."""
+
+from dataclasses import dataclass
+
+import torch
+from sklearn.datasets import load_digits
+from sklearn.model_selection import train_test_split
+from torch import Tensor
+
+HELD_OUT = 360
+
+
+@dataclass(frozen=True, eq=False)
+class LabelledImages:
+    """images: (N, C, H, W) in [−1, 1], float32; labels: (N,), int64, in 0..classes−1."""
+
+    images: Tensor
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+def digits() -> tuple[LabelledImages, LabelledImages]:
+    """The 1,797 digits of scikit-learn (8×8, 17 grey levels): 1,437 to train on and 360 held out, always the same ones.
+
+    The split keeps the ten classes in proportion. Images: (N, 1, 8, 8). Source: E. Alpaydin and C. Kaynak, Optical
+    Recognition of Handwritten Digits, UCI Machine Learning Repository, 1998 (the test set's 1,797).
+    """
+    raw = load_digits()
+    images = to_signed(torch.from_numpy(raw.images)[:, None], white=16)
+    labels = torch.from_numpy(raw.target).long()
+    train, held_out = train_test_split(range(len(labels)), test_size=HELD_OUT, random_state=0, stratify=raw.target)
+    return tuple(LabelledImages(images[part], labels[part]) for part in (train, held_out))
+
+
+def to_signed(images: Tensor, white: float = 255) -> Tensor:
+    """Grey levels 0..`white` → [−1, 1], float32: the one place where data is scaled.
+
+    Raises ValueError for values outside 0..white, so that images which were scaled before are not scaled again.
+    """
+    low, high = float(images.min()), float(images.max())
+    if not (0 <= low and high <= white) or (white >= 2 and high <= 1 and low < high):
+        raise ValueError(
+            f"expected grey levels in 0..{white:g}, not scaled before; got values from {low:g} to {high:g}"
+        )
+    return (images.double() / white * 2 - 1).float()
+
+
+def check_images(data: LabelledImages, shape: tuple[int, int, int], classes: int | None = None) -> None:
+    """Raises TypeError or ValueError, naming what was expected and what came, unless `data` can be trained on.
+
+    shape: the (C, H, W) that the network expects. classes: labels must lie in 0..classes−1 (None: any will do).
+    """
+    images, labels = data.images, data.labels
+    if images.dtype != torch.float32:
+        raise TypeError(f"expected float32 images in [-1, 1], got {images.dtype}: scale them with to_signed")
+    if images.ndim != 4 or tuple(images.shape[1:]) != tuple(shape):
+        raise ValueError(f"expected images of shape (N, {', '.join(map(str, shape))}), got {tuple(images.shape)}")
+    if len(images) == 0 or labels.shape != (len(images),):
+        raise ValueError(
+            "expected one label for each of at least one image; "
+            f"got {len(images)} images and labels of shape {tuple(labels.shape)}"
+        )
+    bad = ~torch.isfinite(images).flatten(1).all(1)
+    if bad.any():
+        raise ValueError(
+            f"expected finite pixels; {int(bad.sum())} of {len(images)} images hold NaN or infinity, "
+            f"the first is image {int(bad.nonzero()[0])}"
+        )
+    low, high = float(images.min()), float(images.max())
+    if low < -1 or high > 1:
+        raise ValueError(
+            f"expected pixels in [-1, 1], got values from {low:g} to {high:g}: scale the images once, with to_signed"
+        )
+    if low >= 0 and high > low:
+        raise ValueError(
+            f"expected pixels in [-1, 1], got values from {low:g} to {high:g}, "
+            "which look like [0, 1]: scale with 2*x - 1"
+        )
+    if labels.dtype != torch.int64:
+        raise TypeError(f"expected int64 labels, got {labels.dtype}")
+    if classes is not None:
+        check_labels(labels, classes)
+
+
+def check_labels(labels: Tensor, classes: int) -> None:
+    """Raises ValueError for a label outside 0..classes−1. Reads the labels: keep them on the CPU until it has run."""
+    if labels.numel() == 0:
+        raise ValueError("expected at least one label, got none")
+    low, high = (int(end) for end in labels.aminmax())
+    if low < 0 or high >= classes:
+        wrong = low if low < 0 else high
+        raise ValueError(f"expected labels in 0..{classes - 1}, got {wrong}")

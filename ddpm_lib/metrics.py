@@ -1,0 +1,92 @@
+"""How good are samples? Four numbers on features (here: raw pixels), each with a way to be fooled."""
+
+import numpy as np
+import torch
+from sklearn.svm import SVC
+from torch import Tensor
+
+
+def frechet_distance(real: Tensor, fake: Tensor) -> float:
+    """|m − m'|² + tr(C + C' − 2·(C·C')^½) between the Gaussians fitted to two sets of features, (N, D) and (M, D).
+
+    In squared feature units. Biased upwards for small sets, and blind to everything but mean and covariance.
+    Source: Heusel et al. 2017, Eq. 6 (with Inception features it is FID).
+    """
+    real, fake = _finite(real, fake)
+    if real.shape[1] != fake.shape[1] or min(len(real), len(fake)) < 2:
+        raise ValueError(
+            f"expected two sets of at least 2 features of equal width; got {tuple(real.shape)} and {tuple(fake.shape)}"
+        )
+    cov_real, cov_fake = torch.cov(real.T), torch.cov(fake.T)
+    value, vector = torch.linalg.eigh(cov_real)
+    root = vector * value.clamp(min=0).sqrt() @ vector.T
+    cross = torch.linalg.eigvalsh(root @ cov_fake @ root).clamp(min=0).sqrt().sum()
+    mean = (real.mean(0) - fake.mean(0)).square().sum()
+    return max(0.0, float(mean + cov_real.trace() + cov_fake.trace() - 2 * cross))
+
+
+def recall(real: Tensor, fake: Tensor, k: int = 3) -> float:
+    """The share of real points in the k-nearest-neighbour ball of some fake point: how much of the data is covered.
+
+    real: (N, D), fake: (M, D) with M > k. Each fake point's ball reaches its k-th nearest other fake point.
+    `recall(fake, real)` is the precision. Source: Kynkäänniemi et al. 2019, Eq. 2.
+    """
+    real, fake = _finite(real, fake)
+    if not 1 <= k < len(fake):
+        raise ValueError(f"expected 1 <= k < the number of fake points, {len(fake)}; got k = {k}")
+    radius = torch.cdist(fake, fake).kthvalue(k + 1, dim=1).values  # (M,); the nearest is the point itself
+    return float((torch.cdist(real, fake) <= radius).any(1).double().mean())
+
+
+def share_of_copies(fake: Tensor, train: Tensor) -> float:
+    """The share of fake points closer to their nearest training point than that one is to its own nearest neighbour.
+
+    fake: (M, D), train: (N, D). New data scores well above 0 too: compare with that of held-out data.
+    """
+    fake, train = _finite(fake, train)
+    own = torch.cdist(train, train).fill_diagonal_(torch.inf).min(1).values  # (N,)
+    distance, nearest = torch.cdist(fake, train).min(1)
+    return float((distance < own[nearest]).double().mean())
+
+
+class PixelClassifier:
+    """A support-vector classifier on raw pixels (radial kernel), trained once on real images: an examiner of labels."""
+
+    def __init__(self, images: Tensor, labels: Tensor):
+        self._svc = SVC(C=10).fit(_rows(images), labels.cpu().numpy())
+
+    def accuracy(self, images: Tensor, labels: Tensor) -> float:
+        """The share of images, (N, C, H, W), that are recognised as their labels, (N,)."""
+        return float(np.mean(self._svc.predict(_rows(images)) == labels.cpu().numpy()))
+
+
+def gaussian_per_class(
+    images: Tensor, labels: Tensor, wanted: Tensor, generator: torch.Generator | None = None, *, clamp: bool = True
+) -> Tensor:
+    """A baseline: for each label in `wanted`, (M,), a draw from the Gaussian fitted to its class.
+
+    It knows each class's mean and covariance, the very statistics that the Fréchet distance compares, and nothing else.
+    clamp: to [−1, 1], as images must be, which moves mean and covariance.
+    """
+    images, labels, wanted = images.cpu(), labels.cpu(), wanted.cpu()
+    samples = torch.empty(len(wanted), *images.shape[1:])
+    for label in wanted.unique():
+        rows = images[labels == label].double().flatten(1)
+        if len(rows) < 2:
+            raise ValueError(f"expected at least 2 images of class {int(label)}, got {len(rows)}")
+        value, vector = torch.linalg.eigh(torch.cov(rows.T))
+        z = torch.randn(int((wanted == label).sum()), rows.shape[1], generator=generator, dtype=torch.float64)
+        drawn = rows.mean(0) + z * value.clamp(min=0).sqrt() @ vector.T
+        samples[wanted == label] = (drawn.clamp(-1, 1) if clamp else drawn).float().reshape(-1, *images.shape[1:])
+    return samples
+
+
+def _finite(*features: Tensor) -> tuple[Tensor, ...]:
+    """Each as float64 rows, (N, D). Raises ValueError for NaN or infinity."""
+    if not all(torch.isfinite(f).all() for f in features):
+        raise ValueError("expected finite features, got NaN or infinity")
+    return tuple(f.double().flatten(1) for f in features)
+
+
+def _rows(images: Tensor) -> np.ndarray:
+    return images.detach().cpu().flatten(1).numpy()

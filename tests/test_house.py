@@ -1,0 +1,217 @@
+"""The house is in order: modules stand in their chapters, notebooks are stored as run, pins and README are true."""
+
+import ast
+import importlib.util
+import io
+import re
+import subprocess
+import sys
+import tokenize
+import tomllib
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import nbformat
+import pytest
+import torch
+from IPython.core.inputtransformer2 import TransformerManager
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from packaging.version import Version
+
+from ddpm_lib import CHAPTER
+
+ROOT = Path(__file__).parents[1]
+LIBRARY = ROOT / "ddpm_lib"
+NOTEBOOKS = sorted((ROOT / "chapters").glob("*.ipynb"))
+by_name = {"ids": lambda path: path.name}
+
+
+def module_name(path):
+    return ".".join(path.relative_to(LIBRARY).with_suffix("").parts).removesuffix(".__init__")
+
+
+MODULES = {module_name(path): path for path in LIBRARY.rglob("*.py") if path != LIBRARY / "__init__.py"}
+
+
+def imported(tree):
+    """The modules of ddpm_lib that a syntax tree imports, wherever in it the import stands."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "relative imports hide where a thing lives"
+            names = [f"{node.module}.{alias.name}" for alias in node.names] + [node.module]
+        elif isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        else:
+            continue
+        # a name may be a module's (ddpm_lib.checks.chapter_03) or that of something in it (ddpm_lib.data.digits)
+        yield from {name.removeprefix("ddpm_lib.") for name in names if name.startswith("ddpm_lib.")} & MODULES.keys()
+
+
+def tree_of(module):
+    return ast.parse(MODULES[module].read_text(encoding="utf-8"))
+
+
+# Modules
+
+
+def test_the_table_of_chapters_lists_the_modules_that_exist():
+    assert CHAPTER.keys() == MODULES.keys()
+
+
+def test_every_package_is_installed():
+    packages = {".".join(["ddpm_lib", *path.parent.relative_to(LIBRARY).parts]) for path in MODULES.values()}
+    assert set(pyproject()["tool"]["setuptools"]["packages"]) == packages
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_a_module_imports_nothing_of_a_later_chapter(module):
+    later = {name for name in imported(tree_of(module)) if CHAPTER[name] > CHAPTER[module]}
+    assert not later, f"{module} is of chapter {CHAPTER[module]}"
+
+
+def test_no_module_imports_itself_through_others():
+    edges = {module: set(imported(tree_of(module))) for module in MODULES}
+    while leaves := [module for module, needs in edges.items() if not needs & edges.keys()]:
+        for module in leaves:
+            del edges[module]
+    assert not edges, f"there is a circle among {sorted(edges)}"
+
+
+@pytest.mark.parametrize("module", [module for module in MODULES if not module.startswith("checks.")])
+def test_a_module_can_be_read_in_one_sitting(module):
+    assert len(MODULES[module].read_text(encoding="utf-8").splitlines()) <= 250
+
+
+def test_t_is_drawn_in_one_place():
+    places = [name for name, path in MODULES.items() if "randint(" in path.read_text(encoding="utf-8")]
+    assert places == ["loss"]
+
+
+@pytest.mark.parametrize("path", sorted(LIBRARY.rglob("*.py")), **by_name)
+def test_the_library_never_unpickles(path):
+    text = path.read_text(encoding="utf-8")
+    words = {token.string for token in tokenize.generate_tokens(io.StringIO(text).readline) if token.type == 1}
+    assert not words & {"pickle", "cPickle", "dill", "joblib", "allow_pickle", "cloudpickle"}
+    attributes = {ast.unparse(node) for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Attribute)}
+    assert not attributes & {"torch.load", "torch.save", "torch.hub"}
+    assert not re.search(r"from torch import .*\b(load|save|hub)\b", text)
+
+
+# Notebooks
+
+
+def cells(path, kind="code"):
+    return [cell for cell in nbformat.read(path, 4).cells if cell.cell_type == kind]
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, **by_name)
+def test_a_notebook_imports_nothing_of_a_later_chapter(path):
+    chapter, python = int(path.name[:2]), TransformerManager()
+    names = {name for cell in cells(path) for name in imported(ast.parse(python.transform_cell(cell.source)))}
+    assert not {name for name in names if CHAPTER[name] > chapter}
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, **by_name)
+def test_a_notebook_is_valid_and_light(path):
+    nbformat.validate(nbformat.read(path, nbformat.NO_CONVERT))
+    assert path.stat().st_size < 500_000
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, **by_name)
+def test_a_notebook_is_stored_as_it_ran_from_top_to_bottom(path):
+    counts = [cell.execution_count for cell in cells(path)]
+    assert counts == list(range(1, len(counts) + 1))
+    outputs = [output for cell in cells(path) for output in cell.outputs]
+    assert not [o for o in outputs if o.output_type == "error"]
+    assert not [o.text for o in outputs if o.get("name") == "stderr"]
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, **by_name)
+def test_a_code_cell_fits_a_screen(path):
+    assert not [cell.source for cell in cells(path) if len(cell.source.splitlines()) > 20]
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, **by_name)
+def test_a_notebook_shows_nothing_of_the_machine_that_ran_it(path):
+    shown = [cell.source for kind in ("code", "markdown") for cell in cells(path, kind)]
+    for output in (output for cell in cells(path) for output in cell.outputs):
+        data = output.get("data", {})
+        shown += [output.get("text", ""), *(str(text) for kind, text in data.items() if not kind.startswith("image/"))]
+    assert not [found for text in shown for found in re.findall(r"(?<![\w.])/(?:home|root|work|tmp)\b\S*", text)]
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, **by_name)
+def test_no_cell_is_skipped_by_the_tests(path):
+    for cell in cells(path):
+        assert not re.search(r"NBVAL_(SKIP|CHECK_OUTPUT)", cell.source)
+        assert not {"nbval-skip", "nbval-check-output"} & set(cell.metadata.get("tags", []))
+
+
+@pytest.mark.parametrize("name", ["pyproject.toml", "Makefile", "conftest.py", ".ci/run"])
+def test_outputs_are_compared_strictly(name):
+    assert "nbval-lax" not in (ROOT / name).read_text(encoding="utf-8")
+
+
+# Style, pins, front page
+
+
+@pytest.mark.skipif(importlib.util.find_spec("ruff") is None, reason="ruff is not installed (make test installs it)")
+@pytest.mark.parametrize("command", [["check"], ["format", "--check"]], ids=" ".join)
+def test_ruff_has_nothing_to_say(command):
+    done = subprocess.run(
+        [sys.executable, "-m", "ruff", *command, "--no-cache", "."], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def pyproject():
+    return tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+
+
+def pins():
+    """(name, version, extra or None) of every pin in environment.yml, whether it is commented out or not."""
+    lines = (ROOT / "environment.yml").read_text(encoding="utf-8").splitlines()
+    found = [re.fullmatch(r"\s+(?:# )?- ([\w.-]+)==(\S+)(?:  # extra: (\w+))?", line) for line in lines]
+    return [match.groups() for match in found if match]
+
+
+def requirements():
+    """{name: (range, extra or None)} of everything that pyproject.toml asks for."""
+    project = pyproject()["project"]
+    listed = {None: project["dependencies"], **project["optional-dependencies"]}
+    asked = [(Requirement(line), extra) for extra, lines in listed.items() for line in lines]
+    return {canonicalize_name(r.name): (r.specifier, extra) for r, extra in asked}
+
+
+def test_every_requirement_has_one_pin_and_every_pin_a_requirement():
+    assert sorted(canonicalize_name(name) for name, _, _ in pins()) == sorted(requirements())
+
+
+def test_every_pin_lies_in_its_range_and_names_its_extra():
+    asked = requirements()
+    for name, pinned, extra in pins():
+        allowed, of_extra = asked[canonicalize_name(name)]
+        assert pinned in allowed, f"{name}=={pinned} is not {allowed}"
+        # what the book itself needs is pinned without a remark
+        assert extra == (None if of_extra == "book" else of_extra), name
+
+
+def test_what_is_installed_is_what_is_pinned():
+    for name, pinned, extra in pins():
+        try:
+            assert Version(version(name)).public == pinned, name
+        except PackageNotFoundError:
+            assert extra, f"{name} is not installed"
+
+
+def test_the_front_page_s_program_runs_as_it_stands(tmp_path, monkeypatch):
+    blocks = re.findall(r"^```python\n(.*?)^```$", (ROOT / "README.md").read_text(encoding="utf-8"), re.M | re.S)
+    (program,) = [block for block in blocks if "train(" in block]
+    assert len(program.splitlines()) <= 16
+    monkeypatch.chdir(tmp_path)
+    names = {"__name__": "__main__"}
+    exec(compile(program, "README.md", "exec"), names)
+    images = torch.as_tensor(names["images"])
+    assert images.isfinite().all() and images.min() >= -1 and images.max() <= 1
+    assert images.std() > 0.1, "grey, or of one colour"

@@ -1,0 +1,140 @@
+"""The parts of training: loss, draw of t, batches, the learning rate's course, averaged weights; and one quiet step."""
+
+import pytest
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from ddpm_lib.cosine import cosine_schedule
+from ddpm_lib.data import LabelledImages
+from ddpm_lib.ema import EMA
+from ddpm_lib.loss import draw_t, l_simple
+from ddpm_lib.schedule import Schedule
+from ddpm_lib.train import Trainer, batches, linear_rate
+
+
+def test_l_simple_is_the_mean_square_of_a_plain_loop():
+    schedule = Schedule([0.1, 0.5, 0.3])
+    scale, var = [1.0], [0.0]
+    for beta in (0.1, 0.5, 0.3):
+        scale.append((1 - beta) ** 0.5 * scale[-1])
+        var.append((1 - beta) * var[-1] + beta)
+    x_0, eps = torch.randn(2, 4, 2, 3, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    t = torch.tensor([3, 1, 2, 3])
+    got = l_simple(lambda x_t, t: 0.5 * x_t + 0.1 * t.double()[:, None, None, None], schedule, x_0, eps, t)
+    for i, step in enumerate(t.tolist()):
+        squares = []
+        for clean, noise in zip(x_0[i].flatten().tolist(), eps[i].flatten().tolist(), strict=True):
+            x_t = scale[step] * clean + var[step] ** 0.5 * noise
+            squares.append((noise - (0.5 * x_t + 0.1 * step)) ** 2)
+        assert got[i].item() == pytest.approx(sum(squares) / len(squares), rel=1e-12)
+    assert len(got) == 4
+
+
+def test_a_model_that_returns_another_shape_is_refused():
+    x = torch.zeros(2, 1, 4, 4)
+    with pytest.raises(ValueError, match=r"returned shape \(2, 1\); expected that of x_t, \(2, 1, 4, 4\)"):
+        l_simple(lambda x_t, t: x_t[:, :, 0, 0], Schedule([0.1]), x, x, torch.tensor([1, 1]))
+
+
+def test_t_is_drawn_evenly_from_1_to_T():
+    schedule, n = cosine_schedule(20), 100_000
+    counts = torch.bincount(draw_t(schedule, n, torch.Generator().manual_seed(0)), minlength=22)
+    assert counts[0] == counts[21] == 0 and len(counts) == 22
+    chi_square = float(((counts[1:21] - n / 20) ** 2 / (n / 20)).sum())
+    assert abs(chi_square - 19) < 5 * (2 * 19) ** 0.5
+    assert torch.equal(*(draw_t(schedule, 9, torch.Generator().manual_seed(3)) for _ in range(2)))
+
+
+@pytest.mark.parametrize(("n", "batch"), [(10, 4), (3, 7), (8, 8), (5, 1)])
+def test_batches_cover_the_data_once_a_round_and_leave_no_remainder(n, batch):
+    stream = batches(n, batch, torch.Generator().manual_seed(0))
+    drawn = [next(stream) for _ in range(3 * n)]
+    assert all(len(rows) == batch for rows in drawn)
+    rounds = torch.cat(drawn).reshape(-1, n)
+    assert (rounds.sort(dim=1).values == torch.arange(n)).all()
+    assert len({tuple(order) for order in rounds.tolist()}) > 1, "the same order every round"
+    again = batches(n, batch, torch.Generator().manual_seed(0))
+    assert all(torch.equal(rows, next(again)) for rows in drawn)
+
+
+def test_the_rate_rises_to_1_then_falls_to_its_end():
+    rate = linear_rate(4, 10, final=0.25)
+    assert [rate(done) for done in range(4)] == pytest.approx([0.2, 0.4, 0.6, 0.8])
+    assert [rate(done) for done in range(4, 11)] == pytest.approx([1, 0.875, 0.75, 0.625, 0.5, 0.375, 0.25])
+    assert rate(1000) == 0.25
+    assert linear_rate(0, 10)(0) == 1 and linear_rate(0, 10)(10) == 0
+
+
+def ema_by_hand(values, decay, warmup=True, keep=True):
+    average = values[0]
+    for step, value in enumerate(values[1:]):
+        d = min(decay, (1 + step) / (10 + step)) if warmup else decay
+        average = d * (average if keep else value) + (1 - d) * value
+    return average
+
+
+@pytest.mark.parametrize("decay", [0.3, 0.9, 0.0])
+def test_the_average_follows_its_recursion_and_wrong_ones_do_not(decay):
+    values = [1.0, 3.0, -2.0, 5.0, 4.0, 0.5, 7.0]
+    model = nn.Linear(1, 1, bias=False).double()
+    nn.init.constant_(model.weight, values[0])
+    ema = EMA(model, decay)
+    for value in values[1:]:
+        nn.init.constant_(model.weight, value)
+        ema.update(model)
+    average = ema.model.weight.item()
+    assert average == pytest.approx(ema_by_hand(values, decay), abs=1e-12)
+    if decay:
+        # θ in place of its average, as printed in a summary of EDM2; and no warm-up
+        for wrong in (ema_by_hand(values, decay, keep=False), ema_by_hand(values, decay, warmup=False)):
+            assert abs(average - wrong) > 1e-3
+
+
+def test_the_average_copies_buffers_and_is_ready_for_sampling():
+    model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2), nn.Dropout(0.5)).train()
+    ema = EMA(model, 0.9)
+    model(torch.randn(8, 2) + 3)
+    ema.update(model)
+    assert torch.equal(ema.model[1].running_mean, model[1].running_mean)
+    assert ema.model[1].num_batches_tracked == 1
+    assert model.training and not ema.model.training
+    assert not any(p.requires_grad for p in ema.model.parameters())
+
+
+@pytest.mark.parametrize("decay", [-0.1, 1.0, 1.5])
+def test_a_decay_that_never_moves_or_diverges_is_refused(decay):
+    with pytest.raises(ValueError, match=r"decay must lie in \[0, 1\), got"):
+        EMA(nn.Linear(1, 1), decay)
+
+
+class Reads(TorchDispatchMode):
+    """Notes the type of every tensor that the host asks for a number."""
+
+    def __init__(self):
+        super().__init__()
+        self.types = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function is torch.ops.aten._local_scalar_dense.default:
+            self.types.append(args[0].dtype)
+        return function(*args, **(kwargs or {}))
+
+
+class OneConvolution(nn.Conv2d):
+    def forward(self, x_t, t, labels):
+        return super().forward(x_t)
+
+
+def test_a_step_asks_for_no_number_that_a_gpu_would_have_to_finish_first():
+    network = OneConvolution(1, 1, 3, padding=1)
+    data = LabelledImages(torch.zeros(8, 1, 4, 4), torch.arange(8) % 2)
+    trainer = Trainer(network, cosine_schedule(10), data, batch=4, learning_rate=0.01)
+    with Reads() as reads:
+        for _ in range(3):
+            loss, _ = trainer.step()
+    # t is drawn and checked on the CPU; loss, gradients and weights stay where they are
+    assert set(reads.types) == {torch.int64}
+    with reads:
+        float(loss)
+    assert torch.float32 in reads.types  # it would have been seen
