@@ -57,4 +57,4 @@ def predict_x_0(
 
 def progress_bar(steps: Iterable, progress: bool) -> Iterable:
     """`steps` behind a progress bar, or as they are."""
-    return tqdm(steps, desc="sampling", leave=False, disable=not progress)
+    return tqdm(steps, desc="sampling", mininterval=1, leave=False, disable=not progress)

@@ -100,7 +100,7 @@ def train(
     history, losses, norms, read_at = [], [], [], time.perf_counter()
     with (
         _interrupts() as interrupts,
-        tqdm(total=steps, initial=trainer.steps, desc="training", disable=not progress) as bar,
+        tqdm(total=steps, initial=trainer.steps, desc="training", mininterval=1, disable=not progress) as bar,
     ):
         while trainer.steps < steps:
             loss, norm = trainer.step()
@@ -120,7 +120,7 @@ def train(
                 "images_per_s": trainer.batch * len(losses) / (now - read_at),
             }
             history.append(entry)
-            bar.set_postfix_str(f"loss {entry['loss']:.4f}, {entry['images_per_s']:.0f} images/s")
+            bar.set_postfix_str(f"loss {entry['loss']:.4f}, {entry['images_per_s']:.0f} images/s", refresh=False)
             if on_entry is not None:
                 on_entry(entry)
             losses, norms, read_at = [], [], time.perf_counter()  # images_per_s leaves out the saving
