@@ -90,8 +90,8 @@ def test_t_is_drawn_in_one_place():
 
 @pytest.mark.parametrize("path", sorted(LIBRARY.rglob("*.py")), **by_name)
 def test_a_progress_bar_refreshes_once_a_second(path):
-    # Each refresh sends a notebook three messages. nbval reads none before the cell is done, the kernel drops what is
-    # over about 2000, the cell's end among them, and the test waits for it in vain.
+    # Each refresh sends a notebook three messages. nbval reads none before the cell is done, the kernel drops what
+    # no longer fits its queue (some thousands), the cell's end among it, and the test waits for that in vain.
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Call) and ast.unparse(node.func).endswith("tqdm"):
             assert {key.arg: ast.unparse(key.value) for key in node.keywords}.get("mininterval") == "1"
