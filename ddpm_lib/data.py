@@ -35,9 +35,11 @@ def digits() -> tuple[LabelledImages, LabelledImages]:
 
 
 def to_signed(images: Tensor, white: float = 255) -> Tensor:
-    """Grey levels 0..`white` → [−1, 1], float32: the one place where data is scaled.
+    """Eq. 2.1 (pixels in [−1, 1]). Grey levels 0..`white` → 2·level/white − 1, float32: the one place to scale data.
 
+    images: any shape and real dtype, bytes included; white: the level of full white (255 for bytes, 16 for the digits).
     Raises ValueError for values outside 0..white, so that images which were scaled before are not scaled again.
+    Source: Ho et al. 2020, section 3.3.
     """
     low, high = float(images.min()), float(images.max())
     if not (0 <= low and high <= white) or (white >= 2 and high <= 1 and low < high):

@@ -1,0 +1,569 @@
+"""The checks of chapter 2: the VAE and its bound. The routes are quadratures, exact moments and joint covariances."""
+
+import functools
+from fractions import Fraction
+
+import numpy as np
+import torch
+from scipy import stats
+from torch.distributions import Independent, MultivariateNormal, Normal, kl_divergence
+
+from ddpm_lib.checks import apart, check, largest
+
+DOUBLE = torch.float64
+
+
+def log_normal(x, mean, var):
+    return stats.norm.logpdf(x, mean, np.sqrt(var))
+
+
+def hermite(count, dimensions):
+    """Gauss–Hermite nodes (N, dimensions) and weights (N,), N = count^dimensions, for expectations over N(0, I)."""
+    node, weight = np.polynomial.hermite_e.hermegauss(count)
+    nodes = np.stack([axis.ravel() for axis in np.meshgrid(*[node] * dimensions, indexing="ij")], axis=1)
+    weights = np.prod(np.meshgrid(*[weight / weight.sum()] * dimensions, indexing="ij"), axis=0).ravel()
+    return torch.from_numpy(nodes), torch.from_numpy(weights)
+
+
+@check("2.1", "pixels in [−1, 1]", "implementation", "exact fractions, for bytes and for floats", to=1e-6)
+def pixels(f):
+    """f(images, white) returns the scaled images."""
+    worst, random = 0.0, np.random.default_rng(0)
+    for white, dtype in ((255, torch.uint8), (255, torch.float64), (16, torch.float64), (16, torch.int64)):
+        levels = random.integers(white // 5, white - white // 9, (3, 1, 4, 5))  # neither black nor white occurs
+        exact = [float(2 * Fraction(int(level), white) - 1) for level in levels.ravel()]
+        got = f(torch.from_numpy(levels).to(dtype), white)
+        worst = largest(worst, apart(got, torch.tensor(exact, dtype=DOUBLE).reshape(levels.shape)))
+    return worst
+
+
+@pixels.wrong("scaled twice: the data lie in [−3, 1]", seen="a student report over denoising-diffusion-pytorch")
+def _(images, white):
+    return 2 * (images.double() / white * 2 - 1) - 1
+
+
+@pixels.wrong("left in [0, 1]: grey where there should be black", seen="users of public code: diffusers issue 10677")
+def _(images, white):
+    return images.double() / white
+
+
+@pixels.wrong("divided by the number of levels, 256, instead of by the level of white", seen="a common slip")
+def _(images, white):
+    return images.double() / (white + 1) * 2 - 1
+
+
+@pixels.wrong("doubled as bytes, which overflow", seen="a common slip")
+def _(images, white):
+    return images * 2 / white - 1
+
+
+@pixels.wrong("each batch stretched to its own darkest and brightest pixel", seen="“normalise” in plotting code")
+def _(images, white):
+    low, high = images.double().aminmax()
+    return (images.double() - low) / (high - low) * 2 - 1
+
+
+@pixels.wrong("the batch's mean removed, and divided by its standard deviation", seen="code for classifiers")
+def _(images, white):
+    return (images.double() - images.double().mean()) / images.double().std()
+
+
+# x ~ N(a·z² + b·z + c, s), z ~ N(0, 1), and q(z|x) = N(m, v): the posterior of some has two bumps.
+CURVED = [  # a, b, c, s, x, m, v
+    (0.6, 0.5, -0.4, 0.2, 0.7, 0.8, 0.15),
+    (0.6, 0.5, -0.4, 0.2, 0.7, -1.1, 0.6),
+    (-0.3, 1.2, 0.2, 0.5, -0.9, -0.4, 0.35),
+    (0.2, -0.7, 0.1, 0.3, 1.3, -0.9, 0.25),
+]
+Z = np.linspace(-8, 8, 8001)
+DZ = Z[1] - Z[0]
+
+
+def log_joint(case):
+    """log p(x, z) on the grid Z."""
+    a, b, c, s, x, _, _ = case
+    return log_normal(x, a * Z**2 + b * Z + c, s) + log_normal(Z, 0, 1)
+
+
+def log_evidence(case):
+    """log p(x), by quadrature over z."""
+    return float(np.log(np.trapezoid(np.exp(log_joint(case)), Z)))
+
+
+def bound_by_moments(case):
+    """E_q[log p(x, z) − log q(z|x)] without a grid, from the moments E[ε²] = 1 and E[ε⁴] = 3 of z = m + √v·ε."""
+    a, b, c, s, x, m, v = case
+    r_0, r_1, r_2 = x - a * m**2 - b * m - c, -(2 * a * m + b) * v**0.5, -a * v  # residual r_0 + r_1·ε + r_2·ε²
+    square = r_0**2 + r_1**2 + 3 * r_2**2 + 2 * r_0 * r_2
+    decoder = -0.5 * (square / s + np.log(2 * np.pi * s))
+    prior = -0.5 * (m**2 + v + np.log(2 * np.pi))
+    entropy = 0.5 * (1 + np.log(2 * np.pi * v))
+    return decoder + prior + entropy
+
+
+@check("2.2", "evidence lower bound", "identity", "quadrature of p(x), and moments of a curved model", to=1e-9)
+def lower_bound(f):
+    """f(log_joint, log_q, weight), on a grid of z with weight = q(z|x)·dz, returns log p(x) and its lower bound."""
+    worst = 0.0
+    for case in CURVED:
+        log_q = log_normal(Z, case[5], case[6])
+        got = torch.tensor([float(v) for v in f(log_joint(case), log_q, np.exp(log_q) * DZ)], dtype=DOUBLE)
+        exact = torch.tensor([log_evidence(case), bound_by_moments(case)], dtype=DOUBLE)
+        worst = largest(worst, apart(got, exact), float(got[1] - got[0]))  # and it is a lower bound
+    return worst
+
+
+@lower_bound.states
+def _(log_joint, log_q, weight):
+    log_ratio = log_joint - log_q
+    return np.log((weight * np.exp(log_ratio)).sum()), (weight * log_ratio).sum()
+
+
+@lower_bound.wrong("= in place of ≥: log p(x) is said to be E_q[log p/q]", seen="a tuning guide for diffusion models")
+def _(log_joint, log_q, weight):
+    bound = (weight * (log_joint - log_q)).sum()
+    return bound, bound
+
+
+@lower_bound.wrong("−log q is left out of the bound: q's entropy is lost", seen="a common slip")
+def _(log_joint, log_q, weight):
+    return np.log((weight * np.exp(log_joint - log_q)).sum()), (weight * log_joint).sum()
+
+
+@lower_bound.wrong("≤ in place of ≥: the sides are swapped", seen="the inequality of convex functions, used for log")
+def _(log_joint, log_q, weight):
+    log_ratio = log_joint - log_q
+    return (weight * log_ratio).sum(), np.log((weight * np.exp(log_ratio)).sum())
+
+
+@check("2.3", "gap of the bound", "identity", "quadrature of p(x) minus moments of a curved model", to=1e-9)
+def gap(f):
+    """f(log_q, log_posterior, log_prior, dz), log-densities on a grid of z, returns log p(x) − ELBO."""
+    worst = 0.0
+    for case in CURVED:
+        log_q, evidence = log_normal(Z, case[5], case[6]), log_evidence(case)
+        got = float(f(log_q, log_joint(case) - evidence, log_normal(Z, 0, 1), DZ))
+        worst = largest(worst, abs(got - (evidence - bound_by_moments(case))))
+    return worst
+
+
+@gap.states
+def _(log_q, log_posterior, log_prior, dz):
+    return (np.exp(log_q) * (log_q - log_posterior)).sum() * dz
+
+
+@gap.wrong("the divergence's arguments swapped", seen="KL taken for symmetric")
+def _(log_q, log_posterior, log_prior, dz):
+    return (np.exp(log_posterior) * (log_posterior - log_q)).sum() * dz
+
+
+@gap.wrong("the divergence to the prior", seen="the KL of Eq. 2.4 taken for that of Eq. 2.3")
+def _(log_q, log_posterior, log_prior, dz):
+    return (np.exp(log_q) * (log_q - log_prior)).sum() * dz
+
+
+@gap.wrong("in bits", seen="log2 taken for log")
+def _(log_q, log_posterior, log_prior, dz):
+    return (np.exp(log_q) * (log_q - log_posterior)).sum() * dz / np.log(2)
+
+
+LINEAR = [(1, (1, 2, 2)), (2, (3,)), (2, (2, 1, 3))]  # latents, shape of x
+
+
+def linear_case(latents, shape, seed):
+    """Batch x (B, *shape), encoder's mean and log_var (B, K), W (D, K), b (D,), decoder variance."""
+    generator = torch.Generator().manual_seed(seed)
+    size = int(np.prod(shape))
+    x, mean, log_var = (torch.randn(4, n, generator=generator, dtype=DOUBLE) for n in (size, latents, latents))
+    weight = torch.randn(size, latents, generator=generator, dtype=DOUBLE)
+    bias = torch.randn(size, generator=generator, dtype=DOUBLE)
+    return x.reshape(4, *shape), mean, log_var - 0.7, weight, bias, 0.3 + 0.2 * seed
+
+
+def joint_of(weight, bias, decoder_var):
+    """Mean and covariance of (z, x), from the linear map that makes them out of independent noise."""
+    size, latents = weight.shape
+    to_noise = torch.zeros(latents + size, latents + size, dtype=DOUBLE)
+    to_noise[:latents, :latents] = torch.eye(latents)
+    to_noise[latents:, :latents] = weight
+    to_noise[latents:, latents:] = decoder_var**0.5 * torch.eye(size, dtype=DOUBLE)
+    return torch.cat([torch.zeros(latents, dtype=DOUBLE), bias]), to_noise @ to_noise.T
+
+
+def given(mean, cov, latents, x):
+    """log p(x) (B,), and the distribution of the first `latents` entries given that the others are x (B, D)."""
+    evidence = MultivariateNormal(mean[latents:], cov[latents:, latents:]).log_prob(x)
+    precision = torch.linalg.inv(cov)[:latents]  # conditional covariance: the inverse of this block
+    posterior_cov = torch.linalg.inv(precision[:, :latents])
+    posterior_cov = (posterior_cov + posterior_cov.T) / 2
+    posterior_mean = mean[:latents] - (x - mean[latents:]) @ (posterior_cov @ precision[:, latents:]).T
+    return evidence, MultivariateNormal(posterior_mean, posterior_cov)
+
+
+@check(
+    "2.4",
+    "reconstruction and KL",
+    "implementation",
+    "log p(x) minus the KL to the exact posterior, and its gradients",
+    to=1e-9,
+)
+def reconstruction_and_kl(f):
+    """f(x, mean, log_var, decode, decoder_var, eps) returns reconstruction and KL, each (B,)."""
+    worst = 0.0
+    for seed, (latents, shape) in enumerate(LINEAR):
+        x, mean, log_var, weight, bias, decoder_var = linear_case(latents, shape, seed)
+        mean, log_var = mean.requires_grad_(), log_var.requires_grad_()
+        flat = x.flatten(1)
+
+        q = MultivariateNormal(mean, torch.diag_embed(log_var.exp()))
+        evidence, posterior = given(*joint_of(weight, bias, decoder_var), latents, flat)
+        exact = evidence - kl_divergence(q, posterior)
+        prior = Independent(Normal(torch.zeros_like(mean), 1.0), 1)
+        exact_kl = kl_divergence(Independent(Normal(mean, log_var.exp() ** 0.5), 1), prior)
+        slopes = torch.autograd.grad(exact.sum(), (mean, log_var))
+
+        nodes, weights = hermite(4, latents)  # exact: with a linear decoder the bound is quadratic in eps
+        B, N = len(x), len(nodes)
+        rows = [v.repeat_interleave(N, 0) for v in (x, mean, log_var)]
+        both = f(
+            *rows,
+            lambda z, w=weight, b=bias, s=x.shape: (z @ w.T + b).reshape(-1, *s[1:]),
+            decoder_var,
+            nodes.repeat(B, 1),
+        )
+        parts = [part.reshape(B, N) @ weights for part in both]
+        got = parts[0] - parts[1]
+        got_slopes = torch.autograd.grad(got.sum(), (mean, log_var), allow_unused=True, materialize_grads=True)
+        worst = largest(worst, apart(got, exact), apart(parts[1], exact_kl), *map(apart, got_slopes, slopes))
+
+        def curved(z, w=weight, b=bias, s=x.shape):
+            return torch.sin(z @ w.T + b).reshape(-1, *s[1:])
+
+        eps = torch.randn(mean.shape, generator=torch.Generator().manual_seed(9), dtype=DOUBLE)
+        center = curved(mean + (log_var.exp() ** 0.5) * eps).detach()
+        sample = log_normal(x.numpy(), center.numpy(), decoder_var).reshape(B, -1).sum(1)
+        worst = largest(worst, apart(f(x, mean, log_var, curved, decoder_var, eps)[0], torch.from_numpy(sample)))
+    return worst
+
+
+def _reconstruction(x, z, decode, decoder_var, reduce=torch.sum):
+    return reduce(Normal(decode(z), decoder_var**0.5).log_prob(x).flatten(1), 1)
+
+
+def _kl(mean, log_var):
+    return 0.5 * (mean**2 + log_var.exp() - 1 - log_var).sum(1)
+
+
+def _z(mean, log_var, eps):
+    return mean + (log_var / 2).exp() * eps
+
+
+@reconstruction_and_kl.wrong("the sign of the KL: the bound adds it", seen="a loss and its negative mixed up")
+def _(x, mean, log_var, decode, decoder_var, eps):
+    return _reconstruction(x, _z(mean, log_var, eps), decode, decoder_var), -_kl(mean, log_var)
+
+
+@reconstruction_and_kl.wrong("the divergence's arguments swapped: KL(p(z) ‖ q(z|x))", seen="KL taken for symmetric")
+def _(x, mean, log_var, decode, decoder_var, eps):
+    kl = 0.5 * ((mean**2 + 1) / log_var.exp() - 1 + log_var).sum(1)
+    return _reconstruction(x, _z(mean, log_var, eps), decode, decoder_var), kl
+
+
+@reconstruction_and_kl.wrong("e^log_var is taken for a standard deviation", seen="a common slip")
+def _(x, mean, log_var, decode, decoder_var, eps):
+    return _reconstruction(x, mean + log_var.exp() * eps, decode, decoder_var), _kl(mean, log_var)
+
+
+@reconstruction_and_kl.wrong(
+    "the mean over pixels, not the sum: the KL weighs D times as much", seen="mse_loss's default"
+)
+def _(x, mean, log_var, decode, decoder_var, eps):
+    return _reconstruction(x, _z(mean, log_var, eps), decode, decoder_var, torch.mean), _kl(mean, log_var)
+
+
+@reconstruction_and_kl.wrong("the −1 of the KL is lost", seen="a slip of the pen")
+def _(x, mean, log_var, decode, decoder_var, eps):
+    kl = 0.5 * (mean**2 + log_var.exp() - log_var).sum(1)
+    return _reconstruction(x, _z(mean, log_var, eps), decode, decoder_var), kl
+
+
+@reconstruction_and_kl.wrong("squared error without the factor 1/(2·variance) and the constant", seen="mse + KL")
+def _(x, mean, log_var, decode, decoder_var, eps):
+    return -(x - decode(_z(mean, log_var, eps))).square().flatten(1).sum(1), _kl(mean, log_var)
+
+
+@reconstruction_and_kl.wrong("the sample is detached: no gradient reaches the encoder", seen="torch.normal, .sample()")
+def _(x, mean, log_var, decode, decoder_var, eps):
+    return _reconstruction(x, _z(mean, log_var, eps).detach(), decode, decoder_var), _kl(mean, log_var)
+
+
+@reconstruction_and_kl.wrong("the mean is decoded, not a sample", seen="the code of a plain autoencoder")
+def _(x, mean, log_var, decode, decoder_var, eps):
+    return _reconstruction(x, mean, decode, decoder_var), _kl(mean, log_var)
+
+
+SMOOTH = [  # f: (N, K) → (N,), and q's means and standard deviations
+    (lambda z: torch.sin(2 * z[:, 0]) + 0.3 * z[:, 0] ** 3 + 1.5, [0.4], [0.7]),
+    (lambda z: torch.exp(-0.5 * z[:, 0] ** 2) * z[:, 0] - 0.8, [-0.9], [1.3]),
+    (lambda z: torch.cos(z[:, 0] - 2 * z[:, 1]) + 0.5 * z[:, 0] * z[:, 1] ** 2, [0.6, -0.3], [0.5, 0.9]),
+]
+STENCIL = ((-2, 1 / 12), (-1, -8 / 12), (1, 8 / 12), (2, -1 / 12))  # differences of fourth order
+
+
+def expectation(f, mean, std):
+    """E[f(z)] for z ~ N(mean, std²), on a grid of z that does not move with them."""
+    points = np.linspace(-12, 12, 481)
+    z = np.stack([axis.ravel() for axis in np.meshgrid(*[points] * len(mean), indexing="ij")], axis=1)
+    density = np.exp(sum(log_normal(z[:, k], mean[k], std[k] ** 2) for k in range(len(mean))))
+    return float((density * f(torch.from_numpy(z)).numpy()).sum() * (points[1] - points[0]) ** len(mean))
+
+
+def differences(f, mean, std, h=0.01):
+    """The derivatives of E[f(z)] with respect to each mean and each standard deviation, by finite differences."""
+    both, slopes = np.array([mean, std]), np.zeros((2, len(mean)))
+    for i in np.ndindex(slopes.shape):
+        for steps, factor in STENCIL:
+            moved = both.copy()
+            moved[i] += steps * h
+            slopes[i] += factor * expectation(f, *moved) / h
+    return torch.from_numpy(slopes)
+
+
+@functools.cache
+def exact_slopes():
+    return [differences(*case) for case in SMOOTH]
+
+
+def unbiased(estimator):
+    """How far the estimator's expectation, by Gauss–Hermite quadrature, is from finite differences."""
+    worst = 0.0
+    for (f, mean, std), exact in zip(SMOOTH, exact_slopes(), strict=True):
+        eps, weight = hermite(48, len(mean))
+        got = estimator(f, torch.tensor(mean, dtype=DOUBLE), torch.tensor(std, dtype=DOUBLE), eps)
+        worst = largest(worst, *(apart(weight @ part.detach(), row) for part, row in zip(got, exact, strict=True)))
+    return worst
+
+
+@check("2.5", "reparameterised gradient", "identity", "finite differences of a quadrature", to=1e-7)
+def reparameterised(f):
+    """f(function, mean, std, eps) returns estimates (N, K) of the derivatives by mean and by std, one for each eps."""
+    return unbiased(f)
+
+
+@check("2.6", "score-function gradient", "identity", "finite differences of a quadrature", to=1e-7)
+def score_function(f):
+    """f(function, mean, std, eps) returns estimates (N, K) of the derivatives by mean and by std, one for each eps."""
+    return unbiased(f)
+
+
+def _slope(function, z):
+    z = z.detach().requires_grad_()
+    return torch.autograd.grad(function(z).sum(), z)[0]
+
+
+@reparameterised.states
+def _(function, mean, std, eps):
+    slope = _slope(function, mean + std * eps)
+    return slope, slope * eps
+
+
+@reparameterised.wrong("the sample is detached, and the gradient 0", seen="torch.normal, .sample() for .rsample()")
+def _(function, mean, std, eps):
+    return 0 * eps, 0 * eps
+
+
+@reparameterised.wrong("ε is missing in the derivative by the standard deviation", seen="a common slip")
+def _(function, mean, std, eps):
+    slope = _slope(function, mean + std * eps)
+    return slope, slope
+
+
+@reparameterised.wrong("the derivative by the log-variance, given as that by the deviation", seen="a common slip")
+def _(function, mean, std, eps):
+    slope = _slope(function, mean + std * eps)
+    return slope, slope * eps * std / 2
+
+
+@reparameterised.wrong("the slope at the mean, not at the sample", seen="the code of a plain autoencoder")
+def _(function, mean, std, eps):
+    slope = _slope(function, mean.expand_as(eps))
+    return slope, slope * eps
+
+
+@score_function.states
+def _(function, mean, std, eps):
+    value = function(mean + std * eps)[:, None]
+    return value * eps / std, value * (eps**2 - 1) / std
+
+
+@score_function.wrong("the gradient of q, not of log q", seen="a logarithm lost in copying")
+def _(function, mean, std, eps):
+    density = torch.exp(-0.5 * eps**2) / (2 * torch.pi) ** 0.5 / std
+    value = function(mean + std * eps)[:, None]
+    return value * density * eps / std, value * density * (eps**2 - 1) / std
+
+
+@score_function.wrong("the sample moves with q's parameters: ∂ log q is 0 and −1/σ", seen=".rsample() for .sample()")
+def _(function, mean, std, eps):
+    value = function(mean + std * eps)[:, None]
+    return 0 * value * eps, -value / std + 0 * eps
+
+
+@score_function.wrong("the −1 is lost: the density's normalisation does not move", seen="a common slip")
+def _(function, mean, std, eps):
+    value = function(mean + std * eps)[:, None]
+    return value * eps / std, value * eps**2 / std
+
+
+@score_function.wrong("f is differentiated too: both gradients are added", seen="a loss whose z was not detached")
+def _(function, mean, std, eps):
+    z = mean + std * eps
+    slope, value = _slope(function, z), function(z)[:, None]
+    return value * eps / std + slope, value * (eps**2 - 1) / std + slope * eps
+
+
+@check("2.7", "linear model's evidence", "implementation", "quadrature over z, in one and two dimensions", to=1e-9)
+def linear_evidence(f):
+    """f(x, weight, bias, decoder_var) returns log p(x) (B,), and the posterior's means (B, K) and covariance (K, K)."""
+    worst = 0.0
+    for seed, (latents, shape) in enumerate(LINEAR):
+        x, _, _, weight, bias, decoder_var = linear_case(latents, shape, seed + 5)
+        x = x.flatten(1)
+        got = f(x, weight, bias, decoder_var)
+        points = np.linspace(-9, 9, 361)
+        z = np.stack([axis.ravel() for axis in np.meshgrid(*[points] * latents, indexing="ij")], axis=1)
+        log_prior = log_normal(z, 0, 1).sum(1)
+        center = z @ weight.numpy().T + bias.numpy()
+        for i, row in enumerate(x.numpy()):
+            joint = np.exp(log_prior + log_normal(row, center, decoder_var).sum(1))
+            evidence = joint.sum() * (points[1] - points[0]) ** latents
+            p = joint / joint.sum()
+            mean = p @ z
+            cov = (z - mean).T @ ((z - mean) * p[:, None])
+            exact = np.log(evidence), torch.from_numpy(mean), torch.from_numpy(cov)
+            worst = largest(worst, *map(apart, (got[0][i], got[1][i], got[2]), exact))
+    return worst
+
+
+def _posterior(x, weight, bias, decoder_var, prior_precision=1.0):
+    eye = torch.eye(weight.shape[1], dtype=DOUBLE)
+    cov = torch.linalg.inv(prior_precision * eye + weight.T @ weight / decoder_var)
+    return (x - bias) @ weight @ cov / decoder_var, cov
+
+
+def _evidence(x, weight, bias, noise_cov):
+    return MultivariateNormal(bias, weight @ weight.T + noise_cov).log_prob(x)
+
+
+def _noise(x, decoder_var):
+    return decoder_var * torch.eye(x.shape[1], dtype=DOUBLE)
+
+
+@linear_evidence.wrong("the decoder's variance is squared", seen="variance and standard deviation mixed up")
+def _(x, weight, bias, decoder_var):
+    evidence = _evidence(x, weight, bias, _noise(x, decoder_var**2))
+    return evidence, *_posterior(x, weight, bias, decoder_var**2)
+
+
+@linear_evidence.wrong("the pixels are taken as independent: only W·Wᵀ's diagonal", seen="p(x|z) mixed up with p(x)")
+def _(x, weight, bias, decoder_var):
+    var = weight.square().sum(1) + decoder_var
+    return Normal(bias, var**0.5).log_prob(x).sum(1), *_posterior(x, weight, bias, decoder_var)
+
+
+@linear_evidence.wrong("the posterior without its prior: least squares", seen="the pseudo-inverse as an encoder")
+def _(x, weight, bias, decoder_var):
+    evidence = _evidence(x, weight, bias, _noise(x, decoder_var))
+    return evidence, *_posterior(x, weight, bias, decoder_var, prior_precision=0.0)
+
+
+@linear_evidence.wrong("log p(x|z) at the posterior's mean", seen="the decoder's likelihood taken for the evidence")
+def _(x, weight, bias, decoder_var):
+    mean, cov = _posterior(x, weight, bias, decoder_var)
+    return Normal(mean @ weight.T + bias, decoder_var**0.5).log_prob(x).sum(1), mean, cov
+
+
+@linear_evidence.wrong("the covariance without the decoder's variance: (I + Wᵀ·W)⁻¹", seen="a common slip")
+def _(x, weight, bias, decoder_var):
+    evidence = _evidence(x, weight, bias, _noise(x, decoder_var))
+    return evidence, *_posterior(x, weight, bias, 1.0)
+
+
+# Chains x_0 → x_1 → … → x_T. Encoder x_t ~ N(a·x_{t−1}, b), decoder x_{t−1} ~ N(c·x_t + d, s), p(x_T) = N(m, v).
+CHAINS = [  # x_0, [(a, b) for t = 1..T], [(c, d, s) for t = 1..T], (m, v)
+    (0.7, [(0.9, 0.3), (0.6, 0.5)], [(0.8, 0.1, 0.4), (0.5, -0.3, 0.7)], (0.2, 0.8)),
+    (-1.2, [(0.9, 0.2), (0.7, 0.4), (0.5, 0.6)], [(0.9, -0.2, 0.3), (0.6, 0.2, 0.5), (0.4, 0.1, 0.9)], (-0.1, 1.3)),
+    (0.4, [(0.8, 0.36)], [(0.7, 0.15, 0.45)], (0.3, 0.6)),
+]
+
+
+def chain_exactly(case):
+    """log p(x_0), and the bound as log p(x_0) − KL(q(x_1..x_T|x_0) ‖ p(x_1..x_T|x_0)), from covariance matrices."""
+    x_0, encoder, decoder, (m, v) = case
+    T = len(encoder)
+    # p: x_T from noise, then down to x_0. Row t of `maps` gives x_t as a linear map of the T + 1 noises.
+    mean, maps = torch.zeros(T + 1, dtype=DOUBLE), torch.zeros(T + 1, T + 1, dtype=DOUBLE)
+    mean[T], maps[T, T] = m, v**0.5
+    for t in range(T, 0, -1):
+        c, d, s = decoder[t - 1]
+        mean[t - 1], maps[t - 1] = c * mean[t] + d, c * maps[t]
+        maps[t - 1, t - 1] = s**0.5
+    order = [*range(1, T + 1), 0]
+    p_mean, p_cov = mean[order], (maps @ maps.T)[order][:, order]
+    evidence, posterior = given(p_mean, p_cov, T, torch.tensor([[x_0]], dtype=DOUBLE))
+    # q: up from the known x_0
+    mean, maps = torch.zeros(T + 1, dtype=DOUBLE), torch.zeros(T + 1, T + 1, dtype=DOUBLE)
+    mean[0] = x_0
+    for t, (a, b) in enumerate(encoder, start=1):
+        mean[t], maps[t] = a * mean[t - 1], a * maps[t - 1]
+        maps[t, t] = b**0.5
+    q = MultivariateNormal(mean[1:], (maps @ maps.T)[1:, 1:])
+    return float(evidence), float(evidence - kl_divergence(q, posterior))
+
+
+@check("2.8", "bound of a chain", "identity", "log p(x_0) minus a KL, from covariance matrices", to=1e-9)
+def chain_bound(f):
+    """f(log_p_end, log_p, log_q, weight) returns the bound, from values at N paths x_1..x_T with weights (N,).
+
+    log_p_end: log p(x_T), (N,); log_p: log p(x_{t−1}|x_t), (T, N); log_q: log q(x_t|x_{t−1}), (T, N).
+    """
+    worst = 0.0
+    for case in CHAINS:
+        x_0, encoder, decoder, (m, v) = case
+        eps, weight = (part.numpy() for part in hermite(4, len(encoder)))
+        path, log_q = [np.full(len(eps), x_0)], []
+        for t, (a, b) in enumerate(encoder):
+            path.append(a * path[-1] + b**0.5 * eps[:, t])
+            log_q.append(log_normal(path[-1], a * path[-2], b))
+        log_p = [log_normal(path[t], c * path[t + 1] + d, s) for t, (c, d, s) in enumerate(decoder)]
+        got = float(f(log_normal(path[-1], m, v), np.stack(log_p), np.stack(log_q), weight))
+        evidence, bound = chain_exactly(case)
+        worst = largest(worst, abs(got - bound), got - evidence)  # and it lies below log p(x_0)
+    return worst
+
+
+@chain_bound.states
+def _(log_p_end, log_p, log_q, weight):
+    return weight @ (log_p_end + log_p.sum(0) - log_q.sum(0))
+
+
+@chain_bound.wrong(
+    "log p(x_T) twice, and minus log p(x_0|x_1)", seen="a student report, in the telescoped form of chapter 5"
+)
+def _(log_p_end, log_p, log_q, weight):
+    return weight @ (2 * log_p_end + log_p[1:].sum(0) - log_p[0] - log_q.sum(0))
+
+
+@chain_bound.wrong("the encoder's entropy is left out", seen="“it has no parameters”: true, but it has a value")
+def _(log_p_end, log_p, log_q, weight):
+    return weight @ (log_p_end + log_p.sum(0))
+
+
+@chain_bound.wrong("the last step's encoder only, as if there were one latent", seen="the bound of a VAE, copied")
+def _(log_p_end, log_p, log_q, weight):
+    return weight @ (log_p_end + log_p.sum(0) - log_q[-1])
+
+
+@chain_bound.wrong("the logarithm outside of the expectation: log p(x_0) itself", seen="a tuning guide, read literally")
+def _(log_p_end, log_p, log_q, weight):
+    return np.log(weight @ np.exp(log_p_end + log_p.sum(0) - log_q.sum(0)))
