@@ -95,11 +95,14 @@ def bound_term(
     if eps_hat.shape != x_t.shape:
         raise ValueError(f"the model returned shape {tuple(eps_hat.shape)}; expected that of x_t, {tuple(x_t.shape)}")
     mean, var = posterior_mean_from_eps(schedule, x_t, eps_hat.double(), t), reverse_var(schedule, t, like=x_t)
-    likelihood = decoder(x_0_, mean, var).expand_as(x_t).flatten(1).sum(1)
-    if schedule.T == 1:
-        return -likelihood
+    on_host = t.device.type == "cpu"  # there nobody waits for the answer which terms are needed
+    if on_host and bool((t > 1).all()):
+        return denoising_term(schedule, x_0_, x_t, mean, var, t)
+    reconstruction = -decoder(x_0_, mean, var).expand_as(x_t).flatten(1).sum(1)
+    if on_host and bool((t == 1).all()):
+        return reconstruction
     divergence = denoising_term(schedule, x_0_, x_t, mean, var, t.clamp(min=2))
-    return torch.where(to_device(t, x_0.device) == 1, -likelihood, divergence)
+    return torch.where(to_device(t, x_0.device) == 1, reconstruction, divergence)
 
 
 @torch.no_grad()

@@ -53,7 +53,7 @@ class GaussianMixture:
 
 
 class ExactDenoiser:
-    """Eq. 6.13 (exact denoiser). ε*(x_t, t) = E[ε|x_t] for data from a mixture: no estimate of ε has a smaller L_simple.
+    """Eq. 6.13 (exact denoiser). ε*(x_t, t) = E[ε|x_t] for data from a mixture: none has a smaller L_simple.
 
     Called like a network: `denoiser(x_t, t)` or, class by class, `denoiser(x_t, t, labels)`. The K components are the
     classes 0..K−1, and label K (`null`) stands for no label, as in a conditional network.

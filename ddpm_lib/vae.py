@@ -108,7 +108,7 @@ class VAE(nn.Module):
     The last layers are linear: the decoder's mean is not confined to [−1, 1]. Raises ValueError for sizes below 1.
     """
 
-    def __init__(self, shape: tuple[int, int, int] = (1, 8, 8), latents: int = 8, hidden: int = 256):
+    def __init__(self, shape: tuple[int, int, int] = (1, 8, 8), latents: int = 8, hidden: int = 128):
         super().__init__()
         if min(*shape, latents, hidden) < 1:
             raise ValueError(f"expected sizes of at least 1; got shape {shape}, latents {latents}, hidden {hidden}")
@@ -116,7 +116,7 @@ class VAE(nn.Module):
         pixels = math.prod(shape)
         self.encoder = nn.Sequential(nn.Flatten(), *_mlp(pixels, hidden, 2 * latents))
         self.decoder = nn.Sequential(*_mlp(latents, hidden, pixels), nn.Unflatten(1, self.shape))
-        self.decoder_log_var = nn.Parameter(torch.zeros(()))
+        self.decoder_log_var = nn.Parameter(torch.tensor(math.log(0.1)))  # starts at a typical squared error
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Images (B, C, H, W) in [−1, 1] → mean and log-variance of q(z|x), each (B, K)."""

@@ -136,7 +136,9 @@ def _(log_joint, log_q, weight):
     return (weight * log_ratio).sum(), np.log((weight * np.exp(log_ratio)).sum())
 
 
-@check("2.3", "gap of the bound", "identity", "quadrature of p(x) minus moments of a curved model", to=1e-9)
+@check(
+    "2.3", "gap of the evidence lower bound", "identity", "quadrature of p(x) minus moments of a curved model", to=1e-9
+)
 def gap(f):
     """f(log_q, log_posterior, log_prior, dz), log-densities on a grid of z, returns log p(x) − ELBO."""
     worst = 0.0
