@@ -451,18 +451,19 @@ def terms(f):
     return largest(*scores)
 
 
-def _tampered(change):
-    def f(model, schedule, x_0, generator, **options):
-        return change(elbo.bound_terms(model, schedule, x_0, generator, **options))
-
-    return f
+@terms.wrong("the ELBO's sign", seen="a student report: the ELBO, minimised")
+def _(*arguments, **options):
+    return -elbo.bound_terms(*arguments, **options)
 
 
-terms.wrong("the ELBO's sign", seen="a student report: the ELBO, minimised")(_tampered(lambda got: -got))
-terms.wrong("every term one place too late", seen="L_{t−1} stored under t")(_tampered(lambda got: got.roll(1, 1)))
-terms.wrong("the mean over the entries of an image", seen="losses averaged over an image, read as nats")(
-    _tampered(lambda got: got / 2)
-)
+@terms.wrong("every term one place too late", seen="L_{t−1} stored under t")
+def _(*arguments, **options):
+    return elbo.bound_terms(*arguments, **options).roll(1, 1)
+
+
+@terms.wrong("the mean over the entries of an image", seen="losses averaged over an image, read as nats")
+def _(*arguments, **options):
+    return elbo.bound_terms(*arguments, **options) / 2  # there are two entries
 
 
 @terms.wrong("the model is given t − 1 where it was trained with t", seen="UDL notebook 18.3")
