@@ -9,8 +9,9 @@ from scipy import integrate, special, stats
 from ddpm_lib.checks import apart, check, largest
 
 RANDOM = np.random.default_rng(1)
-MEAN_1, MEAN_2 = (torch.from_numpy(RANDOM.uniform(-1.5, 1.5, shape)) for shape in ((3, 1), (4,)))
-VAR_1, VAR_2 = (torch.from_numpy(RANDOM.uniform(0.2, 2.5, shape)) for shape in ((1, 4), (3, 1)))
+MEAN_1, MEAN_2 = (RANDOM.uniform(-1.5, 1.5, shape) for shape in ((3, 1), (4,)))
+VAR_1, VAR_2 = (RANDOM.uniform(0.2, 2.5, shape) for shape in ((1, 4), (3, 1)))
+FOUR = [torch.from_numpy(values) for values in (MEAN_1, VAR_1, MEAN_2, VAR_2)]  # shapes that broadcast to (3, 4)
 PAIRS = [((-0.7, 0.6), (0.4, 1.7)), ((1.2, 2.3), (-0.5, 0.3)), ((0.3, 0.8), (0.9, 0.8))]  # (mean, variance) twice
 LINE = np.linspace(-16, 16, 6401)
 
@@ -40,7 +41,7 @@ def normal_density(f):
     """f(x, mean, var) returns the log-density of each entry of x; the shapes broadcast."""
     x = torch.from_numpy(np.random.default_rng(0).normal(0, 3, (2, 3, 4)))
     x[0, 0, 0] = 40.0  # far out in the tail, where the density itself is 0 in floating point
-    worst = apart(f(x, MEAN_1, VAR_1), stats.norm.logpdf(x, MEAN_1, np.sqrt(VAR_1)))
+    worst = apart(f(x, *FOUR[:2]), stats.norm.logpdf(x.numpy(), MEAN_1, VAR_1**0.5))
     for mean, var in ((-0.4, 0.3), (0.7, 2.1)):
         density = f(torch.from_numpy(LINE), mean, var).exp().numpy()
         got = [np.trapezoid(density * LINE**k, LINE) for k in range(3)]
@@ -161,10 +162,10 @@ def _(mean_1, var_1, mean_2, var_2):
 def product_of_densities(f):
     """f(mean_1, var_1, mean_2, var_2) returns mean and variance of the normalised product; the shapes broadcast."""
     x = LINE[:, None, None]
-    density = np.exp(stats.norm.logpdf(x, MEAN_1, np.sqrt(VAR_1)) + stats.norm.logpdf(x, MEAN_2, np.sqrt(VAR_2)))
+    density = np.exp(stats.norm.logpdf(x, MEAN_1, VAR_1**0.5) + stats.norm.logpdf(x, MEAN_2, VAR_2**0.5))
     weight = density / density.sum(0)
     mean = (weight * x).sum(0)
-    got_mean, got_var = f(MEAN_1, VAR_1, MEAN_2, VAR_2)
+    got_mean, got_var = f(*FOUR)
     return largest(apart(got_mean, mean), apart(got_var, (weight * (x - mean) ** 2).sum(0)))
 
 
@@ -272,10 +273,10 @@ def _(mean, cov, known, value):
 def kl(f):
     """f(mean_q, var_q, mean_p, var_p) returns the divergence in nats, entry by entry; the shapes broadcast."""
     x = np.linspace(-20, 20, 4001)[:, None, None]
-    log_q, log_p = (stats.norm.logpdf(x, m, np.sqrt(v)) for m, v in ((MEAN_1, VAR_1), (MEAN_2, VAR_2)))
+    log_q, log_p = (stats.norm.logpdf(x, m, v**0.5) for m, v in ((MEAN_1, VAR_1), (MEAN_2, VAR_2)))
     expected = np.trapezoid(np.exp(log_q) * (log_q - log_p), x, axis=0)
-    worst = apart(f(MEAN_1, VAR_1, MEAN_2, VAR_2), expected)
-    return largest(worst, apart(f(MEAN_1, VAR_1, MEAN_1, VAR_1), np.zeros((3, 4))))  # of a density from itself
+    worst = apart(f(*FOUR), expected)
+    return largest(worst, apart(f(*FOUR[:2], *FOUR[:2]), np.zeros((3, 4))))  # of a density from itself
 
 
 def _kl(mean_q, var_q, mean_p, var_p):

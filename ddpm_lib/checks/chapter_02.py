@@ -566,6 +566,8 @@ def _(log_p_end, log_p, log_q, weight):
     return weight @ (log_p_end + log_p.sum(0) - log_q[-1])
 
 
-@chain_bound.wrong("the logarithm outside of the expectation: log p(x_0) itself", seen="a tuning guide, read literally")
+@chain_bound.wrong(
+    "the logarithm outside of the expectation: log p(x_0) itself", seen="the line before Jensen’s inequality, copied"
+)
 def _(log_p_end, log_p, log_q, weight):
     return np.log(weight @ np.exp(log_p_end + log_p.sum(0) - log_q.sum(0)))
