@@ -11,10 +11,10 @@ from ddpm_lib.oracle import GaussianMixture
 from ddpm_lib.schedule import Schedule
 
 
-def spiral(components: int = 16, std: float = 0.1) -> GaussianMixture:
+def spiral(components: int = 24, std: float = 0.09) -> GaussianMixture:
     """A spiral of equally likely, round normal blobs in [−1, 1]²: D = 2, float32."""
-    turn = torch.linspace(0.5, 3.5 * math.pi, components)
-    radius = 0.15 + 0.7 * turn / turn[-1]
+    turn = torch.linspace(0.8, 3 * math.pi, components)
+    radius = 0.1 + 0.8 * turn / turn[-1]
     mean = radius[:, None] * torch.stack([turn.cos(), turn.sin()], dim=1)
     return GaussianMixture(torch.full((components,), 1 / components), mean, torch.full_like(mean, std**2))
 
@@ -46,7 +46,7 @@ def fit(
     mixture: GaussianMixture,
     target: str = "eps",
     *,
-    steps: int = 5000,
+    steps: int = 6000,
     batch: int = 256,
     learning_rate: float = 4e-3,
     seed: int = 0,
