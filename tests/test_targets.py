@@ -337,6 +337,20 @@ def test_a_trained_network_does_not_beat_the_exact_denoiser(trained, test_points
 
 
 @torch.no_grad()
+def test_where_a_network_learns_more_than_a_straight_line_it_still_does_not_beat_the_exact_denoiser(test_points):
+    two = GaussianMixture(torch.full((2,), 0.5), torch.tensor([[-0.8, 0.0], [0.8, 0.0]]), torch.full((2, 2), 0.04))
+    bell = GaussianMixture(torch.ones(1), torch.zeros(1, 2), torch.tensor([[0.68, 0.04]]))  # its mean and variance
+    x_0, _ = two.sample(20_000, torch.Generator().manual_seed(4))
+    with torch.enable_grad():
+        network = fit(SCHEDULE, two, steps=600)
+    exact, best_line, loss = (
+        l_simple(model, SCHEDULE, x_0, *test_points[1:])
+        for model in (ExactDenoiser(two, SCHEDULE), ExactDenoiser(bell, SCHEDULE), network)
+    )
+    assert z_score(best_line - loss) > 15 and z_score(loss - exact) > 5
+
+
+@torch.no_grad()
 def test_the_floor_of_every_target_s_loss_is_the_exact_denoiser_s(trained, test_points):
     oracle = ExactDenoiser(spiral(), SCHEDULE)
 
