@@ -13,7 +13,7 @@ def log_density(x: Tensor, mean: Tensor | float, var: Tensor | float) -> Tensor:
     Returns nats, in x's dtype and on its device; any real number, positive where the density exceeds 1. Sum over the
     entries of an image for the log-density of the image.
     Raises TypeError for an x of integers, ValueError for a negative variance; a variance of 0 gives NaN.
-    Source: Bishop 2006 (Pattern Recognition and Machine Learning), formula (1.46); his σ² is our var.
+    Source: Bishop 2006 (Pattern Recognition and Machine Learning), section 1.2.4; his σ² is our var.
     """
     if not x.is_floating_point():
         raise TypeError(f"x must be a floating-point tensor, got {x.dtype}")
@@ -29,7 +29,7 @@ def product(mean_1: Tensor, var_1: Tensor, mean_2: Tensor, var_2: Tensor) -> tup
     factor in front, ∫ N(x; mean_1, var_1)·N(x; mean_2, var_2) dx, is N(mean_1; mean_2, var_1 + var_2).
     The shapes broadcast. var: variances, ≥ 0, in any unit squared; one of them may be 0 (a point, which then wins).
     Raises ValueError for a negative variance; two variances of 0 give NaN.
-    Source: Rasmussen and Williams 2006 (Gaussian Processes for Machine Learning), formulas (A.7) and (A.8), with D = 1.
+    Source: Rasmussen and Williams 2006 (Gaussian Processes for Machine Learning), appendix A.2, in one dimension.
     """
     _refuse_negative(var_1=var_1, var_2=var_2)
     share_1, share_2 = var_2 / (var_1 + var_2), var_1 / (var_1 + var_2)  # of the precision: the smaller variance's wins
@@ -43,7 +43,7 @@ def condition(mean: Tensor, cov: Tensor, known: list[int], value: Tensor) -> tup
     value: (K,). Returns (D − K,) and (D − K, D − K), in the units of x and x²; the others keep their order.
     Raises ValueError for shapes that do not fit, an index out of range or one that occurs twice, and
     torch.linalg.LinAlgError where the covariance of the known entries is not positive definite.
-    Source: Bishop 2006, section 2.3.1, formulas (2.81) and (2.82); his a are our other entries, his b our known ones.
+    Source: Bishop 2006, section 2.3.1; his a are our other entries, his b our known ones.
     """
     D, K = mean.numel(), len(known)
     indices = [i % D for i in known if -D <= i < D]
@@ -67,7 +67,7 @@ def kl_divergence(
     Returns nats, ≥ 0 up to rounding, and 0 where the two are equal (float64 if all four are numbers). Sum over the
     entries for independent ones. A var_q of 0 gives infinity.
     Raises ValueError for a negative variance, which is often a log-variance.
-    Source: Bishop 2006, formula (1.113) and exercise 1.30; his p is our q, and the other way round.
+    Source: Bishop 2006, section 1.6.1 (the general definition); his p is our q, and the other way round.
     """
     _refuse_negative(var_q=var_q, var_p=var_p)
     ratio = var_q / var_p
@@ -82,7 +82,7 @@ def kl_divergence_full(mean_q: Tensor, cov_q: Tensor, mean_p: Tensor, cov_p: Ten
     ½·(log(det cov_p/det cov_q) + tr(cov_p⁻¹·cov_q) + (mean_q − mean_p)ᵀ·cov_p⁻¹·(mean_q − mean_p) − D).
     mean: (D,); cov: (D, D), symmetric (only the lower triangle is read) and positive definite.
     Raises ValueError for other shapes, and torch.linalg.LinAlgError for a covariance that is not positive definite.
-    Source: Rasmussen and Williams 2006, formula (A.23); their N_0 is our q, their N_1 our p.
+    Source: Rasmussen and Williams 2006, appendix A.5; their N_0 is our q, their N_1 our p.
     """
     D = mean_q.numel()
     if not (mean_q.shape == mean_p.shape == (D,) and cov_q.shape == cov_p.shape == (D, D)):

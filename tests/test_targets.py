@@ -13,7 +13,7 @@ from ddpm_lib.gaussian import log_density
 from ddpm_lib.loss import bound_weight, draw_t, l_simple
 from ddpm_lib.oracle import ExactDenoiser, GaussianMixture
 from ddpm_lib.schedule import Schedule, linear_schedule
-from ddpm_lib.targets import TARGETS, as_eps_model, find_target, x_0_from_eps
+from ddpm_lib.targets import TARGETS, as_eps_model, eps_from_x_0, find_target, x_0_from_eps
 from ddpm_lib.toy import MLP, fit, spiral
 
 SCHEDULES = {"linear": linear_schedule(), "cosine": cosine_schedule(30), "short": Schedule([0.2, 0.6, 0.35, 0.9])}
@@ -348,6 +348,21 @@ def test_where_a_network_learns_more_than_a_straight_line_it_still_does_not_beat
         for model in (ExactDenoiser(two, SCHEDULE), ExactDenoiser(bell, SCHEDULE), network)
     )
     assert z_score(best_line - loss) > 15 and z_score(loss - exact) > 5
+
+
+@torch.no_grad()
+def test_no_neighbour_of_the_exact_denoiser_is_better(test_points):
+    oracle = ExactDenoiser(spiral(), SCHEDULE)
+    floor = l_simple(oracle, SCHEDULE, *test_points)
+
+    def off_by(k):
+        return lambda x_t, t: eps_from_x_0(SCHEDULE, x_t, oracle.x_0_hat(x_t, (t + k).clamp(1, SCHEDULE.T)), t)
+
+    assert (l_simple(off_by(0), SCHEDULE, *test_points) - floor).abs().max() < 1e-3
+    others = [off_by(1), off_by(-1), ExactDenoiser(spiral(std=0.2), SCHEDULE)]
+    others += [lambda x_t, t, k=k: k * oracle(x_t, t) for k in (0.95, 1.05)]
+    for other in others:
+        assert z_score(l_simple(other, SCHEDULE, *test_points) - floor) > 5
 
 
 @torch.no_grad()
