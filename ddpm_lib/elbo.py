@@ -68,9 +68,16 @@ def discretised_log_likelihood(x_0: Tensor, mean: Tensor, var: Tensor | float, l
     first, last = x_0 < -1 + half, x_0 > 1 - half
     to_the_left = torch.where(right, last, first)  # after mirroring, the bin that has no lower end ...
     to_the_right = torch.where(right, first, last)  # ... and the one that has no upper end
-    log_high = torch.where(to_the_right, torch.zeros_like(high), torch.special.log_ndtr(high))
-    below = torch.special.log_ndtr(low) - log_high  # log of the share of that area which is below the bin
+    log_high = torch.where(to_the_right, torch.zeros_like(high), log_tail(high))
+    below = log_tail(low) - log_high  # log of the share of that area which is below the bin
     return log_high + torch.where(to_the_left, torch.zeros_like(below), torch.log(-torch.expm1(below)))
+
+
+def log_tail(z: Tensor) -> Tensor:
+    """log Φ(z), the area to the left of z. torch's log_ndtr has wrong gradients below −1e7, where sharp models are."""
+    far = z.clamp(max=-5)
+    tail = torch.log(torch.special.erfcx(-far / math.sqrt(2)) / 2) - far**2 / 2
+    return torch.where(z > -5, torch.special.log_ndtr(z.clamp(min=-5)), tail)
 
 
 def bound_term(
@@ -132,6 +139,7 @@ def bits_per_dim(nats: Tensor, dims: int) -> Tensor:
     """Eq. 5.7 (bits per dimension). nats/(dims·log 2), shaped like nats: how many bits each number of an image takes.
 
     nats: −log P of whole images, or a bound on it, for values on a grid (`discretised_log_likelihood`).
-    dims: the numbers in one image, C·H·W. Source: Theis et al. 2016, section 3.1 (their D is our dims).
+    dims: the numbers in one image, C·H·W. Source: the usual unit; Theis et al. 2016 say why it
+    needs a grid.
     """
     return nats / (dims * math.log(2))

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ddpm_lib.elbo import ReverseVar, posterior_var_clipped
-from ddpm_lib.forward import q_sample
+from ddpm_lib.forward import forward_var, noise_std, q_sample, step_scale
 from ddpm_lib.schedule import Schedule, to_device
 from ddpm_lib.targets import find_target
 
@@ -19,8 +19,8 @@ def bound_weight(schedule: Schedule, t: int | Tensor, reverse_var: ReverseVar = 
     log-likelihood of a Gaussian decoder. reverse_var: σ_t², `posterior_var_clipped` (β̃_t) or `forward_var` (β_t).
     Source: Ho et al. 2020, Eq. 12.
     """
-    beta, alpha, alpha_bar = (table[t] for table in (schedule.beta, schedule.alpha, schedule.alpha_bar))
-    return beta**2 / (2 * reverse_var(schedule, t) * alpha * (1 - alpha_bar))
+    from_eps_to_mean = forward_var(schedule, t) / (step_scale(schedule, t) * noise_std(schedule, t))
+    return from_eps_to_mean**2 / (2 * reverse_var(schedule, t))
 
 
 def draw_t(schedule: Schedule, batch: int, generator: torch.Generator | None = None) -> Tensor:

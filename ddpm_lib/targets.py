@@ -103,7 +103,7 @@ def as_eps_model(model: Callable[..., Tensor], schedule: Schedule, target: str) 
     """
     to_eps = find_target(target).to_eps
 
-    def eps_model(x_t: Tensor, t: int | Tensor, *arguments) -> Tensor:
-        return to_eps(schedule, x_t, model(x_t, t, *arguments), t)
+    def eps_model(x_t: Tensor, t: int | Tensor, *arguments, **options) -> Tensor:
+        return to_eps(schedule, x_t, model(x_t, t, *arguments, **options), t)
 
     return eps_model

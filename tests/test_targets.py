@@ -296,7 +296,7 @@ def trained():
 
 
 @pytest.fixture(scope="module")
-def test_points():
+def held_out():
     generator = torch.Generator().manual_seed(123)
     n = 20_000
     x_0, _ = spiral().sample(n, generator)
@@ -315,21 +315,21 @@ def z_score(differences):
 
 @by_target
 @torch.no_grad()
-def test_a_few_steps_of_training_lower_the_loss_of_every_target(trained, test_points, target):
+def test_a_few_steps_of_training_lower_the_loss_of_every_target(trained, held_out, target):
     network = trained[target]
     assert not network.training
-    before, after = (l_simple(model, SCHEDULE, *test_points, target) for model in (untrained(), network))
+    before, after = (l_simple(model, SCHEDULE, *held_out, target) for model in (untrained(), network))
     assert z_score(before - after) > 15
     assert after.mean() < 0.7 * before.mean()
 
 
 @by_target
 @torch.no_grad()
-def test_a_trained_network_does_not_beat_the_exact_denoiser(trained, test_points, target):
+def test_a_trained_network_does_not_beat_the_exact_denoiser(trained, held_out, target):
     oracle = ExactDenoiser(spiral(), SCHEDULE)
-    floor = l_simple(oracle, SCHEDULE, *test_points)
-    loss = l_simple(as_eps_model(trained[target], SCHEDULE, target), SCHEDULE, *test_points)
-    *_, t = test_points
+    floor = l_simple(oracle, SCHEDULE, *held_out)
+    loss = l_simple(as_eps_model(trained[target], SCHEDULE, target), SCHEDULE, *held_out)
+    *_, t = held_out
     for low, high in ((1, 10), (11, 25), (26, 40), (41, 50)):
         rows = (t >= low) & (t <= high)
         assert z_score(loss[rows] - floor[rows]) > -5
@@ -337,36 +337,36 @@ def test_a_trained_network_does_not_beat_the_exact_denoiser(trained, test_points
 
 
 @torch.no_grad()
-def test_where_a_network_learns_more_than_a_straight_line_it_still_does_not_beat_the_exact_denoiser(test_points):
+def test_where_a_network_learns_more_than_a_straight_line_it_still_does_not_beat_the_exact_denoiser(held_out):
     two = GaussianMixture(torch.full((2,), 0.5), torch.tensor([[-0.8, 0.0], [0.8, 0.0]]), torch.full((2, 2), 0.04))
     bell = GaussianMixture(torch.ones(1), torch.zeros(1, 2), torch.tensor([[0.68, 0.04]]))  # its mean and variance
     x_0, _ = two.sample(20_000, torch.Generator().manual_seed(4))
     with torch.enable_grad():
         network = fit(SCHEDULE, two, steps=600)
     exact, best_line, loss = (
-        l_simple(model, SCHEDULE, x_0, *test_points[1:])
+        l_simple(model, SCHEDULE, x_0, *held_out[1:])
         for model in (ExactDenoiser(two, SCHEDULE), ExactDenoiser(bell, SCHEDULE), network)
     )
     assert z_score(best_line - loss) > 15 and z_score(loss - exact) > 5
 
 
 @torch.no_grad()
-def test_no_neighbour_of_the_exact_denoiser_is_better(test_points):
+def test_no_neighbour_of_the_exact_denoiser_is_better(held_out):
     oracle = ExactDenoiser(spiral(), SCHEDULE)
-    floor = l_simple(oracle, SCHEDULE, *test_points)
+    floor = l_simple(oracle, SCHEDULE, *held_out)
 
     def off_by(k):
         return lambda x_t, t: eps_from_x_0(SCHEDULE, x_t, oracle.x_0_hat(x_t, (t + k).clamp(1, SCHEDULE.T)), t)
 
-    assert (l_simple(off_by(0), SCHEDULE, *test_points) - floor).abs().max() < 1e-3
+    assert (l_simple(off_by(0), SCHEDULE, *held_out) - floor).abs().max() < 1e-3
     others = [off_by(1), off_by(-1), ExactDenoiser(spiral(std=0.2), SCHEDULE)]
     others += [lambda x_t, t, k=k: k * oracle(x_t, t) for k in (0.95, 1.05)]
     for other in others:
-        assert z_score(l_simple(other, SCHEDULE, *test_points) - floor) > 5
+        assert z_score(l_simple(other, SCHEDULE, *held_out) - floor) > 5
 
 
 @torch.no_grad()
-def test_the_floor_of_every_target_s_loss_is_the_exact_denoiser_s(trained, test_points):
+def test_the_floor_of_every_target_s_loss_is_the_exact_denoiser_s(trained, held_out):
     oracle = ExactDenoiser(spiral(), SCHEDULE)
 
     def as_target(target):
@@ -377,9 +377,7 @@ def test_the_floor_of_every_target_s_loss_is_the_exact_denoiser_s(trained, test_
         return model
 
     for target in TARGETS:
-        floor, loss = (
-            l_simple(model, SCHEDULE, *test_points, target) for model in (as_target(target), trained[target])
-        )
+        floor, loss = (l_simple(model, SCHEDULE, *held_out, target) for model in (as_target(target), trained[target]))
         assert z_score(loss - floor) > 5
 
 
@@ -422,3 +420,21 @@ def test_training_learns_data_of_any_dimension():
     mixture = GaussianMixture(torch.ones(1), torch.zeros(1, 3), torch.ones(1, 3))
     network = fit(SCHEDULE, mixture, steps=2)
     assert network(torch.zeros(4, 3), torch.arange(1, 5)).shape == (4, 3)
+
+
+def test_the_bound_s_weight_reads_its_tables_through_the_one_door():
+    schedule = Schedule([0.2, 0.3, 0.4])
+    steps = torch.tensor([1, 2, 3, 1])
+    torch.testing.assert_close(bound_weight(schedule, steps.to(torch.uint8)), bound_weight(schedule, steps))
+    for t in (0, 4, torch.tensor([1, 4])):
+        with pytest.raises(ValueError, match=r"t must lie in 1\.\.3"):
+            bound_weight(schedule, t)
+    with pytest.raises(TypeError, match="integer"):
+        bound_weight(schedule, 1.0)
+
+
+def test_an_eps_model_passes_on_what_the_network_takes_by_name():
+    schedule, x_t, t = Schedule([0.2, 0.3]), torch.randn(3, 2), torch.tensor([1, 2, 2])
+    eps_model = as_eps_model(lambda x, t, labels: x * labels[:, None], schedule, "eps")
+    labels = torch.tensor([1.0, 2.0, 3.0])
+    torch.testing.assert_close(eps_model(x_t, t, labels=labels), x_t * labels[:, None])

@@ -316,14 +316,13 @@ def discretised(f):
     worst, random = 0.0, np.random.default_rng(3)
     for levels, std in ((256, 0.3), (256, 0.01), (256, 3e-4), (17, 0.05), (5, 0.4), (2, 0.7)):
         grey = torch.linspace(-1, 1, levels, dtype=torch.float64)
-        x_0 = torch.cat([grey[[0, -1]], grey[torch.from_numpy(random.integers(0, levels, 10))]]).reshape(3, 1, 2, 2)
+        ends = grey[[0, 1, -2, -1]]  # the open bins, and those that must not be taken for them
+        x_0 = torch.cat([ends, ends, grey[torch.from_numpy(random.integers(0, levels, 4))]]).reshape(3, 1, 2, 2)
         mean = torch.from_numpy(random.uniform(-1.1, 1.1, x_0.shape))
         mean[1] = x_0[1] + std * torch.from_numpy(random.standard_normal(x_0[1].shape))  # and a model that is right
-        exact = [
-            log_mass(x, m, std, levels) for x, m in zip(x_0.flatten().tolist(), mean.flatten().tolist(), strict=True)
-        ]
-        exact = torch.tensor(exact, dtype=torch.float64).reshape(x_0.shape)
-        var = torch.full((3, 1, 1, 1), std**2, dtype=torch.float64)
+        var = std**2 * torch.tensor([0.6, 1.0, 1.7], dtype=torch.float64).reshape(3, 1, 1, 1)
+        rows = zip(*(v.expand(x_0.shape).flatten().tolist() for v in (x_0, mean, var.sqrt())), strict=True)
+        exact = torch.tensor([log_mass(*row, levels) for row in rows], dtype=torch.float64).reshape(x_0.shape)
         worst = largest(worst, apart(f(x_0, mean, var, levels) / (1 + exact.abs()), exact / (1 + exact.abs())))
     return worst
 
@@ -342,14 +341,6 @@ def log_mass(x, mean, std, levels):
     return logsumexp(log_normal(y, mean, std**2), b=weight * (high - low) / 2)
 
 
-def _cdf(x):
-    return torch.special.ndtr(x)
-
-
-def _bins(x_0, mean, var, half):
-    return (x_0 - half - mean) / var.sqrt(), (x_0 + half - mean) / var.sqrt()
-
-
 @discretised.wrong("density times width of the bin", seen="a continuous likelihood, discretised after the fact")
 def _(x_0, mean, var, levels):
     return log_density(x_0, mean, var) + np.log(2 / (levels - 1))
@@ -357,41 +348,36 @@ def _(x_0, mean, var, levels):
 
 @discretised.wrong("the outermost bins are closed, so the probabilities do not sum to 1", seen="a common slip")
 def _(x_0, mean, var, levels):
-    low, high = _bins(x_0, mean, var, 1 / (levels - 1))
-    return (_cdf(high) - _cdf(low)).clamp(min=1e-300).log()
+    return elbo.discretised_log_likelihood(torch.zeros_like(x_0), mean - x_0, var, levels)  # 0 is in no outermost bin
 
 
-def _open(x_0, low, high, levels):
+@discretised.wrong("bins of half the width, those of data in [0, 1]", seen="data scaled to [−1, 1], bins not")
+def _(x_0, mean, var, levels):
+    return elbo.discretised_log_likelihood(x_0, mean, var, 2 * levels - 1)
+
+
+def _from_areas(cdf, x_0, mean, var, levels):
+    """The log of a difference of two areas, clamped."""
     half = 1 / (levels - 1)
-    return torch.where(x_0 > 1 - half, 1, _cdf(high)) - torch.where(x_0 < -1 + half, 0, _cdf(low))
+    low, high = (cdf((x_0 + side - mean) / var.sqrt()) for side in (-half, half))
+    mass = torch.where(x_0 > 1 - half, 1, high) - torch.where(x_0 < -1 + half, 0, low)
+    return mass.clamp(min=1e-12).log()
 
 
 @discretised.wrong(
     "log of the mass clamped at 1e-12: no error costs more than 28 nats",
     seen="the code of Ho et al., and what descends from it",
 )
-def _(x_0, mean, var, levels):
-    return _open(x_0, *_bins(x_0, mean, var, 1 / (levels - 1)), levels).clamp(min=1e-12).log()
+def _(*arguments):
+    return _from_areas(torch.special.ndtr, *arguments)
 
 
 @discretised.wrong(
-    "bins of half the width: 1/levels of [0, 1], used on [−1, 1]", seen="data scaled to [−1, 1], bins not"
+    "a tanh formula for the normal distribution's area (and the clamp)",
+    seen="the code of Ho et al., openai/improved-diffusion and guided-diffusion",
 )
-def _(x_0, mean, var, levels):
-    return _open(x_0, *_bins(x_0, mean, var, 0.5 / (levels - 1)), levels).clamp(min=1e-300).log()
-
-
-@discretised.wrong(
-    "a tanh formula for the normal distribution's area", seen="openai/improved-diffusion and guided-diffusion"
-)
-def _(x_0, mean, var, levels):
-    low, high = (
-        0.5 * (1 + torch.tanh((2 / np.pi) ** 0.5 * (x + 0.044715 * x**3)))
-        for x in _bins(x_0, mean, var, 1 / (levels - 1))
-    )
-    half = 1 / (levels - 1)
-    mass = torch.where(x_0 > 1 - half, 1, high) - torch.where(x_0 < -1 + half, 0, low)
-    return mass.clamp(min=1e-12).log()
+def _(*arguments):
+    return _from_areas(lambda x: 0.5 * (1 + torch.tanh((2 / np.pi) ** 0.5 * (x + 0.044715 * x**3))), *arguments)
 
 
 COPIES = 20_000
