@@ -139,7 +139,6 @@ def bits_per_dim(nats: Tensor, dims: int) -> Tensor:
     """Eq. 5.7 (bits per dimension). nats/(dims·log 2), shaped like nats: how many bits each number of an image takes.
 
     nats: −log P of whole images, or a bound on it, for values on a grid (`discretised_log_likelihood`).
-    dims: the numbers in one image, C·H·W. Source: the usual unit; Theis et al. 2016 say why it
-    needs a grid.
+    dims: the numbers in one image, C·H·W. Source: the usual unit; Theis et al. 2016 say why it needs a grid.
     """
     return nats / (dims * math.log(2))
