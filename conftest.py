@@ -11,3 +11,13 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
 # With another backend a notebook's figures would not be outputs.
 os.environ.pop("MPLBACKEND", None)
+
+
+def pytest_collection_modifyitems(items):
+    """Notebooks first, the longest (the capstone, the last one) before all: then no worker waits for it at the end."""
+
+    def place(item):
+        notebook = item.path.suffix == ".ipynb"
+        return (not notebook, -int(item.path.name[:2]) if notebook else 0)
+
+    items.sort(key=place)
