@@ -44,7 +44,7 @@ def l_simple(
     """Eq. 6.3 (L_simple). The mean over pixels of (ε − ε_θ(x_t, t))² with x_t = √ᾱ_t·x_0 + √(1 − ᾱ_t)·ε, shape (B,).
 
     model: called as model(x_t, t) with t on x_0's device, returns ε_θ, shape (B, ...). x_0, eps: (B, ...);
-    t: (B,), in 1..T. Its mean over a batch with t ~ Uniform{1..T} is L_simple divided by the number of pixels.
+    t: (B,), in 1..T. Its mean over a batch with t ~ Uniform{1..T} estimates L_simple over the number of pixels.
     target: what the model predicts instead, one of `targets.TARGETS`; the error is then that target's, with its weight.
     Source: Ho et al. 2020, Eq. 14.
     """

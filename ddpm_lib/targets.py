@@ -32,7 +32,7 @@ def eps_from_x_0(schedule: Schedule, x_t: Tensor, x_0: Tensor, t: int | Tensor) 
 
 
 def v_from_eps(schedule: Schedule, x_0: Tensor, eps: Tensor, t: int | Tensor) -> Tensor:
-    """Eq. 6.7 (velocity). v = √ᾱ_t·ε − √(1 − ᾱ_t)·x_0, at right angles to x_t in the plane of x_0 and ε.
+    """Eq. 6.7 (velocity). v = √ᾱ_t·ε − √(1 − ᾱ_t)·x_0: how x_t moves on its circle from x_0 to ε.
 
     x_0, eps: (B, ...); t: an int or shape (B,), in 1..T (ValueError otherwise). Returns (B, ...).
     Source: Salimans and Ho 2022, appendix D; their α_t and σ_t are our √ᾱ_t and √(1 − ᾱ_t).

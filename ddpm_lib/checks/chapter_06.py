@@ -117,12 +117,15 @@ def _(snr_prev, snr_t):
 
 
 def batch_of_images(seed):
-    """(schedule, t, x_0, ε, x_t) with images (B, 1, 2, 3), float64, and x_t from walking the chain."""
+    """(schedule, t, x_0, ε, x_t) with images (B, 1, 2, 3), float64, and x_t from walking the chain.
+
+    x_0 also lies outside [−1, 1], as a network's estimate may: there clipping shows.
+    """
     random = np.random.default_rng(seed)
     for schedule in (LONG, SHORT):
         t = torch.tensor([1, 2, 3, 4] if schedule is SHORT else [1, 2, 30, 500, 1000])
         scale, std = (v[t].reshape(-1, 1, 1, 1) for v in (walk(schedule)[0], walk(schedule)[1].sqrt()))
-        x_0 = torch.from_numpy(random.uniform(-1, 1, (len(t), 1, 2, 3)))
+        x_0 = torch.from_numpy(random.uniform(-2, 2, (len(t), 1, 2, 3)))
         eps = torch.from_numpy(random.standard_normal(x_0.shape))
         yield schedule, t, x_0, eps, scale * x_0 + std * eps
 
@@ -141,14 +144,32 @@ def _network(x_t, t):
     return 0.3 * x_t**2 - 0.5 * x_t.flip(-1) + _column((t + 2.0).log())
 
 
-@check("6.3", "L_simple", "implementation", "the chain walked step by step, errors squared one by one", to=1e-9)
+def _scaled(size):
+    """The stand-in with its output multiplied by a weight, `size`."""
+    return lambda x_t, t: size * _network(x_t, t)
+
+
+@check(
+    "6.3",
+    "L_simple",
+    "implementation",
+    "the chain walked step by step, errors squared one by one; its slope by differences",
+    to=1e-9,
+)
 def l_simple(f):
-    """f(model, schedule, x_0, eps, t) returns one loss for each image."""
+    """f(model, schedule, x_0, eps, t) returns one loss for each image, through which a gradient reaches the model."""
     worst = 0.0
     for schedule, t, x_0, eps, x_t in batch_of_images(0):
-        errors = (eps - _network(x_t, t)).reshape(len(t), -1).tolist()
-        exact = torch.tensor([sum(e * e for e in row) / len(row) for row in errors], dtype=torch.float64)
-        worst = largest(worst, apart(f(_network, schedule, x_0, eps, t), exact))
+        losses = {}
+        for size in (0.5, 1.0, 1.5):
+            errors = (eps - _scaled(size)(x_t, t)).reshape(len(t), -1).tolist()
+            losses[size] = torch.tensor([sum(e * e for e in row) / len(row) for row in errors], dtype=torch.float64)
+        weight = torch.ones((), dtype=torch.float64, requires_grad=True)
+        got = f(_scaled(weight), schedule, x_0, eps, t)
+        worst = largest(worst, apart(got, losses[1.0]))
+        slope = (losses[1.5] - losses[0.5]).sum()  # exact, for the loss is quadratic in the weight
+        found = torch.autograd.grad(got.sum(), weight)[0] if got.requires_grad else torch.zeros(())
+        worst = largest(worst, apart(found, slope))
     return worst
 
 
@@ -184,16 +205,28 @@ def _(model, schedule, x_0, eps, t):
     return (eps - model(scale**2 * x_0 + std**2 * eps, t)).square().flatten(1).mean(1)
 
 
-@check("6.4", "a random step", "implementation", "how often each t comes in 400,000 draws, and after which")
+@l_simple.wrong("no gradient reaches the network", seen="no_grad() or detach() left over from sampling")
+def _(model, schedule, x_0, eps, t):
+    return (eps - model(_noisy(schedule, x_0, eps, t), t).detach()).square().flatten(1).mean(1)
+
+
+@check("6.4", "a random step", "implementation", "how often each t comes in 400,000 draws, how batches of 64 scatter")
 def random_step(f):
-    """f(schedule, batch, generator) draws t, shape (batch,)."""
+    """f(schedule, batch, generator) draws t, shape (batch,), anew in each call."""
     scores, n = [], 400_000
     for schedule in (TINY, SHORT, LONG):
-        t = f(schedule, n, torch.Generator().manual_seed(7)).double()
-        p = 1 / schedule.T
-        counts = torch.stack([(t == step).sum() for step in range(1, schedule.T + 1)]).double().numpy()
+        T, generator = schedule.T, torch.Generator().manual_seed(7)
+        t, p = f(schedule, n, generator), 1 / schedule.T
+        counts = torch.bincount(t.long().clamp(0, T + 1), minlength=T + 2)[1:-1].numpy()
         scores += [np.abs(counts - n * p).max() / (n * p * (1 - p)) ** 0.5]
-        scores += [abs(np.corrcoef(t[1:].numpy(), t[:-1].numpy())[0, 1]) * n**0.5]
+        # Independent draws: the mean of 64 scatters with a 64th of the variance of one (its mean square is then
+        # known to within a factor √(2/2000)), and nothing that was drawn tells what comes next, or in the next batch.
+        batches = torch.stack([f(schedule, 64, generator) for _ in range(2000)]).double().numpy()
+        squares = (batches.mean(1) - (T + 1) / 2) ** 2 / ((T**2 - 1) / 12 / 64)
+        scores += [abs(squares.mean() - 1) * (2000 / 2) ** 0.5]
+        for lag in (1, 64):
+            draws = batches.ravel()
+            scores += [abs(np.corrcoef(draws[lag:], draws[:-lag])[0, 1]) * len(draws[lag:]) ** 0.5]
     return largest(*scores)
 
 
@@ -218,8 +251,13 @@ def _(schedule, batch, generator):
 
 @random_step.wrong("in pairs t and T + 1 − t", seen="antithetic draws, said to be independent (DDIM's training code)")
 def _(schedule, batch, generator):
-    half = _uniform(1, schedule.T + 1, batch // 2, generator)
-    return torch.stack([half, schedule.T + 1 - half], 1).flatten()
+    half = _uniform(1, schedule.T + 1, batch // 2 + 1, generator)
+    return torch.cat([half, schedule.T + 1 - half])[:batch]
+
+
+@random_step.wrong("the same t in every batch", seen="a seed that is set inside the loop")
+def _(schedule, batch, generator):
+    return _uniform(1, schedule.T + 1, batch, torch.Generator().manual_seed(0))
 
 
 @check("6.5", "clean image from noise", "implementation", "the chain walked step by step", to=1e-9)
@@ -248,6 +286,12 @@ def _(schedule, x_t, eps, t):
 def _(schedule, x_t, eps, t):
     scale, std = _ends(schedule, t - 1)
     return (x_t - std * eps) / scale
+
+
+@clean_image.wrong("clipped to [−1, 1]", seen="samplers' code, where it may be wanted, in the formula itself")
+def _(schedule, x_t, eps, t):
+    scale, std = _ends(schedule, t)
+    return ((x_t - std * eps) / scale).clamp(-1, 1)
 
 
 @check("6.6", "noise from clean image", "implementation", "the chain walked step by step", to=1e-9)
