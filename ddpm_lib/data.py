@@ -38,7 +38,8 @@ def to_signed(images: Tensor, white: float = 255) -> Tensor:
     """Eq. 2.1 (pixels in [−1, 1]). Grey levels 0..`white` → 2·level/white − 1, float32: the one place to scale data.
 
     images: any shape and real dtype, bytes included; white: the level of full white (255 for bytes, 16 for the digits).
-    Raises ValueError for values outside 0..white, so that images which were scaled before are not scaled again.
+    Raises ValueError for values outside 0..white, and (if white ≥ 2) for different values that all lie in 0..1: such
+    images were scaled before, and are not scaled again.
     Source: Ho et al. 2020, section 3.3.
     """
     low, high = float(images.min()), float(images.max())

@@ -31,6 +31,8 @@ def pixels(f):
     worst, random = 0.0, np.random.default_rng(0)
     for white, dtype in ((255, torch.uint8), (255, torch.float64), (16, torch.float64), (16, torch.int64)):
         levels = random.integers(white // 5, white - white // 9, (3, 1, 4, 5))  # neither black nor white occurs
+        if dtype == torch.float64:  # but here both do
+            levels[0, 0, 0, :2] = 0, white
         exact = [float(2 * Fraction(int(level), white) - 1) for level in levels.ravel()]
         got = f(torch.from_numpy(levels).to(dtype), white)
         worst = largest(worst, apart(got, torch.tensor(exact, dtype=DOUBLE).reshape(levels.shape)))
@@ -214,15 +216,16 @@ def reconstruction_and_kl(f):
     worst = 0.0
     for seed, (latents, shape) in enumerate(LINEAR):
         x, mean, log_var, weight, bias, decoder_var = linear_case(latents, shape, seed)
-        mean, log_var = mean.requires_grad_(), log_var.requires_grad_()
+        leaves = [mean, log_var, weight, bias, torch.tensor(decoder_var, dtype=DOUBLE)]
+        mean, log_var, weight, bias, var = (leaf.requires_grad_() for leaf in leaves)
         flat = x.flatten(1)
 
         q = MultivariateNormal(mean, torch.diag_embed(log_var.exp()))
-        evidence, posterior = given(*joint_of(weight, bias, decoder_var), latents, flat)
+        evidence, posterior = given(*joint_of(weight, bias, var), latents, flat)
         exact = evidence - kl_divergence(q, posterior)
         prior = Independent(Normal(torch.zeros_like(mean), 1.0), 1)
         exact_kl = kl_divergence(Independent(Normal(mean, log_var.exp() ** 0.5), 1), prior)
-        slopes = torch.autograd.grad(exact.sum(), (mean, log_var))
+        slopes = torch.autograd.grad(exact.sum(), leaves)
 
         nodes, weights = hermite(4, latents)  # exact: with a linear decoder the bound is quadratic in eps
         B, N = len(x), len(nodes)
@@ -230,21 +233,23 @@ def reconstruction_and_kl(f):
         both = f(
             *rows,
             lambda z, w=weight, b=bias, s=x.shape: (z @ w.T + b).reshape(-1, *s[1:]),
-            decoder_var,
+            var,
             nodes.repeat(B, 1),
         )
         parts = [part.reshape(B, N) @ weights for part in both]
         got = parts[0] - parts[1]
-        got_slopes = torch.autograd.grad(got.sum(), (mean, log_var), allow_unused=True, materialize_grads=True)
-        worst = largest(worst, apart(got, exact), apart(parts[1], exact_kl), *map(apart, got_slopes, slopes))
+        got_slopes = torch.autograd.grad(got.sum(), leaves, allow_unused=True, materialize_grads=True)
+        worst = largest(worst, apart(got, exact), *map(apart, got_slopes, slopes))
+        worst = largest(worst, apart(both[1], exact_kl.repeat_interleave(N)))  # in closed form: the same for every eps
 
         def curved(z, w=weight, b=bias, s=x.shape):
             return torch.sin(z @ w.T + b).reshape(-1, *s[1:])
 
         eps = torch.randn(mean.shape, generator=torch.Generator().manual_seed(9), dtype=DOUBLE)
         center = curved(mean + (log_var.exp() ** 0.5) * eps).detach()
-        sample = log_normal(x.numpy(), center.numpy(), decoder_var).reshape(B, -1).sum(1)
-        worst = largest(worst, apart(f(x, mean, log_var, curved, decoder_var, eps)[0], torch.from_numpy(sample)))
+        by_pixel = decoder_var * torch.linspace(0.4, 1.7, flat.shape[1], dtype=DOUBLE).reshape(x.shape[1:])
+        sample = log_normal(x.numpy(), center.numpy(), by_pixel.numpy()).reshape(B, -1).sum(1)
+        worst = largest(worst, apart(f(x, mean, log_var, curved, by_pixel, eps)[0], torch.from_numpy(sample)))
     return worst
 
 
@@ -299,6 +304,19 @@ def _(x, mean, log_var, decode, decoder_var, eps):
     return _reconstruction(x, _z(mean, log_var, eps).detach(), decode, decoder_var), _kl(mean, log_var)
 
 
+@reconstruction_and_kl.wrong("the KL by the one sample, too: right on average, but noisy", seen="log q − log p in code")
+def _(x, mean, log_var, decode, decoder_var, eps):
+    z = _z(mean, log_var, eps)
+    kl = (Normal(mean, log_var.exp() ** 0.5).log_prob(z) - Normal(0.0, 1.0).log_prob(z)).sum(1)
+    return _reconstruction(x, z, decode, decoder_var), kl
+
+
+@reconstruction_and_kl.wrong("the constant ½·log(2π·variance) is left out", seen="code whose variance is not learned")
+def _(x, mean, log_var, decode, decoder_var, eps):
+    square = (x - decode(_z(mean, log_var, eps))).square() / decoder_var
+    return -0.5 * square.flatten(1).sum(1), _kl(mean, log_var)
+
+
 @reconstruction_and_kl.wrong("the mean is decoded, not a sample", seen="the code of a plain autoencoder")
 def _(x, mean, log_var, decode, decoder_var, eps):
     return _reconstruction(x, mean, decode, decoder_var), _kl(mean, log_var)
@@ -349,13 +367,22 @@ def unbiased(estimator):
 @check("2.5", "reparameterised gradient", "identity", "finite differences of a quadrature", to=1e-7)
 def reparameterised(f):
     """f(function, mean, std, eps) returns estimates (N, K) of the derivatives by mean and by std, one for each eps."""
-    return unbiased(f)
+    worst = unbiased(f)
+    for function, mean, std in SMOOTH:  # it sees slopes only: a constant changes no estimate, not even of one eps
+        arguments = *torch.tensor([mean, std], dtype=DOUBLE), hermite(5, len(mean))[0]
+        lifted = f(lambda z, g=function: g(z) + 3.5, *arguments)
+        worst = largest(worst, *map(apart, lifted, f(function, *arguments)))
+    return worst
 
 
 @check("2.6", "score-function gradient", "identity", "finite differences of a quadrature", to=1e-7)
 def score_function(f):
     """f(function, mean, std, eps) returns estimates (N, K) of the derivatives by mean and by std, one for each eps."""
-    return unbiased(f)
+
+    def sees_values_only(function, *arguments):
+        return f(lambda z: function(z.detach()) + 0 * z.sum(1), *arguments)  # whose slope, by autograd, is 0
+
+    return largest(unbiased(f), unbiased(sees_values_only))
 
 
 def _slope(function, z):
@@ -392,6 +419,12 @@ def _(function, mean, std, eps):
     return slope, slope * eps
 
 
+@reparameterised.wrong("the values are used, not the slopes: Eq. 2.6 under the name of Eq. 2.5", seen="a common slip")
+def _(function, mean, std, eps):
+    value = function(mean + std * eps)[:, None]
+    return value * eps / std, value * (eps**2 - 1) / std
+
+
 @score_function.states
 def _(function, mean, std, eps):
     value = function(mean + std * eps)[:, None]
@@ -422,6 +455,12 @@ def _(function, mean, std, eps):
     z = mean + std * eps
     slope, value = _slope(function, z), function(z)[:, None]
     return value * eps / std + slope, value * (eps**2 - 1) / std + slope * eps
+
+
+@score_function.wrong("f is differentiated: Eq. 2.5 under the name of Eq. 2.6", seen="autograd, where f has no slope")
+def _(function, mean, std, eps):
+    slope = _slope(function, mean + std * eps)
+    return slope, slope * eps
 
 
 @check("2.7", "linear model's evidence", "implementation", "quadrature over z, in one and two dimensions", to=1e-9)
