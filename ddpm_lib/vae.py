@@ -56,6 +56,8 @@ def linear_model(x: Tensor, weight: Tensor, bias: Tensor, decoder_var: Tensor | 
             "expected x (B, D), weight (D, K) and bias (D,); "
             f"got {tuple(x.shape)}, {tuple(weight.shape)} and {tuple(bias.shape)}"
         )
+    if torch.as_tensor(decoder_var).numel() != 1:
+        raise ValueError(f"expected one decoder_var for all entries, got shape {tuple(decoder_var.shape)}")
     D, K = weight.shape
     eye = torch.eye(D, dtype=x.dtype, device=x.device)
     away = x - bias

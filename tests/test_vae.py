@@ -170,3 +170,9 @@ def test_training_raises_the_bound_on_held_out_digits():
         (kl - reconstruction).mean().backward()
         optimizer.step()
     assert bound() > before + 30
+
+
+def test_the_linear_model_has_one_variance():
+    x, weight = torch.zeros(3, 2, **DOUBLE), torch.eye(2, **DOUBLE)
+    with pytest.raises(ValueError, match="one decoder_var"):
+        linear_model(x, weight, torch.zeros(2, **DOUBLE), torch.tensor([0.1, 0.2], **DOUBLE))
