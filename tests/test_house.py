@@ -139,8 +139,8 @@ def test_a_notebook_is_stored_as_it_ran_from_top_to_bottom(path):
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, **by_name)
-def test_a_code_cell_fits_a_screen(path):
-    assert not [cell.source for cell in cells(path) if len(cell.source.splitlines()) > 20]
+def test_a_code_cell_holds_one_idea_in_twelve_lines(path):
+    assert not [cell.source for cell in cells(path) if len(cell.source.splitlines()) > 12]
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, **by_name)
