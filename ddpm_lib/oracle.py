@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from ddpm_lib.forward import noise_like, noise_std, signal_scale
+from ddpm_lib.gaussian import log_density
 from ddpm_lib.schedule import Schedule
 
 
@@ -36,9 +37,7 @@ class GaussianMixture:
 
     def component_log_density(self, x: Tensor) -> Tensor:
         """log(weight_k·N(x; mean_k, var_k)) in nats: x (n, D) → (n, K)."""
-        difference = x[:, None] - self.mean
-        log_normal = -0.5 * (difference**2 / self.var + torch.log(2 * torch.pi * self.var)).sum(-1)
-        return self.weight.log() + log_normal
+        return self.weight.log() + log_density(x[:, None], self.mean, self.var).sum(-1)
 
     def log_density(self, x: Tensor) -> Tensor:
         """log p(x) in nats: x (n, D) → (n,)."""
@@ -73,7 +72,7 @@ class ExactDenoiser:
         scale, std = (f(self.schedule, t, like=x_t[..., None]) for f in (signal_scale, noise_std))
         marginal_var = scale**2 * var + std**2  # (n, K, D), or (1, K, D)
         difference = x_t[:, None] - scale * mean  # (n, K, D)
-        log_joint = weight.log() - 0.5 * (difference**2 / marginal_var + marginal_var.log()).sum(-1)  # (n, K)
+        log_joint = weight.log() + log_density(difference, 0.0, marginal_var).sum(-1)  # (n, K)
         if labels is not None:
             other = torch.arange(self.null, device=x_t.device) != labels[:, None]
             log_joint = log_joint.masked_fill(other & (labels[:, None] != self.null), -torch.inf)

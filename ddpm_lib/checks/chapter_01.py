@@ -17,6 +17,23 @@ PAIRS = [((-0.7, 0.6), (0.4, 1.7)), ((1.2, 2.3), (-0.5, 0.3)), ((0.3, 0.8), (0.9
 LINE = np.linspace(-16, 16, 6401)
 
 
+def normal(x, mean, var):
+    """scipy's density, for the routes of all chapters."""
+    return stats.norm.pdf(x, mean, np.sqrt(var))
+
+
+def log_normal(x, mean, var):
+    return stats.norm.logpdf(x, mean, np.sqrt(var))
+
+
+def hermite(count, dimensions=1):
+    """Gauss–Hermite nodes (N, dimensions) and weights (N,), N = count^dimensions, for expectations over N(0, I)."""
+    node, weight = np.polynomial.hermite_e.hermegauss(count)
+    nodes = np.stack([axis.ravel() for axis in np.meshgrid(*[node] * dimensions, indexing="ij")], axis=1)
+    weights = np.prod(np.meshgrid(*[weight / weight.sum()] * dimensions, indexing="ij"), axis=0).ravel()
+    return torch.from_numpy(nodes), torch.from_numpy(weights)
+
+
 def random_normal(D, seed):
     """A mean (D,) and a covariance (D, D) in which all entries are correlated, and no two variances alike."""
     random = np.random.default_rng(seed)

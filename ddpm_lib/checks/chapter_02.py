@@ -5,24 +5,12 @@ from fractions import Fraction
 
 import numpy as np
 import torch
-from scipy import stats
 from torch.distributions import Independent, MultivariateNormal, Normal, kl_divergence
 
 from ddpm_lib.checks import apart, check, largest
+from ddpm_lib.checks.chapter_01 import hermite, log_normal
 
 DOUBLE = torch.float64
-
-
-def log_normal(x, mean, var):
-    return stats.norm.logpdf(x, mean, np.sqrt(var))
-
-
-def hermite(count, dimensions):
-    """Gauss–Hermite nodes (N, dimensions) and weights (N,), N = count^dimensions, for expectations over N(0, I)."""
-    node, weight = np.polynomial.hermite_e.hermegauss(count)
-    nodes = np.stack([axis.ravel() for axis in np.meshgrid(*[node] * dimensions, indexing="ij")], axis=1)
-    weights = np.prod(np.meshgrid(*[weight / weight.sum()] * dimensions, indexing="ij"), axis=0).ravel()
-    return torch.from_numpy(nodes), torch.from_numpy(weights)
 
 
 @check("2.1", "pixels in [−1, 1]", "implementation", "exact fractions, for bytes and for floats", to=1e-6)

@@ -7,6 +7,7 @@ import torch
 from scipy import stats
 
 from ddpm_lib.checks import apart, check, largest
+from ddpm_lib.checks.chapter_01 import normal
 from ddpm_lib.schedule import Schedule, linear_schedule
 
 LONG = linear_schedule()  # T = 1000
@@ -20,10 +21,6 @@ def walk(schedule):
         scale.append((1 - beta) ** 0.5 * scale[-1])
         var.append((1 - beta) * var[-1] + beta)
     return torch.tensor(scale, dtype=torch.float64), torch.tensor(var, dtype=torch.float64)
-
-
-def normal(x, mean, var):
-    return np.exp(-((x - mean) ** 2) / (2 * var)) / np.sqrt(2 * np.pi * var)
 
 
 @check("3.1", "forward step", "implementation", "moments, shape and independence of 360,000 draws")

@@ -4,13 +4,10 @@ import numpy as np
 import torch
 
 from ddpm_lib.checks import apart, check, largest
-from ddpm_lib.checks.chapter_03 import LONG, SHORT, normal, walk
+from ddpm_lib.checks.chapter_01 import log_normal, normal
+from ddpm_lib.checks.chapter_03 import LONG, SHORT, walk
 
 CASES = [(LONG, t) for t in (1, 2, 3, 50, 500, 999, 1000)] + [(SHORT, t) for t in (1, 2, 3, 4)]
-
-
-def log_normal(x, mean, var):
-    return -((x - mean) ** 2) / (2 * var) - 0.5 * np.log(2 * np.pi * var)
 
 
 def bayes_on_a_grid(schedule, t, x_0, x_t):

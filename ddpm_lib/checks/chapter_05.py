@@ -2,19 +2,17 @@
 matrix: the bound, its terms and its gap are compared with what that matrix says, or with quadrature."""
 
 from dataclasses import dataclass
-from itertools import product
 
 import numpy as np
 import torch
-from numpy.polynomial.hermite_e import hermegauss
 from numpy.polynomial.legendre import leggauss
 from scipy import stats
 from scipy.special import logsumexp
 
 from ddpm_lib import elbo
 from ddpm_lib.checks import apart, check, largest
+from ddpm_lib.checks.chapter_01 import hermite, log_normal
 from ddpm_lib.checks.chapter_03 import LONG, SHORT, walk
-from ddpm_lib.checks.chapter_04 import log_normal
 from ddpm_lib.forward import noise_like
 from ddpm_lib.gaussian import condition, kl_divergence_full, log_density
 from ddpm_lib.posterior import posterior_mean
@@ -78,9 +76,7 @@ class Path:
 
 def paths(x_0, model, nodes=3):
     """Paths at the nodes of a quadrature that is exact for quadratic functions, and their weights."""
-    z, weight = hermegauss(nodes)
-    grid = np.array(list(product(z, repeat=3)))
-    weights = np.array(list(product(weight / weight.sum(), repeat=3))).prod(1)
+    grid, weights = (v.numpy() for v in hermite(nodes, 3))
     scale, var = (v.tolist() for v in walk(TINY))
     x, none = [np.full(len(grid), x_0)], [None]
     path = Path(3, none[:], none[:], none[:], none[:], None)
@@ -394,11 +390,11 @@ def _some_model(x_t, t):
 
 def exact_terms(schedule, x_0, model, reverse_var):
     """L_0, ..., L_T for one number x_0 and a model whose ε_θ is linear in x_t: quadrature over x_t and x_{t−1}."""
-    z, weight = hermegauss(5)
+    z, weight = (v.numpy() for v in hermite(5))
     scale, var = (v.tolist() for v in walk(schedule))
     terms = []
     for t in range(1, schedule.T + 1):
-        x_t = scale[t] * x_0 + var[t] ** 0.5 * z
+        x_t = scale[t] * x_0 + var[t] ** 0.5 * z[:, 0]
         beta = float(schedule.beta[t])
         eps = model(torch.tensor(x_t).double()[:, None], torch.full((5,), t))[:, 0].numpy()
         mean = (x_t - beta / var[t] ** 0.5 * eps) / (1 - beta) ** 0.5
@@ -408,7 +404,7 @@ def exact_terms(schedule, x_0, model, reverse_var):
         else:
             rows = zip(x_t, mean, strict=True)
             costs = np.array([kl_of_a_step(x_0, y, scale[t - 1], var[t - 1], beta, m, v) for y, m in rows])
-        terms.append((weight * costs).sum() / weight.sum())
+        terms.append((weight * costs).sum())
     end = kl_on_a_grid(
         lambda y: log_normal(y, scale[-1] * x_0, var[-1]), lambda y: log_normal(y, 0.0, 1.0), scale[-1] * x_0, var[-1]
     )
@@ -517,47 +513,27 @@ class Gaps:
 
 
 def gaps(model, end):
-    """The gaps of a model for data N(*DATA), each by conditioning in joint Gaussians and quadrature."""
+    """The gaps of a model for data N(*DATA), by conditioning in the joint Gaussian and quadrature."""
     mean, cov = chain(DATA, forward_links(TINY))
-    z, weight = hermegauss(5)
-    weight = weight / weight.sum()
-    found = Gaps(3, 0.0, [None], 0.0, [None, None])
 
-    def kl(m, c, m_p, v_p):
-        return float(kl_divergence_full(m, c, m_p.reshape(1), torch.tensor([[v_p]], dtype=torch.float64)))
+    def average(known, target, a, b, v):
+        """The mean over x[known] of KL(q(x[target]|x[known]) ‖ N(a·x + b, v)), with x the last one known."""
+        nodes, weights = hermite(5, len(known))
+        values = mean[known] + nodes @ torch.linalg.cholesky(cov[known][:, known]).T
+        both, total = [*known, target], 0.0
+        for weight, value in zip(weights, values, strict=True):
+            q = condition(mean[both], cov[both][:, both], list(range(len(known))), value)
+            total += float(weight * kl_divergence_full(*q, a * value[-1:] + b, cov.new_full((1, 1), v)))
+        return total
 
-    found.end = kl(mean[[3]], cov[3:, 3:], torch.tensor(end[0], dtype=torch.float64), end[1])
-    found.end_given_x_0 = sum(
-        w
-        * kl(
-            *condition(mean[[0, 3]], cov[[0, 3]][:, [0, 3]], [0], x), torch.tensor(end[0], dtype=torch.float64), end[1]
-        )
-        for w, x in zip(weight, mean[:1] + cov[0, 0].sqrt() * torch.tensor(z)[:, None], strict=True)
+    end_mean, end_cov = torch.tensor(end, dtype=torch.float64).reshape(2, 1)
+    return Gaps(
+        3,
+        float(kl_divergence_full(mean[3:], cov[3:, 3:], end_mean, end_cov[None])),
+        [None, *(average([t], t - 1, *model[t - 1]) for t in (1, 2, 3))],
+        average([0], 3, 0.0, *end),
+        [None, None, *(average([0, t], t - 1, *model[t - 1]) for t in (2, 3))],
     )
-    for t, (a, b, v) in enumerate(model, start=1):
-        x_t = mean[[t]] + cov[t, t].sqrt() * torch.tensor(z)[:, None]
-        pair = [t - 1, t]
-        given = [condition(mean[pair], cov[pair][:, pair], [1], x) for x in x_t]
-        found.steps.append(sum(w * kl(*g, a * x + b, v) for w, g, x in zip(weight, given, x_t, strict=True)))
-        if t > 1:
-            three = [0, t - 1, t]
-            values = [(w * u, x_0, y) for w, x_0, u, y in _pairs(mean[[0, t]], cov[[0, t]][:, [0, t]], z, weight)]
-            found.steps_given_x_0.append(
-                sum(
-                    w
-                    * kl(*condition(mean[three], cov[three][:, three], [0, 2], torch.stack([x, y])), a * y[None] + b, v)
-                    for w, x, y in values
-                )
-            )
-    return found
-
-
-def _pairs(mean, cov, z, weight):
-    """Nodes of a quadrature over a pair of correlated normals: (weight, x, weight, y)."""
-    root = torch.linalg.cholesky(cov)
-    for i, j in product(range(len(z)), repeat=2):
-        x, y = mean + root @ torch.tensor([z[i], z[j]])
-        yield weight[i], x, weight[j], y
 
 
 @check("5.8", "gap of the bound", "identity", "the divergence of the joint densities of a whole chain", to=1e-9)

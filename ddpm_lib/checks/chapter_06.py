@@ -3,11 +3,10 @@ autograd, the exact denoiser and the floor of the loss against quadrature over t
 
 import numpy as np
 import torch
-from numpy.polynomial.hermite_e import hermegauss
 
 from ddpm_lib.checks import apart, check, largest
+from ddpm_lib.checks.chapter_01 import hermite, log_normal
 from ddpm_lib.checks.chapter_03 import LONG, SHORT, walk
-from ddpm_lib.checks.chapter_04 import log_normal
 from ddpm_lib.checks.chapter_05 import TINY, kl_of_a_step
 from ddpm_lib.elbo import posterior_var_clipped
 from ddpm_lib.forward import forward_var, noise_like
@@ -472,13 +471,11 @@ def score_of_mixture(x, alpha_bar):
 
 def pairs_of_mixture(alpha_bar, nodes=24):
     """Nodes (x_0, ε) and weights of a quadrature over the data and the noise, and x_t at each."""
-    z, w = hermegauss(nodes)
-    w = w / w.sum()
-    weight, mean, var = MIX
-    x_0 = (mean[:, None] + var[:, None] ** 0.5 * z)[:, :, None] * np.ones(nodes)
-    weights = (weight[:, None] * w)[:, :, None] * w
-    eps = np.broadcast_to(z, x_0.shape)
-    return x_0.ravel(), eps.ravel(), weights.ravel(), (alpha_bar**0.5 * x_0 + (1 - alpha_bar) ** 0.5 * eps).ravel()
+    pairs, w = (v.numpy() for v in hermite(nodes, 2))
+    weight, mean, var = (v[:, None] for v in MIX)
+    x_0, eps = mean + var**0.5 * pairs[:, 0], np.broadcast_to(pairs[:, 1], (len(mean), len(pairs)))
+    x_t = alpha_bar**0.5 * x_0 + (1 - alpha_bar) ** 0.5 * eps
+    return x_0.ravel(), eps.ravel(), (weight * w).ravel(), x_t.ravel()
 
 
 @check("6.11", "Tweedie's formula", "identity", "quadrature of E[x_0|x_t] over the data", to=1e-8)
