@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from ddpm_lib.elbo import ReverseVar
 from ddpm_lib.forward import noise_like
 from ddpm_lib.posterior import posterior_mean, posterior_var
 from ddpm_lib.schedule import Schedule
@@ -20,7 +21,7 @@ def ancestral_sample(
     schedule: Schedule,
     x_T: Tensor,
     *,
-    variance: Callable[..., Tensor] = posterior_var,
+    reverse_var: ReverseVar = posterior_var,
     clip: bool = True,
     generator: torch.Generator | None = None,
     progress: bool = False,
@@ -30,7 +31,7 @@ def ancestral_sample(
 
     eps_model: called as eps_model(x_t, t) with t of shape (B,), returns ε_θ, shape (B, ...).
     x_T: the noise to start from, (B, ...); its dtype and device are used throughout.
-    variance: the coefficient that gives σ_t²: `posterior_var` (β̃_t) or `forward_var` (β_t).
+    reverse_var: the coefficient that gives σ_t²: `posterior_var` (β̃_t) or `forward_var` (β_t).
     clip: clamp x_0_hat to [−1, 1] in every step; for images it is decisive, for unbounded data turn it off.
     on_step: called as on_step(t, x_t, x_0_hat) after every step with the new t = T−1, ..., 0: a trajectory on request.
     Returns x_0, (B, ...). Source: Ho et al. 2020, Algorithm 2, with their released code's clipping.
@@ -40,7 +41,7 @@ def ancestral_sample(
         x_0_hat = predict_x_0(eps_model, schedule, x_t, t, clip)
         x_t = posterior_mean(schedule, x_0_hat, x_t, t)
         if t > 1:
-            x_t = x_t + variance(schedule, t, like=x_t).sqrt() * noise_like(x_t, generator)
+            x_t = x_t + reverse_var(schedule, t, like=x_t).sqrt() * noise_like(x_t, generator)
         if on_step is not None:
             on_step(t - 1, x_t, x_0_hat)
     return x_t

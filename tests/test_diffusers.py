@@ -164,7 +164,7 @@ def test_a_whole_chain_of_ancestral_sampling_is_theirs(kind, variance, clip):
 
     x, _, _ = images(5, n=2)
     generator = torch.Generator().manual_seed(6)
-    options = {"variance": {"fixed_small": posterior_var, "fixed_large": forward_var}[variance], "clip": clip}
+    options = {"reverse_var": {"fixed_small": posterior_var, "fixed_large": forward_var}[variance], "clip": clip}
     got = ancestral_sample(model, ours, x, generator=generator, **options)
     generator = torch.Generator().manual_seed(6)
     for index in theirs.timesteps.tolist():

@@ -9,6 +9,7 @@ from scipy import integrate, stats
 from torch import nn
 
 from ddpm_lib import elbo
+from ddpm_lib.checks.chapter_03 import walk
 from ddpm_lib.cosine import cosine_schedule
 from ddpm_lib.elbo import (
     bits_per_dim,
@@ -34,21 +35,12 @@ def double(values):
     return torch.tensor(values, dtype=torch.float64)
 
 
-def jumps(schedule):
-    """√ᾱ_t and 1 − ᾱ_t for t = 0..T, by walking."""
-    scale, var = [1.0], [0.0]
-    for beta in schedule.beta[1:].tolist():
-        scale.append((1 - beta) ** 0.5 * scale[-1])
-        var.append((1 - beta) * var[-1] + beta)
-    return double(scale), double(var)
-
-
 # Where the bound is exact
 
 
 def truth(schedule, m, v):
     """E[ε|x_t] and Var(x_{t−1}|x_t) for data N(m, v): the exact reverse process. And mean and variance of x_T."""
-    scale, var = jumps(schedule)
+    scale, var = walk(schedule)
     marginal = scale**2 * v + var
 
     def eps_model(x_t, t):
@@ -128,7 +120,7 @@ def test_a_denoising_term_of_a_bent_model_is_a_double_integral_over_two_steps(t,
     """E[log q(x_{t−1}, x_t|x_0) − log q(x_t|x_0)p(x_{t−1}|x_t)], where x_{t−1} and x_t are drawn going forward."""
     node, weight = hermegauss(100)
     weight = weight / weight.sum()
-    scale, var = (v.tolist() for v in jumps(SHORT))
+    scale, var = (v.tolist() for v in walk(SHORT))
     beta, x_0 = float(SHORT.beta[t]), -0.7
     # σ_t² is what is left of x_{t−1}'s variance when x_t is known as well, or β_t
     left = var[t - 1] - (1 - beta) * var[t - 1] ** 2 / var[t]
@@ -176,7 +168,7 @@ def test_the_first_term_is_the_mean_cost_of_a_bin_s_area(x_0):
 
 
 def test_the_prior_term_is_an_integral_and_reads_a_prior_of_any_shape():
-    scale, var = (float(v[-1]) for v in jumps(SHORT))
+    scale, var = (float(v[-1]) for v in walk(SHORT))
     x_0 = double([[0.9, -0.4], [0.1, 1.0], [0.0, -1.0]])
     mean, prior_var = double([0.1, -0.3]), double([0.5, 1.4])
 
@@ -351,7 +343,7 @@ def bent_image(x_t, t):
 def test_the_terms_are_those_of_bound_term_and_every_step_has_noise_of_its_own():
     model, x_0 = Recorder(), torch.linspace(-1, 1, 24).reshape(2, 3, 2, 2)
     terms = bound_terms(model, SHORT, x_0, torch.Generator().manual_seed(3), reverse_var=forward_var)
-    generator, scale, var = torch.Generator().manual_seed(3), *jumps(SHORT)
+    generator, scale, var = torch.Generator().manual_seed(3), *walk(SHORT)
     for step in (1, 2, 3, 4):
         eps = torch.randn(x_0.shape, generator=generator)
         term = bound_term(Recorder(), SHORT, x_0, eps, torch.tensor([step, step]), reverse_var=forward_var)
@@ -501,8 +493,8 @@ def test_small_terms_do_not_drown_in_the_rounding_of_float32_images(schedule):
     assert (exact > 0).all() and exact.min() < 1e-5
     # ε + error is rounded to 6e-8 where error is 1e-3, and the average of 192 such slips is left
     torch.testing.assert_close(small, exact, rtol=1e-4, atol=0)
-    beta, alpha, left = schedule.beta[t], schedule.alpha[t], jumps(schedule)[1][t]
-    var = (jumps(schedule)[1][t - 1]) / left * beta
+    beta, alpha, left = schedule.beta[t], schedule.alpha[t], walk(schedule)[1][t]
+    var = (walk(schedule)[1][t - 1]) / left * beta
     by_hand = beta**2 / (2 * var * alpha * left) * error.double().square().flatten(1).sum(1)
     torch.testing.assert_close(exact, by_hand, rtol=1e-5, atol=0)
 

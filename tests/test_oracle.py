@@ -5,9 +5,9 @@ import pytest
 import torch
 from torch.distributions import Categorical, Independent, MixtureSameFamily, Normal
 
+from ddpm_lib.checks.chapter_03 import walk
 from ddpm_lib.oracle import ExactDenoiser, GaussianMixture
 from ddpm_lib.schedule import Schedule
-from ddpm_lib.targets import eps_from_x_0, x_0_from_eps
 
 SCHEDULE = Schedule([0.02, 0.1, 0.3, 0.5, 0.2])
 EVERY_T = torch.arange(1, SCHEDULE.T + 1)
@@ -23,15 +23,6 @@ PLANE = GaussianMixture(
     double([[-1.0, 0.2], [0.4, 0.4], [1.0, -1.0]]),
     double([[0.1, 0.5], [0.02, 0.3], [1, 0.05]]),
 )
-
-
-def walk(schedule):
-    """The scale of x_0 and the variance of the noise after t = 0..T steps, one step at a time."""
-    scale, var = [1.0], [0.0]
-    for beta in schedule.beta[1:].tolist():
-        scale.append((1 - beta) ** 0.5 * scale[-1])
-        var.append((1 - beta) * var[-1] + beta)
-    return double(scale), double(var)
 
 
 SCALE, NOISE_VAR = walk(SCHEDULE)
@@ -149,12 +140,3 @@ def test_samples_have_the_mixture_s_weights_means_and_variances():
 def test_what_is_not_a_mixture_is_refused(weight, mean, var, complaint):
     with pytest.raises(ValueError, match=complaint):
         GaussianMixture(double(weight), double(mean), double(var))
-
-
-@pytest.mark.parametrize("t", [torch.tensor([1, 3, 5, 2]), 4], ids=["one t each", "one t for all"])
-def test_noise_and_clean_image_imply_each_other(t):
-    x_0, eps = torch.randn(2, 4, 3, 2, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    scale, std = (table[t].reshape(-1, 1, 1, 1) for table in (SCALE, NOISE_VAR.sqrt()))
-    x_t = scale * x_0 + std * eps
-    assert (x_0_from_eps(SCHEDULE, x_t, eps, t) - x_0).abs().max() < 1e-12
-    assert (eps_from_x_0(SCHEDULE, x_t, x_0, t) - eps).abs().max() < 1e-12

@@ -102,7 +102,7 @@ def recorded(sample, *args, **options):
 
 @pytest.mark.parametrize("variance", [posterior_var, forward_var], ids=lambda f: f.__name__)
 def test_ancestral_samples_have_the_moments_of_theory(variance):
-    options = dict(variance=variance, clip=False, generator=torch.Generator())
+    options = dict(reverse_var=variance, clip=False, generator=torch.Generator())
     x_T = noise()
     _, times, states, _ = recorded(ancestral_sample, GAUSSIAN, SCHEDULE, x_T, **options)
     assert times == list(range(19, -1, -1))
@@ -141,7 +141,7 @@ def test_ddim_with_all_steps_and_eta_1_is_ancestral_sampling(clip):
 
 def test_no_noise_is_added_in_the_last_step():
     cov = covariance(SCHEDULE)
-    calls = [(ancestral_sample, dict(variance=variance)) for variance in (posterior_var, forward_var)]
+    calls = [(ancestral_sample, dict(reverse_var=variance)) for variance in (posterior_var, forward_var)]
     calls += [(ddim_sample, dict(steps=steps, eta=1.0)) for steps in (20, 7)]
     for sample, options in calls:
         x_0, times, states, _ = recorded(
@@ -179,7 +179,7 @@ def test_a_step_s_mean_is_that_of_the_true_reverse_step_and_an_index_off_by_one_
     expected = double([[mean_of_the_true_reverse_step(t, float(x))] for x in x_t])
 
     def first_step(eps_model):
-        return recorded(ancestral_sample, eps_model, schedule, x_t, variance=no_noise, clip=False)[2][0]
+        return recorded(ancestral_sample, eps_model, schedule, x_t, reverse_var=no_noise, clip=False)[2][0]
 
     assert (first_step(model) - expected).abs().max() < 1e-9
     if t > 1:
@@ -196,7 +196,7 @@ def test_a_step_uses_the_clipped_estimate_and_the_noise_that_goes_with_it():
     for (t, s), (x_t, x_s), x_0_hat in zip(pairwise([20, *times]), pairwise([x_T, *states]), estimates, strict=True):
         on_x_0, on_x_t, _ = ddim_weights(cov, t, s, 0.0)
         assert (x_s - (on_x_0 * x_0_hat + on_x_t * x_t)).abs().max() < 1e-10
-    _, times, states, estimates = recorded(ancestral_sample, wild, SCHEDULE, x_T, variance=no_noise)
+    _, times, states, estimates = recorded(ancestral_sample, wild, SCHEDULE, x_T, reverse_var=no_noise)
     for s, (x_t, x_s), x_0_hat in zip(times, pairwise([x_T, *states]), estimates, strict=True):
         on_x_0, on_x_t = regress(cov, s, [0, s + 1])[0]
         assert (x_s - (on_x_0 * x_0_hat + on_x_t * x_t)).abs().max() < 1e-10
