@@ -1,5 +1,5 @@
-# make lab | make test | make digits: each creates .venv on first use and again when the pins change.
-.PHONY: lab test digits clean
+# make lab | make test | make soak | make digits: each creates .venv on first use and again when the pins change.
+.PHONY: lab test soak digits clean
 .DELETE_ON_ERROR:
 SHELL := /bin/sh
 PYTHON ?=
@@ -13,6 +13,9 @@ lab: $(VENV)/.book
 
 test: $(VENV)/.test
 	$(BIN)/python -m pytest --nbval $(ARGS)
+
+soak: $(VENV)/.test
+	$(BIN)/python -m pytest -m soak $(ARGS)
 
 digits: $(VENV)/.book
 	$(BIN)/python -m ddpm_lib train digits $(ARGS)

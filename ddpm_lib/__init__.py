@@ -5,6 +5,8 @@ one module loads only what that module needs. `CHAPTER` says which chapter intro
 imports only modules of its own or earlier chapters, and so does a notebook; the tests enforce it.
 """
 
+__version__ = "0.1.0"
+
 CHAPTER = {
     "plot": 0,
     "checks": 0,
@@ -29,14 +31,26 @@ CHAPTER = {
     "ancestral": 7,
     "ddim": 8,
     "cosine": 9,
+    "timesteps": 9,
     "embedding": 10,
+    "blocks": 10,
     "unet": 10,
+    "interop": 10,
+    "checks.chapter_10": 10,
+    "image_files": 11,
+    "datasets": 11,
+    "feed": 11,
     "ema": 11,
     "checkpoint": 11,
+    "trainer": 11,
     "train": 11,
+    "monitor": 11,
+    "checks.chapter_11": 11,
     "guidance": 14,
     "metrics": 15,
     "recipes": 16,
+    "trained": 16,
     "runs": 16,
+    "selftest": 16,
     "__main__": 16,
 }

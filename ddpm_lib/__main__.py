@@ -1,8 +1,8 @@
-"""The command line: python -m ddpm_lib train | sample | list."""
+"""The command line: python -m ddpm_lib list | check | train | resume | sample | export."""
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import count
 from pathlib import Path
 
@@ -10,26 +10,36 @@ import numpy as np
 import torch
 
 from ddpm_lib import plot
+from ddpm_lib.checkpoint import list_checkpoints
+from ddpm_lib.interop import save_diffusers
 from ddpm_lib.recipes import RECIPES, override, recipe
-from ddpm_lib.runs import CHECKPOINT, load, run
+from ddpm_lib.runs import CHANGEABLE, resume, run
+from ddpm_lib.selftest import self_test
+from ddpm_lib.trained import CHECKPOINTS, export, load
 
 
 def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(prog="python -m ddpm_lib", description="Train and sample denoising diffusion models.")
     commands = top.add_subparsers(dest="command", required=True)
+    commands.add_parser("list", help="the recipes there are")
+    check = commands.add_parser("check", help="a self-test in seconds: data, a step, a checkpoint, resuming, sampling")
     train = commands.add_parser("train", help="train a recipe into a new run folder")
-    train.add_argument("recipe", help="a name that `list` shows")
-    train.add_argument(
-        "fields",
-        nargs="*",
-        metavar="field=value",
-        help="override any field of the recipe: steps=100 width=48 attention=4,8",
-    )
+    for command in (check, train):
+        command.add_argument("recipe", help="a name that `list` shows")
+        command.add_argument(
+            "fields",
+            nargs="*",
+            metavar="field=value",
+            help="override any field of the recipe: steps=100 width=48 attention=4,8",
+        )
     train.add_argument(
         "--out", type=Path, help="the run folder, which must not exist (default: the next free runs/RECIPE)"
     )
+    resume = commands.add_parser("resume", help="go on with a run that was interrupted, or for longer")
+    resume.add_argument("run", type=Path, help="a run folder")
+    resume.add_argument("fields", nargs="*", metavar="field=value", help=f"change {', '.join(CHANGEABLE)}")
     sample = commands.add_parser("sample", help="draw labelled images from a run")
-    sample.add_argument("run", type=Path, help="a run folder or a checkpoint")
+    sample.add_argument("run", type=Path, help="a run folder, a checkpoint or an exported file")
     sample.add_argument("--labels", type=int, nargs="+", help="one image each (default: every class once)")
     sample.add_argument("--count", type=int, default=1, help="how many images of each label (default 1)")
     sample.add_argument(
@@ -42,13 +52,20 @@ def parser() -> argparse.ArgumentParser:
         "--eta", type=float, help="fresh noise: 0 none, 1 as ancestral sampling (default: the recipe's)"
     )
     sample.add_argument("--seed", type=int, default=0)
-    sample.add_argument(
-        "--weights", choices=["ema", "model"], default="ema", help="averaged or raw weights (default ema)"
-    )
     sample.add_argument("--out", type=Path, default=Path("samples.png"), help="a PNG; the samples go beside it as .npz")
-    for command in (train, sample):
+    export = commands.add_parser("export", help="write a run's weights alone: one fp16 file, or a folder for diffusers")
+    export.add_argument("run", type=Path, help="a run folder or a checkpoint")
+    export.add_argument("out", type=Path, help="the new file, or with --diffusers the new folder")
+    export.add_argument("--diffusers", action="store_true", help="a folder that diffusers' from_pretrained loads")
+    for command in (sample, export):
+        command.add_argument(
+            "--weights", default="ema", help="ema, another average (ema.0.999, say) or model, the raw weights"
+        )
+        command.add_argument(
+            "--which", choices=["last", "best"], default="last", help="of a folder's checkpoints (default last)"
+        )
+    for command in (check, train, resume, sample):
         command.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: a GPU where there is one)")
-    commands.add_parser("list", help="the recipes there are")
     return top
 
 
@@ -56,12 +73,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit status: 0, 1 for a problem that its message names, 130 after Ctrl-C."""
     top = parser()
     options, rest = top.parse_known_args(arguments)  # fields may also stand behind the options
-    if rest and (options.command != "train" or any(word.startswith("-") for word in rest)):
+    takes_fields = hasattr(options, "fields")
+    if rest and (not takes_fields or any(word.startswith("-") for word in rest)):
         top.error(f"unrecognized arguments: {' '.join(rest)}")
-    if options.command == "train":
+    if takes_fields:
         options.fields += rest
     try:
-        return {"train": _train, "sample": _sample, "list": _list}[options.command](options)
+        return COMMANDS[options.command](options)
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         return 130
@@ -70,18 +88,33 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
 
 
+def _check(options: argparse.Namespace) -> int:
+    return 0 if self_test(override(recipe(options.recipe), options.fields), device=_device(options)) else 1
+
+
 def _train(options: argparse.Namespace) -> int:
     chosen = override(recipe(options.recipe), options.fields)
     folder = options.out or next(path for path in _numbered(Path("runs") / chosen.name) if not path.exists())
     print(f"training {chosen.name} for {chosen.steps} steps of {chosen.batch} images into {folder}")
+    return _watched(folder, lambda: run(chosen, folder, device=_device(options)))
+
+
+def _resume(options: argparse.Namespace) -> int:
+    print(f"resuming {options.run}")
+    return _watched(options.run, lambda: resume(options.run, options.fields, device=_device(options)))
+
+
+def _watched(folder: Path, work: Callable) -> int:
     try:
-        run(chosen, folder, device=_device(options))
+        work()
     except KeyboardInterrupt as stop:
-        kept = folder / CHECKPOINT
-        what = f"the weights so far are in {kept}" if kept.exists() else "nothing was saved yet"
-        print(f"\n{stop or 'stopped'}: {what}", file=sys.stderr)
+        kept = list_checkpoints(folder / CHECKPOINTS)
+        what = f"the last checkpoint is {kept[-1]}" if kept else "nothing was saved yet"
+        then = f"; go on with python -m ddpm_lib resume {folder}" if folder.exists() else ""
+        print(f"\n{stop or 'stopped'}: {what}{then}", file=sys.stderr)
         return 130
-    print(f"log      {folder / 'log.jsonl'}\nweights  {folder / CHECKPOINT}\nsamples  {folder / 'samples.png'}")
+    print(f"log      {folder / 'log.jsonl'}\nweights  {list_checkpoints(folder / CHECKPOINTS)[-1]}")
+    print(f"curves   {folder / 'loss.png'}\nsamples  {folder / 'samples.png'}")
     return 0
 
 
@@ -91,16 +124,23 @@ def _sample(options: argparse.Namespace) -> int:
     for path in (options.out, options.out.with_suffix(".npz")):
         if path.exists():
             raise FileExistsError(f"{path} exists and is not overwritten: name another --out, or remove it")
-    model = load(options.run, weights=options.weights, device=_device(options))
+    model = load(options.run, weights=options.weights, which=options.which, device=_device(options))
     scale = model.recipe.scale if options.scale is None else options.scale
-    distinct = list(range(model.recipe.classes)) if options.labels is None else options.labels
-    labels = distinct * options.count
-    images = model.sample(
-        labels, scale=scale, steps=options.steps, eta=options.eta, seed=options.seed, progress=True
-    ).cpu()
+    settings = {"steps": options.steps, "eta": options.eta, "seed": options.seed, "progress": True}
+    if model.recipe.classes:
+        distinct = list(range(model.recipe.classes)) if options.labels is None else options.labels
+        labels = distinct * options.count
+        images = model.sample(labels, scale=scale, **settings).cpu()
+        names = [model.names[label] if model.names else str(label) for label in distinct]
+        figure = plot.grid(images, len(distinct), column_labels=names, title=f"guidance scale {scale:g}")
+    elif options.labels is None and options.scale is None:
+        labels, scale = [], float("nan")
+        images = model.sample(options.count, **settings).cpu()
+        figure = plot.grid(images, min(10, len(images)))
+    else:
+        raise ValueError("this network knows no classes: --labels and --scale mean nothing to it; --count is enough")
     options.out.parent.mkdir(parents=True, exist_ok=True)
-    names = [str(label) for label in distinct]
-    plot.save(plot.grid(images, len(distinct), column_labels=names, title=f"guidance scale {scale:g}"), options.out)
+    plot.save(figure, options.out)
     np.savez(
         options.out.with_suffix(".npz"),
         images=images.numpy(),
@@ -112,10 +152,30 @@ def _sample(options: argparse.Namespace) -> int:
     return 0
 
 
+def _export(options: argparse.Namespace) -> int:
+    if options.diffusers:
+        model = load(options.run, weights=options.weights, which=options.which, device=torch.device("cpu"))
+        save_diffusers(model.network, model.schedule, options.out)
+    else:
+        export(options.run, options.out, weights=options.weights, which=options.which)
+    print(f"wrote {options.out}")
+    return 0
+
+
 def _list(options: argparse.Namespace) -> int:
     for name, function in RECIPES.items():
-        print(f"{name:10} {function.__doc__}")
+        print(f"{name:13} {function.__doc__}")
     return 0
+
+
+COMMANDS = {
+    "list": _list,
+    "check": _check,
+    "train": _train,
+    "resume": _resume,
+    "sample": _sample,
+    "export": _export,
+}
 
 
 def _device(options: argparse.Namespace) -> torch.device | None:

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +24,19 @@ def write_atomically(path: str | Path, content: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, path)
+        _flush_folder(path.parent)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def _flush_folder(folder: Path) -> None:
+    """Make a renaming in `folder` last through a power cut, where the system can (not on Windows)."""
+    if hasattr(os, "O_DIRECTORY"):
+        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 def save_checkpoint(path: str | Path, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:
@@ -40,9 +51,12 @@ def save_checkpoint(path: str | Path, tensors: Mapping[str, Tensor], about: Mapp
     write_atomically(path, save(host, metadata={"format": FORMAT, "about": json.dumps(about)}))
 
 
-def load_checkpoint(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def load_checkpoint(
+    path: str | Path, prefixes: Sequence[str] | None = None
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The tensors (on the CPU) and the description of a file that `save_checkpoint` wrote.
 
+    prefixes: read only the tensors whose name begins with one of them (None: all; (): the description alone).
     Raises FileNotFoundError if there is none, ValueError if the file is truncated or is not such a checkpoint.
     """
     if not Path(path).is_file():
@@ -57,7 +71,8 @@ def load_checkpoint(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]
             about = json.loads(header.get("about", "null"))
             if not isinstance(about, dict):
                 raise ValueError(f"{path} carries no description of what it holds: expected a JSON object")
-            return {name: file.get_tensor(name) for name in file.keys()}, about
+            wanted = [name for name in file.keys() if prefixes is None or name.startswith(tuple(prefixes))]
+            return {name: file.get_tensor(name) for name in wanted}, about
     except json.JSONDecodeError as error:
         raise ValueError(f"{path}: its description is not JSON ({error})") from error
     except SafetensorError as error:
@@ -81,3 +96,32 @@ def load_weights(model: nn.Module, tensors: Mapping[str, Tensor], prefix: str, o
                 f"{origin} holds another architecture: for {name} the network expects {want}, the file has {got}"
             )
     model.load_state_dict(found)
+
+
+def step_path(folder: str | Path, step: int) -> Path:
+    """Where the checkpoint of a step lies: every step has a file of its own, and none is ever overwritten."""
+    return Path(folder) / f"step-{step:08d}.safetensors"
+
+
+def list_checkpoints(folder: str | Path) -> list[Path]:
+    """The checkpoints in a folder, by step; [] if there are none."""
+    return sorted(Path(folder).glob("step-*.safetensors"))
+
+
+def best_checkpoint(folder: str | Path) -> Path | None:
+    """The checkpoint whose description has the lowest "metric" (the older of two equal ones); None where none has."""
+    described = [(path, load_checkpoint(path, ())[1].get("metric")) for path in list_checkpoints(folder)]
+    return min((row for row in described if row[1] is not None), key=lambda row: row[1], default=(None, None))[0]
+
+
+def prune(folder: str | Path, keep: int) -> None:
+    """Remove all checkpoints but the last `keep` and the best."""
+    spared = {*list_checkpoints(folder)[-keep:], best_checkpoint(folder)}
+    for path in set(list_checkpoints(folder)) - spared:
+        path.unlink()
+
+
+def sweep(folder: str | Path) -> None:
+    """Remove what processes that were killed while writing left behind."""
+    for path in Path(folder).glob(".*.partial"):
+        path.unlink()

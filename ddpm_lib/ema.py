@@ -10,7 +10,8 @@ class EMA:
     """θ̂ ← d·θ̂ + (1 − d)·θ after every step, with d = min(decay, (1 + step)/(10 + step)) for step = 0, 1, ...
 
     The warm-up of d matters: with 0.9999 from the start, 37 % of the average is still the random initial weights after
-    10,000 steps. Buffers are copied. `ema.model` is the averaged network, in eval mode, without gradients.
+    10,000 steps. Buffers are copied. `ema.model` is the averaged network, in eval mode, without gradients; `ema.steps`
+    counts the updates, and with the weights it is all that the next update depends on.
     """
 
     def __init__(self, model: nn.Module, decay: float = 0.9999):

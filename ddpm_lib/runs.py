@@ -1,171 +1,216 @@
-"""A run: a recipe trained into a folder, and the trained model that one samples from."""
+"""A run: a recipe trained into a folder, which can be interrupted at any moment and resumed."""
 
 import dataclasses
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+import os
+import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from ddpm_lib import plot
-from ddpm_lib.ancestral import OnStep
-from ddpm_lib.checkpoint import load_checkpoint, load_weights, save_checkpoint, write_atomically
-from ddpm_lib.data import check_images
-from ddpm_lib.ddim import ddim_sample
-from ddpm_lib.guidance import drop_labels, guided
-from ddpm_lib.recipes import DATA, Recipe, from_json
-from ddpm_lib.schedule import Schedule
-from ddpm_lib.train import Trainer, linear_rate, train
-from ddpm_lib.unet import UNet
+from ddpm_lib import __version__, plot
+from ddpm_lib.checkpoint import (
+    list_checkpoints,
+    load_checkpoint,
+    prune,
+    save_checkpoint,
+    step_path,
+    sweep,
+    write_atomically,
+)
+from ddpm_lib.data import LabelledImages, check_images
+from ddpm_lib.guidance import drop_labels
+from ddpm_lib.image_files import ImageFiles
+from ddpm_lib.monitor import append_entry, curves, cut_log, held_out_loss, read_log, tensorboard
+from ddpm_lib.recipes import DATA, Recipe, from_json, override
+from ddpm_lib.train import linear_rate, train
+from ddpm_lib.trained import CHECKPOINTS, TrainedModel, default_device, sample_grid
+from ddpm_lib.trainer import Trainer
 
-CHECKPOINT = "checkpoint.safetensors"
+HELD_OUT = 512  # images in the held-out loss
+CHANGEABLE = ("steps", "root", "workers", "log_every", "save_every", "keep", "sample_every", "sample_steps", "eta")
+CHANGEABLE += ("scale",)
+Metric = Callable[[TrainedModel], float]
 
 
-def default_device() -> torch.device:
-    """The GPU where there is one, else the CPU."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+def load_data(recipe: Recipe) -> tuple[LabelledImages | ImageFiles, LabelledImages]:
+    """What a recipe trains on, and at most 512 held-out images, spread evenly over those there are.
 
-
-@dataclass(frozen=True, eq=False)
-class TrainedModel:
-    """A network, its schedule and the recipe they came from: all that sampling needs."""
-
-    network: UNet
-    schedule: Schedule
-    recipe: Recipe
-
-    def sample(
-        self,
-        labels: Sequence[int] | Tensor,
-        *,
-        scale: float | Tensor | None = None,
-        steps: int | None = None,
-        eta: float | None = None,
-        seed: int = 0,
-        progress: bool = False,
-        on_step: OnStep | None = None,
-    ) -> Tensor:
-        """One image for each label, by DDIM with guidance: (B, C, H, W) in [−1, 1], on the network's device.
-
-        scale, steps, eta: the recipe's where None. scale may be one per label; eta: 0 deterministic to 1 ancestral.
-        The same seed gives the same images on one machine. Raises ValueError for a label outside the classes.
-        """
-        r, device = self.recipe, next(self.network.parameters()).device
-        if len(labels) == 0:
-            raise ValueError("expected at least one label, got none")
-        labels = torch.as_tensor(labels)
-        if labels.is_floating_point() or labels.dtype == torch.bool:
-            raise TypeError(f"expected whole numbers as labels, got {labels.dtype}")
-        labels = labels.long()
-        generator = torch.Generator().manual_seed(seed)
-        x_T = torch.randn(len(labels), r.channels, r.size, r.size, generator=generator).to(device)
-        eps_model = guided(self.network, labels, r.scale if scale is None else scale, self.network.null)
-        return ddim_sample(
-            eps_model,
-            self.schedule,
-            x_T,
-            steps=r.sample_steps if steps is None else steps,
-            eta=r.eta if eta is None else eta,
-            generator=generator,
-            progress=progress,
-            on_step=on_step,
+    Raises ValueError or TypeError where the data are not what the recipe says.
+    """
+    data, held_out = DATA[recipe.data](recipe)
+    found = len(data.names)
+    if recipe.classes and found and recipe.classes != found:
+        raise ValueError(
+            f"the data have {found} classes ({', '.join(data.names)}) and the recipe {recipe.classes}: "
+            f"set classes={found}, or classes=0 to train without labels"
         )
+    rows = torch.arange(min(HELD_OUT, len(held_out))) * len(held_out) // min(HELD_OUT, len(held_out))
+    images = held_out.images[rows] if isinstance(held_out, LabelledImages) else torch.stack([held_out[i] for i in rows])
+    some = LabelledImages(images, None if held_out.labels is None else held_out.labels[rows], held_out.names)
+    for part in (data, some):
+        if isinstance(part, LabelledImages):
+            check_images(part, (recipe.channels, recipe.size, recipe.size), recipe.classes)
+    return data, some
 
 
-def new_trainer(recipe: Recipe, device: torch.device | None = None) -> Trainer:
-    """Data, network, schedule and label dropout of a recipe, put together and checked, ready for `train`."""
-    data, _ = DATA[recipe.data]()
-    check_images(data, (recipe.channels, recipe.size, recipe.size), recipe.classes)
+def new_trainer(recipe: Recipe, data: LabelledImages | ImageFiles, device: torch.device | None = None) -> Trainer:
+    """Network, schedule, label dropout and options of a recipe, put together with its data, ready for `train`."""
     torch.manual_seed(recipe.seed)
     network = recipe.network().to(device or default_device())
+
+    def prepare_labels(labels: Tensor, generator: torch.Generator) -> Tensor | None:
+        return drop_labels(labels, recipe.label_dropout, network.null, generator) if recipe.classes else None
+
+    options = ("batch", "learning_rate", "weight_decay", "clip_norm", "ema_decays", "seed", "flip", "workers")
     return Trainer(
         network,
         recipe.diffusion(),
         data,
-        batch=recipe.batch,
-        learning_rate=recipe.learning_rate,
         rate=linear_rate(recipe.warmup, recipe.steps, recipe.final_rate),
-        clip_norm=recipe.clip_norm,
-        ema_decay=recipe.ema_decay,
-        seed=recipe.seed,
-        prepare_labels=lambda y, generator: drop_labels(y, recipe.label_dropout, network.null, generator),
+        prepare_labels=prepare_labels,
+        **{name: getattr(recipe, name) for name in options},
     )
 
 
 def trained(trainer: Trainer, recipe: Recipe) -> TrainedModel:
-    """The trainer's averaged network, ready to sample from."""
-    return TrainedModel(trainer.ema.model, trainer.schedule, recipe)
+    """The trainer's first averaged network, ready to sample from."""
+    return TrainedModel(trainer.ema.model, trainer.schedule, recipe, tuple(trainer.data.names))
 
 
 def run(
-    recipe: Recipe, folder: str | Path, *, device: torch.device | None = None, progress: bool = True
+    recipe: Recipe,
+    folder: str | Path,
+    *,
+    device: torch.device | None = None,
+    metric: Metric | None = None,
+    progress: bool = True,
 ) -> TrainedModel:
-    """Train a recipe into a new folder: recipe.json, log.jsonl, checkpoint.safetensors and samples.png.
+    """Train a recipe into a new folder. `resume` goes on after any interruption, a crash or SIGKILL included.
 
-    The checkpoint holds the raw weights and their average. Raises FileExistsError if the folder exists: a run is
-    never overwritten. Ctrl-C saves a whole checkpoint of the last step before KeyboardInterrupt goes on; a loss that
-    is not finite raises FloatingPointError and saves nothing. A run that was stopped can be sampled from; it can not be
-    resumed yet, for the checkpoint holds no state of the optimiser.
+    The folder gets recipe.json, log.jsonl, checkpoints/ (all that the next step depends on: the last `keep` and the
+    best stay), loss.png, samples.png, samples/ and, where TensorBoard is installed, tensorboard/.
+    metric: lower is better; None takes the held-out loss of the averaged weights.
+    Raises FileExistsError if the folder exists: a run is never overwritten. Ctrl-C saves the last step before
+    KeyboardInterrupt goes on; a loss that is not finite raises FloatingPointError and saves nothing.
     """
     folder = Path(folder)
-    trainer = new_trainer(recipe, device)
-    try:
-        folder.mkdir(parents=True)
-    except FileExistsError:
-        raise FileExistsError(
-            f"{folder} exists, and a run is never overwritten: name another folder, or remove it"
-        ) from None
-    write_atomically(folder / "recipe.json", json.dumps(dataclasses.asdict(recipe), indent=2).encode())
+    if folder.exists():
+        raise FileExistsError(f"{folder} exists, and a run is never overwritten: name another folder, or resume it")
+    data, held_out = load_data(recipe)
+    trainer = new_trainer(recipe, data, device)
+    _new_folder(folder, recipe)
+    return _go_on(trainer, recipe, folder, held_out, metric, progress)
+
+
+def resume(
+    folder: str | Path,
+    changes: Sequence[str] = (),
+    *,
+    device: torch.device | None = None,
+    metric: Metric | None = None,
+    progress: bool = True,
+) -> TrainedModel:
+    """Go on with a run from its last whole checkpoint, or from its beginning if none was saved yet.
+
+    On a CPU the weights at the end are those of a run that was never interrupted, bit for bit. changes: "field=value"
+    for fields that do not decide the steps already done, `steps` among them (the learning rate then follows the new
+    course). No checkpoint is overwritten; what the log says of steps after the checkpoint is forgotten, for they come
+    again. Raises FileNotFoundError where there is no run, ValueError for another field.
+    """
+    folder = Path(folder)
+    stored = folder / "recipe.json"
+    if not stored.is_file():
+        raise FileNotFoundError(f"expected a run in {folder}; there is no {stored.name}")
+    old = from_json(json.loads(stored.read_text(encoding="utf-8")))
+    recipe = override(old, changes)
+    for field in dataclasses.fields(recipe):
+        if getattr(recipe, field.name) != getattr(old, field.name) and field.name not in CHANGEABLE:
+            raise ValueError(
+                f"{field.name} decides the steps already done and cannot change in a run; {', '.join(CHANGEABLE)} can"
+            )
+    data, held_out = load_data(recipe)
+    trainer = new_trainer(recipe, data, device)
+    for place in (folder, folder / CHECKPOINTS):
+        sweep(place)
+    for path in reversed(list_checkpoints(folder / CHECKPOINTS)):
+        try:
+            tensors, about = load_checkpoint(path)
+        except ValueError as error:  # a disk's fault, for files are written whole
+            print(f"{error}; going back to the one before it", file=sys.stderr)
+            path.rename(path.with_suffix(".damaged"))
+            continue
+        trainer.load_state(tensors, about, str(path))
+        break
+    cut_log(folder / "log.jsonl", trainer.steps)
+    write_atomically(stored, _json(recipe))
+    return _go_on(trainer, recipe, folder, held_out, metric, progress)
+
+
+def _go_on(
+    trainer: Trainer,
+    recipe: Recipe,
+    folder: Path,
+    held_out: LabelledImages,
+    metric: Metric | None,
+    progress: bool,
+) -> TrainedModel:
+    log, model = folder / "log.jsonl", trained(trainer, recipe)
+    history, board = read_log(log), tensorboard(folder / "tensorboard", trainer.steps)
+    before = trainer.steps
 
     def on_entry(entry: dict) -> None:
-        step = entry["step"]
-        if step == recipe.steps or step // recipe.save_every > (step - recipe.log_every) // recipe.save_every:
-            save(trainer, recipe, folder / CHECKPOINT)
-        with open(folder / "log.jsonl", "a") as log:
-            log.write(json.dumps(entry) + "\n")
+        nonlocal before
+        step, last = entry["step"], before
+        before = step
+        due = step == recipe.steps or step // recipe.save_every > last // recipe.save_every
+        if due:
+            entry["held_out_loss"] = held_out_loss(model.network, model.schedule, held_out)
+            entry["metric"] = entry["held_out_loss"] if metric is None else float(metric(model))
+        history.append(entry)
+        try:
+            append_entry(log, entry)
+        finally:  # a log that cannot be written costs no weights
+            if due:
+                save(trainer, recipe, folder / CHECKPOINTS, entry["metric"])
+        if due:
+            plot.save(curves(history), folder / "loss.png")
+        if recipe.sample_every and step // recipe.sample_every > last // recipe.sample_every:
+            (folder / "samples").mkdir(exist_ok=True)
+            plot.save(sample_grid(model), folder / "samples" / f"step-{step:08d}.png")
+        if board is not None:
+            board(entry)
 
     try:
         train(trainer, recipe.steps, every=recipe.log_every, on_entry=on_entry, progress=progress)
     except KeyboardInterrupt as stop:
         if stop.args:  # it came between two steps; a second Ctrl-C may cut one in two, and then nothing is saved
-            save(trainer, recipe, folder / CHECKPOINT)
+            save(trainer, recipe, folder / CHECKPOINTS)
         raise
-    model = trained(trainer, recipe)
     plot.save(sample_grid(model, progress=progress), folder / "samples.png")
     return model
 
 
-def save(trainer: Trainer, recipe: Recipe, path: Path) -> None:
-    """A checkpoint of the raw weights ("model.…"), their average ("ema.…") and the recipe."""
-    tensors = {f"model.{name}": tensor for name, tensor in trainer.model.state_dict().items()}
-    tensors |= {f"ema.{name}": tensor for name, tensor in trainer.ema.model.state_dict().items()}
-    save_checkpoint(path, tensors, {"recipe": dataclasses.asdict(recipe), "step": trainer.steps})
+def save(trainer: Trainer, recipe: Recipe, folder: Path, metric: float | None = None) -> None:
+    """Write the checkpoint of the trainer's step, unless it is there, and remove those that need not be kept."""
+    path = step_path(folder, trainer.steps)
+    if not path.exists():
+        folder.mkdir(exist_ok=True)
+        tensors, about = trainer.state()
+        about |= {"recipe": dataclasses.asdict(recipe), "names": trainer.data.names, "metric": metric}
+        save_checkpoint(path, tensors, about | {"version": __version__, "torch": torch.__version__})
+    prune(folder, recipe.keep)
 
 
-def load(path: str | Path, *, weights: str = "ema", device: torch.device | None = None) -> TrainedModel:
-    """The model of a run folder, or of a checkpoint file; nothing else is needed.
-
-    weights: "ema" (what one samples from) or "model" (the raw weights).
-    Raises FileNotFoundError, or ValueError for a file that is truncated, not ours, or of another architecture.
-    """
-    if weights not in ("ema", "model"):
-        raise ValueError(f'weights must be "ema" or "model", got {weights!r}')
-    path = Path(path) / CHECKPOINT if Path(path).is_dir() else Path(path)
-    tensors, about = load_checkpoint(path)
-    try:
-        recipe = from_json(about.get("recipe", {}))
-        network = recipe.network()
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{path}: {error}") from error
-    load_weights(network, tensors, f"{weights}.", path)
-    return TrainedModel(network.to(device or default_device()).eval(), recipe.diffusion(), recipe)
+def _new_folder(folder: Path, recipe: Recipe) -> None:
+    """A folder that holds its recipe from the first moment on which it is there."""
+    partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
+    partial.mkdir(parents=True)
+    (partial / "recipe.json").write_bytes(_json(recipe))
+    partial.rename(folder)
 
 
-def sample_grid(model: TrainedModel, *, rows: int = 6, seed: int = 0, progress: bool = False):
-    """A figure of `rows` guided samples of every class, at the recipe's scale."""
-    classes = model.recipe.classes
-    images = model.sample(list(range(classes)) * rows, seed=seed, progress=progress).cpu()
-    labels = [str(label) for label in range(classes)]
-    return plot.grid(images, classes, column_labels=labels, title=f"guidance scale {model.recipe.scale:g}")
+def _json(recipe: Recipe) -> bytes:
+    return json.dumps(dataclasses.asdict(recipe), indent=2).encode()

@@ -1,13 +1,12 @@
 """The U-Net: a noise estimate ε_θ(x_t, t, label) from residual blocks, attention and skips."""
 
-import math
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
-from einops import rearrange
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
+from ddpm_lib.blocks import Down, Layer, ResidualBlock, SelfAttention, Up, norm, zero
 from ddpm_lib.embedding import timestep_embedding
 
 
@@ -16,11 +15,15 @@ class UNet(nn.Module):
 
     size: side of the (square) images at which attention is placed; channels: C of the images.
     width: channels of the first level; multipliers: each level's channels over `width`; each further level halves H, W.
-    blocks: residual blocks a level on the way down, one more on the way up.
-    attention: the sides (at images of side `size`) after whose residual blocks self-attention stands.
-    heads: attention heads; dropout: in the residual blocks; classes: 0 for an unconditional network.
+    blocks: residual blocks a level on the way down, one more on the way up; groups: of every group norm.
+    attention: the sides (at images of side `size`) after whose residual blocks self-attention stands; it always stands
+    in the middle. head_channels: channels of an attention head, 0 for one head of all.
+    scale_shift: how a block is told the time, see ResidualBlock. learned_resampling: see Down and Up.
+    dropout: in the residual blocks; classes: 0 for an unconditional network.
+    gradient_checkpointing: keep only each layer's input for the backward pass and compute the rest again there: less
+    memory, about a third more time, the same gradients.
     The last label, `null` = classes, stands for "no label". The output convolution starts at zero, and so does the last
-    layer of every block: a new network returns 0, and each block starts as the identity.
+    layer of every block: a new network returns 0, and each block starts as its shortcut.
     The defaults are DDPM's network for CIFAR-10, 35.75 M parameters. Source: Ho et al. 2020, appendix B and their code.
     """
 
@@ -32,12 +35,18 @@ class UNet(nn.Module):
         width: int = 128,
         multipliers: Sequence[int] = (1, 2, 2, 2),
         blocks: int = 2,
+        groups: int = 32,
         attention: Sequence[int] = (16,),
-        heads: int = 1,
+        head_channels: int = 0,
+        scale_shift: bool = False,
+        learned_resampling: bool = True,
         dropout: float = 0.1,
         classes: int = 0,
+        gradient_checkpointing: bool = False,
     ):
+        config = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
         super().__init__()
+        self.config = config  # what builds another one like it
         if not multipliers or min(multipliers) < 1 or width < 4 or width % 2:
             raise ValueError(
                 "expected multipliers of at least 1 and an even width of at least 4; "
@@ -48,61 +57,77 @@ class UNet(nn.Module):
             raise ValueError(
                 f"size {size} cannot be halved {len(multipliers) - 1} times, as {len(multipliers)} levels need"
             )
-        if blocks < 1 or heads < 1 or channels < 1 or classes < 0:
+        if blocks < 1 or channels < 1 or classes < 0:
             raise ValueError(
-                "expected blocks, heads and channels of at least 1 and classes of at least 0; "
-                f"got {blocks}, {heads}, {channels} and {classes}"
+                "expected blocks and channels of at least 1 and classes of at least 0; "
+                f"got {blocks}, {channels} and {classes}"
             )
         if unknown := set(attention) - set(sides):
             raise ValueError(f"attention at side {min(unknown)}: the levels have sides {sides}")
-        self.channels, self.null, self.divisor = channels, classes, 2 ** (len(multipliers) - 1)
-        embed = 4 * width
-        self.width = width
-        self.time = nn.Sequential(nn.Linear(width, embed), nn.SiLU(), nn.Linear(embed, embed))
-        self.label = nn.Embedding(classes + 1, embed) if classes else None
+        self.size, self.channels, self.width, self.null = size, channels, width, classes
+        self.divisor, self.gradient_checkpointing = 2 ** (len(multipliers) - 1), gradient_checkpointing
+        self.embed_width = 4 * width
+        self.time = nn.Sequential(
+            nn.Linear(width, self.embed_width), nn.SiLU(), nn.Linear(self.embed_width, self.embed_width)
+        )
+        self.label = nn.Embedding(classes + 1, self.embed_width) if classes else None
 
-        def layer(c_in: int, c_out: int, side: int) -> nn.Module:
-            return Layer(c_in, c_out, embed, dropout, heads if side in attention else 0)
+        def layer(c_in: int, c_out: int, attends: bool) -> Layer:
+            options = {"groups": groups, "scale_shift": scale_shift, "dropout": dropout}
+            residual = ResidualBlock(c_in, c_out, self.embed_width, **options)
+            return Layer(
+                residual, SelfAttention(c_out, groups=groups, head_channels=head_channels) if attends else None
+            )
 
         self.stem = nn.Conv2d(channels, width, 3, padding=1)
         self.down, skips, c = nn.ModuleList(), [width], width
         for level, (side, multiplier) in enumerate(zip(sides, multipliers, strict=True)):
             for _ in range(blocks):
-                self.down.append(layer(c, c := width * multiplier, side))
+                self.down.append(layer(c, c := width * multiplier, side in attention))
                 skips.append(c)
             if level < len(sides) - 1:
-                self.down.append(nn.Conv2d(c, c, 3, stride=2, padding=1))
+                self.down.append(Down(c, learned_resampling))
                 skips.append(c)
-        self.middle = nn.ModuleList([Layer(c, c, embed, dropout, heads), Layer(c, c, embed, dropout, 0)])
+        self.middle = nn.ModuleList([layer(c, c, True), layer(c, c, False)])
         self.up = nn.ModuleList()
         for level, (side, multiplier) in reversed(list(enumerate(zip(sides, multipliers, strict=True)))):
             for _ in range(blocks + 1):
-                self.up.append(layer(c + skips.pop(), c := width * multiplier, side))
+                self.up.append(layer(c + skips.pop(), c := width * multiplier, side in attention))
             if level > 0:
-                self.up.append(nn.Sequential(nn.Upsample(scale_factor=2), nn.Conv2d(c, c, 3, padding=1)))
-        self.head = nn.Sequential(norm(c), nn.SiLU(), zero(nn.Conv2d(c, channels, 3, padding=1)))
+                self.up.append(Up(c, learned_resampling))
+        self.head = nn.Sequential(norm(c, groups), nn.SiLU(), zero(nn.Conv2d(c, channels, 3, padding=1)))
 
-    def forward(self, x_t: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
-        """x_t: (B, C, H, W); t: (B,), in 1..T; labels: (B,), in 0..classes (None: no label). Returns ε_θ, like x_t."""
-        self._check(x_t, t, labels)
-        embedding = self.time(timestep_embedding(t, self.width).to(x_t.dtype))  # (B, 4·width)
+    def forward(self, x_t: Tensor, t: Tensor, labels: Tensor | None = None, extra: Tensor | None = None) -> Tensor:
+        """x_t: (B, C, H, W); t: (B,), in 1..T; labels: (B,), in 0..classes (None: no label). Returns ε_θ, like x_t.
+
+        extra: (B, embed_width), added to the embedding of t and label: whatever else the network is to be told.
+        """
+        self._check(x_t, t, labels, extra)
+        embedding = self.time(timestep_embedding(t, self.width).to(x_t.dtype))  # (B, embed_width)
         if self.label is not None:
             embedding = embedding + self.label(torch.full_like(t, self.null) if labels is None else labels)
+        if extra is not None:
+            embedding = embedding + extra
         h = self.stem(x_t)
         skips = [h]
         for module in self.down:
-            h = module(h, embedding) if isinstance(module, Layer) else module(h)
+            h = self._apply_layer(module, h, embedding) if isinstance(module, Layer) else module(h)
             skips.append(h)
         for module in self.middle:
-            h = module(h, embedding)
+            h = self._apply_layer(module, h, embedding)
         for module in self.up:
             if isinstance(module, Layer):
-                h = module(torch.cat([h, skips.pop()], dim=1), embedding)
+                h = self._apply_layer(module, torch.cat([h, skips.pop()], dim=1), embedding)
             else:
                 h = module(h)
         return self.head(h)
 
-    def _check(self, x_t: Tensor, t: Tensor, labels: Tensor | None) -> None:
+    def _apply_layer(self, layer: Layer, h: Tensor, embedding: Tensor) -> Tensor:
+        if self.gradient_checkpointing and torch.is_grad_enabled():
+            return checkpoint(layer, h, embedding, use_reentrant=False)
+        return layer(h, embedding)
+
+    def _check(self, x_t: Tensor, t: Tensor, labels: Tensor | None, extra: Tensor | None) -> None:
         if (
             x_t.ndim != 4
             or x_t.shape[1] != self.channels
@@ -115,6 +140,10 @@ class UNet(nn.Module):
             )
         if t.shape != x_t.shape[:1]:
             raise ValueError(f"expected t of shape ({len(x_t)},), one per image; got {tuple(t.shape)}")
+        if extra is not None and extra.shape != (len(x_t), self.embed_width):
+            raise ValueError(
+                f"expected an extra embedding of shape {(len(x_t), self.embed_width)}; got {tuple(extra.shape)}"
+            )
         if labels is None:
             return
         if self.label is None:
@@ -125,66 +154,3 @@ class UNet(nn.Module):
             raise ValueError(
                 f"expected labels in 0..{self.null - 1}, or {self.null} for no label; got {labels.tolist()}"
             )
-
-
-class Layer(nn.Module):
-    """A residual block, and self-attention after it where heads > 0."""
-
-    def __init__(self, c_in: int, c_out: int, embed: int, dropout: float, heads: int):
-        super().__init__()
-        self.residual = ResidualBlock(c_in, c_out, embed, dropout)
-        self.attention = SelfAttention(c_out, heads) if heads else None
-
-    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
-        h = self.residual(x, embedding)
-        return h if self.attention is None else self.attention(h)
-
-
-class ResidualBlock(nn.Module):
-    """norm → SiLU → conv → + embedding → norm → SiLU → dropout → conv, added to the input."""
-
-    def __init__(self, c_in: int, c_out: int, embed: int, dropout: float):
-        super().__init__()
-        self.norm_1, self.conv_1 = norm(c_in), nn.Conv2d(c_in, c_out, 3, padding=1)
-        self.embedding = nn.Linear(embed, c_out)
-        self.norm_2, self.dropout, self.conv_2 = (
-            norm(c_out),
-            nn.Dropout(dropout),
-            zero(nn.Conv2d(c_out, c_out, 3, padding=1)),
-        )
-        self.shortcut = nn.Conv2d(c_in, c_out, 1) if c_in != c_out else nn.Identity()
-
-    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
-        h = self.conv_1(F.silu(self.norm_1(x)))
-        h = h + self.embedding(F.silu(embedding))[:, :, None, None]
-        h = self.conv_2(self.dropout(F.silu(self.norm_2(h))))
-        return self.shortcut(x) + h
-
-
-class SelfAttention(nn.Module):
-    """Every pixel attends to every pixel, in `heads` heads; added to the input."""
-
-    def __init__(self, c: int, heads: int):
-        super().__init__()
-        if c % heads:
-            raise ValueError(f"{heads} attention heads do not divide {c} channels")
-        self.heads = heads
-        self.norm, self.qkv, self.out = norm(c), nn.Conv2d(c, 3 * c, 1), zero(nn.Conv2d(c, c, 1))
-
-    def forward(self, x: Tensor) -> Tensor:
-        side = x.shape[2]
-        qkv = rearrange(self.qkv(self.norm(x)), "b (three n c) h w -> three b n (h w) c", three=3, n=self.heads)
-        attended = F.scaled_dot_product_attention(*qkv)  # (B, heads, H·W, C/heads)
-        return x + self.out(rearrange(attended, "b n (h w) c -> b (n c) h w", h=side))
-
-
-def norm(c: int) -> nn.GroupNorm:
-    """Group norm in 32 groups, or in fewer, so that each holds at least four channels (one alone forgets its scale)."""
-    return nn.GroupNorm(math.gcd(32, c, max(c // 4, 1)), c, eps=1e-6)
-
-
-def zero(module: nn.Module) -> nn.Module:
-    """The module with all parameters set to zero."""
-    for parameter in module.parameters():
-        nn.init.zeros_(parameter)
-    return module

@@ -13,7 +13,8 @@ from ddpm_lib.data import LabelledImages
 from ddpm_lib.ema import EMA
 from ddpm_lib.guidance import drop_labels
 from ddpm_lib.schedule import Schedule
-from ddpm_lib.train import Trainer, linear_rate, train
+from ddpm_lib.train import linear_rate, train
+from ddpm_lib.trainer import Trainer
 from ddpm_lib.unet import UNet
 
 NULL = 5
@@ -68,7 +69,9 @@ def test_a_step_uses_the_rate_of_the_steps_done_before_it():
 def test_the_same_seed_gives_the_same_weights_and_another_seed_others():
     def trained(seed):
         torch.manual_seed(0)
-        network = UNet(size=4, channels=1, width=8, multipliers=(1,), blocks=1, attention=(), dropout=0.5, classes=NULL)
+        network = UNet(
+            size=4, channels=1, width=8, groups=4, multipliers=(1,), blocks=1, attention=(), dropout=0.5, classes=NULL
+        )
         torch.seed()  # the global generator is anywhere when a trainer is made
         trainer = toy_trainer(network, seed=seed)
         train(trainer, 5, progress=False)
@@ -92,18 +95,23 @@ def test_a_seed_decides_the_order_the_times_and_the_noise():
     assert (torch.cat(noise) - torch.cat(other_noise)).abs().max() > 0.1
 
 
-def test_the_average_is_updated_with_every_step():
-    trainer = toy_trainer(ema_decay=0.2)
-    expected = EMA(trainer.model, 0.2)
+def test_every_average_is_updated_with_every_step():
+    trainer = toy_trainer(ema_decays=(0.2, 0.05))
+    expected = [EMA(trainer.model, decay) for decay in (0.2, 0.05)]
     for _ in range(5):
         trainer.step()
-        expected.update(trainer.model)
-    assert torch.equal(weights(trainer.ema.model), weights(expected.model))
+        for average in expected:
+            average.update(trainer.model)
+    for average, ours in zip(expected, trainer.emas, strict=True):
+        assert torch.equal(weights(ours.model), weights(average.model))
+    assert trainer.ema is trainer.emas[0] and not torch.equal(*(weights(ours.model) for ours in trainer.emas))
 
 
 def test_a_tiny_network_learns_one_image_by_heart():
     torch.manual_seed(0)
-    network = UNet(size=4, channels=1, width=8, multipliers=(1,), blocks=1, attention=(), dropout=0.0, classes=1)
+    network = UNet(
+        size=4, channels=1, width=8, groups=4, multipliers=(1,), blocks=1, attention=(), dropout=0.0, classes=1
+    )
     image = LabelledImages(torch.rand(1, 1, 4, 4) * 2 - 1, torch.zeros(1, dtype=torch.int64))
     history = train(
         Trainer(network, cosine_schedule(100), image, batch=64, learning_rate=0.01), 60, every=2, progress=False
@@ -141,7 +149,7 @@ def test_gradients_are_clipped_to_their_norm_and_smaller_ones_left_alone(clip_no
         used.append(float(torch.cat([p.grad.flatten() for p in trainer.model.parameters()]).norm()))
 
     trainer.optimiser.register_step_pre_hook(note)
-    _, norm = trainer.step()
+    norm = trainer.step().gradient_norm
     assert 1e-2 < float(norm) < 1e2  # as it was before
     assert used == pytest.approx([min(clip_norm, float(norm))], rel=1e-3)
 
@@ -181,9 +189,14 @@ def test_the_log_sums_up_each_stretch():
     history = train(trainer, 10, every=4, progress=False)
     assert [entry["step"] for entry in history] == [4, 8, 10]
     for entry, part in zip(history, (slice(0, 4), slice(4, 8), slice(8, 10)), strict=True):
-        losses, norms = zip(*((float(loss), float(norm)) for loss, norm in steps[part]), strict=True)
+        losses = [float(loss) for step in steps[part] for loss in step.loss]
+        times = [int(t) for step in steps[part] for t in step.t]
         assert entry["loss"] == pytest.approx(sum(losses) / len(losses))
-        assert entry["gradient_norm"] == pytest.approx(max(norms))
+        assert entry["gradient_norm"] == pytest.approx(max(float(step.gradient_norm) for step in steps[part]))
+        for tenth, mean in enumerate(entry["loss_by_t"]):
+            here = range(10 * tenth + 1, 10 * tenth + 11)  # T = 100
+            mine = [loss for loss, t in zip(losses, times, strict=True) if t in here]
+            assert mean == (pytest.approx(sum(mine) / len(mine)) if mine else None)
         assert entry["images_per_s"] > 0
     assert train(trainer, 10, progress=False) == []  # it is there already
 
@@ -244,7 +257,9 @@ def test_training_works_in_a_thread_where_no_handler_may_be_set():
     assert outcome == [([3], None)]
 
 
-@pytest.mark.parametrize("wrong", [{"batch": 0}, {"learning_rate": 0.0}, {"clip_norm": -1.0}])
+@pytest.mark.parametrize(
+    "wrong", [{"batch": 0}, {"learning_rate": 0.0}, {"clip_norm": -1.0}, {"weight_decay": -1.0}, {"ema_decays": ()}]
+)
 def test_a_trainer_refuses_what_cannot_train(wrong):
-    with pytest.raises(ValueError, match="expected batch >= 1, learning_rate > 0 and clip_norm > 0; got"):
+    with pytest.raises(ValueError, match=r"expected batch >= 1, learning_rate > 0, .* and at least one EMA decay; got"):
         toy_trainer(**wrong)

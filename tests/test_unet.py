@@ -1,21 +1,24 @@
 """The U-Net and its time embedding: what its output depends on, plain loops beside its parts, and what it refuses."""
 
 import copy
+import inspect
 import math
 
 import pytest
 import torch
 from torch import nn
 
+from ddpm_lib.blocks import Down, ResidualBlock, SelfAttention, Up, norm
 from ddpm_lib.embedding import timestep_embedding
-from ddpm_lib.unet import ResidualBlock, SelfAttention, UNet, norm
+from ddpm_lib.unet import UNet
+
+SMALL = dict(size=8, channels=2, width=8, multipliers=(1, 2), blocks=1, groups=4, attention=(4,), head_channels=8)
 
 
 def small(perturbed=True, **options):
     """A small network in float64 and evaluation mode; what starts at zero is moved away from it where `perturbed`."""
-    defaults = dict(size=8, channels=2, width=8, multipliers=(1, 2), blocks=1, attention=(4,), heads=2, classes=3)
     torch.manual_seed(0)
-    network = UNet(**{**defaults, **options}).double().eval()
+    network = UNet(**{**SMALL, "classes": 3, **options}).double().eval()
     if perturbed:
         with torch.no_grad():
             for parameter in network.parameters():
@@ -125,6 +128,8 @@ def test_dropout_acts_in_training_only():
         ({"x_t": torch.zeros(3, 2, 8, 8, 1)}, r"got \(3, 2, 8, 8, 1\)"),
         ({"t": torch.tensor([1, 2])}, r"t of shape \(3,\), one per image; got \(2,\)"),
         ({"t": torch.tensor(1)}, r"t of shape \(3,\), one per image; got \(\)"),
+        ({"extra": torch.zeros(3, 8)}, r"an extra embedding of shape \(3, 32\); got \(3, 8\)"),
+        ({"extra": torch.zeros(1, 32)}, r"an extra embedding of shape \(3, 32\); got \(1, 32\)"),
         ({"labels": torch.tensor([0])}, r"labels of shape \(3,\), one per image; got \(1,\)"),
         ({"labels": torch.tensor([0, 4, 1])}, r"0\.\.2, or 3 for no label; got \[0, 4, 1\]"),
         ({"labels": torch.tensor([0, -1, 1])}, r"0\.\.2, or 3 for no label; got \[0, -1, 1\]"),
@@ -149,7 +154,17 @@ def test_an_unconditional_network_refuses_labels():
     [
         ({"size": 10, "multipliers": (1, 2, 2)}, "size 10 cannot be halved 2 times, as 3 levels need"),
         ({"attention": (4, 16)}, r"attention at side 16: the levels have sides \[8, 4\]"),
-        ({"heads": 3}, "3 attention heads do not divide 16 channels"),
+        ({"head_channels": 3}, "heads of 3 channels do not divide 16 channels"),
+        ({"head_channels": -8}, "heads of -8 channels"),
+        ({"groups": 3}, "groups of two channels or more that divide 8 channels evenly; got 3 groups"),
+        ({"groups": 8}, "divide 8 channels evenly; got 8 groups"),  # of one channel each
+        ({"groups": 0}, "got 0 groups"),
+        ({"multipliers": ()}, r"multipliers of at least 1 .*; got \(\) and 8"),
+        ({"multipliers": (1, 0)}, r"multipliers of at least 1 .*; got \(1, 0\) and 8"),
+        ({"width": 9}, "an even width of at least 4; got .* and 9"),
+        ({"blocks": 0}, "blocks and channels of at least 1 .*; got 0, 2 and 3"),
+        ({"channels": 0}, "got 1, 0 and 3"),
+        ({"classes": -1}, "classes of at least 0; got 1, 2 and -1"),
     ],
 )
 def test_a_network_that_cannot_be_built_says_why(options, complaint):
@@ -196,8 +211,9 @@ def test_an_embedding_without_pairs_is_refused(width):
 
 def test_attention_is_what_a_plain_loop_over_heads_and_pixels_gives():
     torch.manual_seed(0)
-    c, heads, side = 8, 2, 3
-    layer, size = SelfAttention(c, heads).double(), c // heads
+    c, heads, side = 12, 3, 3
+    size = c // heads
+    layer = SelfAttention(c, groups=2, head_channels=size).double()
     assert (layer.out.weight == 0).all()  # it starts as the identity
     nn.init.normal_(layer.out.weight)
     x = torch.randn(2, c, side, side, dtype=torch.float64)
@@ -217,11 +233,195 @@ def test_attention_is_what_a_plain_loop_over_heads_and_pixels_gives():
     assert (layer(x) - expected).abs().max() < 1e-12
 
 
-def test_a_group_of_the_norm_holds_four_channels_or_more():
-    for c in range(4, 513):
-        groups = norm(c).num_groups
-        assert c // groups >= 4 and 32 % groups == 0
-        assert groups == 32 or c % 128 != 0, "32 groups, as in DDPM, wherever they fit"
+def test_without_a_size_there_is_one_head_of_all_channels():
+    torch.manual_seed(0)
+    one, all_of_them = (SelfAttention(8, groups=2, head_channels=size) for size in (0, 8))
+    all_of_them.load_state_dict(one.state_dict())
+    assert one.heads == all_of_them.heads == 1 and SelfAttention(8, groups=2, head_channels=2).heads == 4
+
+
+def group_norm_by_hand(x, groups, scale, shift):
+    """(x − mean)/√(variance + 1e-6), image by image, group by group, then channel by channel its scale and shift."""
+    out, size = torch.empty_like(x), x.shape[1] // groups
+    for b in range(len(x)):
+        for group in range(groups):
+            mine = slice(group * size, (group + 1) * size)
+            part = x[b, mine]
+            out[b, mine] = (part - part.mean()) / (part.var(correction=0) + 1e-6).sqrt()
+    return out * scale[:, None, None] + shift[:, None, None]
+
+
+def block_by_hand(block, x, embedding, way):
+    """A residual block from its weights; `way` is how the embedding comes in."""
+    silu, pick = (lambda v: v * torch.sigmoid(v)), lambda values: values[:, :, None, None]
+    h = block.conv_1(silu(group_norm_by_hand(x, 2, block.norm_1.weight, block.norm_1.bias)))
+    told = silu(embedding) @ block.embedding.weight.T + block.embedding.bias
+    c, norm_2 = h.shape[1], (2, block.norm_2.weight, block.norm_2.bias)
+    if way == "added":
+        h = group_norm_by_hand(h + pick(told), *norm_2)
+    elif way == "added after the norm":
+        h = group_norm_by_hand(h, *norm_2) + pick(told)
+    elif way == "FiLM":
+        h = group_norm_by_hand(h, *norm_2) * (1 + pick(told[:, :c])) + pick(told[:, c:])
+    elif way == "shift first":
+        h = group_norm_by_hand(h, *norm_2) * (1 + pick(told[:, c:])) + pick(told[:, :c])
+    elif way == "scale for 1 + scale":
+        h = group_norm_by_hand(h, *norm_2) * pick(told[:, :c]) + pick(told[:, c:])
+    elif way == "before the norm":
+        h = group_norm_by_hand(h * (1 + pick(told[:, :c])) + pick(told[:, c:]), *norm_2)
+    return block.shortcut(x) + block.conv_2(silu(h))
+
+
+@pytest.mark.parametrize("c_out", [4, 6])
+def test_a_residual_block_is_what_plain_arithmetic_gives_and_known_wrong_ones_are_not(c_out):
+    ways = {
+        False: ("added", ["added after the norm"]),
+        True: ("FiLM", ["shift first", "scale for 1 + scale", "before the norm"]),
+    }
+    for scale_shift, (right, wrong) in ways.items():
+        torch.manual_seed(0)
+        block = ResidualBlock(4, c_out, 10, groups=2, scale_shift=scale_shift, dropout=0.0).double()
+        x, embedding = torch.randn(3, 4, 5, 5).double(), torch.randn(3, 10).double()
+        assert torch.equal(block(x, embedding), block.shortcut(x))  # a new one is its shortcut
+        for parameter in block.parameters():
+            nn.init.normal_(parameter)
+        out = block(x, embedding)
+        assert (out - block_by_hand(block, x, embedding, right)).abs().max() < 1e-10
+        for way in wrong:
+            assert (out - block_by_hand(block, x, embedding, way)).abs().max() > 0.1
+
+
+def test_halving_by_a_convolution_pads_right_and_bottom():
+    torch.manual_seed(0)
+    down, x = Down(2, learned=True).double(), torch.randn(1, 2, 4, 6).double()
+    padded = torch.zeros(1, 2, 5, 7).double()
+    padded[:, :, :4, :6] = x
+    expected = torch.empty(1, 2, 2, 3).double()
+    for row in range(2):
+        for column in range(3):
+            patch = padded[0, :, 2 * row : 2 * row + 3, 2 * column : 2 * column + 3]
+            expected[0, :, row, column] = (down.conv.weight * patch).sum((1, 2, 3)) + down.conv.bias
+    assert (down(x) - expected).abs().max() < 1e-12
+    elsewhere = nn.functional.conv2d(x, down.conv.weight, down.conv.bias, stride=2, padding=1)  # left and top, too
+    assert (down(x) - elsewhere).abs().max() > 0.1
+
+
+def test_plain_resampling_averages_squares_and_repeats_pixels():
+    x = torch.arange(24.0).reshape(1, 2, 3, 4)
+    down, up = Down(2, learned=False), Up(2, learned=False)
+    assert not list(down.parameters()) and not list(up.parameters())
+    small = down(x[:, :, :2])
+    assert small.tolist() == [[[[2.5, 4.5]], [[14.5, 16.5]]]]
+    assert torch.equal(up(x), x.repeat_interleave(2, 2).repeat_interleave(2, 3))
+    assert torch.equal(down(up(x)), x)
+
+
+def test_learned_enlarging_convolves_repeated_pixels():
+    torch.manual_seed(0)
+    up, x = Up(2, learned=True), torch.randn(1, 2, 3, 3)
+    assert torch.equal(up(x), up.conv(Up(2, learned=False)(x)))
+
+
+@pytest.mark.parametrize("options", [{"learned_resampling": False}, {"scale_shift": True}, {"head_channels": 0}])
+def test_the_network_has_what_its_options_name(options):
+    plain, other = small(), small(**options)
+    assert small(**options)(*inputs()).std() > 0
+    counts = [sum(p.numel() for p in network.parameters()) for network in (plain, other)]
+    expected = {
+        "learned_resampling": -(9 * 8 * 8 + 8) - (9 * 16 * 16 + 16),  # no convolution of 8 channels down, of 16 up
+        "scale_shift": (32 + 1) * (8 + 16 + 2 * 16 + 2 * 16 + 2 * 8),  # as many numbers again from each embedding
+        "head_channels": 0,
+    }
+    assert counts[1] - counts[0] == expected[next(iter(options))]
+
+
+def test_the_norm_has_the_groups_it_was_given():
+    layers = [module for module in small().modules() if isinstance(module, nn.GroupNorm)]
+    assert {layer.num_groups for layer in layers} == {4} and {layer.eps for layer in layers} == {1e-6}
+    for c, groups in ((8, 3), (8, 8), (8, 16), (4, 0), (4, -2)):
+        with pytest.raises(ValueError, match=f"divide {c} channels evenly; got {groups} groups"):
+            norm(c, groups)
+
+
+def test_an_extra_embedding_is_added_to_that_of_t_and_label():
+    network, (x_t, t, labels) = small(), inputs()
+    extra = torch.randn(3, network.embed_width, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    assert network.embed_width == 32
+    assert torch.equal(network(x_t, t, labels, torch.zeros_like(extra)), network(x_t, t, labels))
+    told = network(x_t, t, labels, extra)
+    assert ((told - network(x_t, t, labels)).abs().amax((1, 2, 3)) > 1e-3).all()
+    for i in range(3):  # the same by hand: each image's extra in the label's place
+        with torch.no_grad():
+            other = copy.deepcopy(network)
+            other.label.weight[labels[i]] += extra[i]
+            assert (other(x_t, t, labels) - told)[i].abs().max() < 1e-12
+    unlabelled = small(classes=0)
+    assert not torch.equal(unlabelled(x_t, t, extra=extra), unlabelled(x_t, t))
+
+
+def test_the_label_s_row_is_added_to_the_time_s_embedding():
+    network, (x_t, t, labels) = small(), inputs()
+    assert network.label.weight.shape == (4, 32)
+    alike = copy.deepcopy(network)
+    with torch.no_grad():  # all labels made like label 1
+        alike.label.weight.copy_(network.label.weight[1])
+    assert torch.equal(alike(x_t, t, labels), network(x_t, t, torch.ones_like(labels)))
+
+
+def test_the_gradient_is_that_of_finite_differences():
+    network = small(size=4, channels=1, width=4, groups=2, scale_shift=True, attention=())
+    x_t, t, labels = inputs(2, side=4, channels=1)
+    x_t.requires_grad_()
+    extra = torch.zeros(2, 16, dtype=torch.float64, requires_grad=True)
+
+    def run(x_t, extra, *_):
+        return network(x_t, t, labels, extra)
+
+    assert torch.autograd.gradcheck(run, (x_t, extra, *network.parameters()), fast_mode=True)
+
+
+def backward(network, batch, seed=0):
+    """The gradients of a step, by name, and the bytes of activations that the step kept for it."""
+    kept = {}
+
+    def note(tensor):
+        kept[tensor.untyped_storage().data_ptr(), tensor.untyped_storage().nbytes()] = tensor  # held: none moves in
+        return tensor
+
+    network.zero_grad()
+    torch.manual_seed(seed)
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        loss = network(*batch).square().mean()
+    held = {key[0] for key in kept} - {p.untyped_storage().data_ptr() for p in network.parameters()}
+    bytes_kept = sum(size for address, size in kept if address in held)
+    kept.clear()
+    loss.backward()
+    return {name: parameter.grad for name, parameter in network.named_parameters()}, bytes_kept
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+def test_gradient_checkpointing_gives_the_same_gradients_and_keeps_less(dropout):
+    batch = (*inputs(), torch.randn(3, 32, generator=torch.Generator().manual_seed(4), dtype=torch.float64))
+    plain = small(dropout=dropout, multipliers=(1, 2, 2), blocks=2, gradient_checkpointing=False).train()
+    lean = small(dropout=dropout, multipliers=(1, 2, 2), blocks=2, gradient_checkpointing=True).train()
+    (expected, much), (got, little) = backward(plain, batch), backward(lean, batch)
+    assert len(got) == len(expected) and all(gradient is not None for gradient in got.values())
+    for name, gradient in got.items():
+        assert torch.equal(gradient, expected[name]), name
+    assert little < much / 3
+    other, _ = backward(plain, batch, seed=1)
+    assert all(torch.equal(other[name], gradient) for name, gradient in expected.items()) == (dropout == 0)
+    with torch.no_grad():
+        assert torch.equal(lean.eval()(*batch), plain.eval()(*batch))
+
+
+def test_the_configuration_builds_the_same_network_again():
+    network = small(scale_shift=True, dropout=0.2)
+    assert network.config.keys() == inspect.signature(UNet).parameters.keys()
+    again = UNet(**network.config)
+    assert again.config == network.config
+    assert {n: p.shape for n, p in again.named_parameters()} == {n: p.shape for n, p in network.named_parameters()}
+    assert network.config["dropout"] == 0.2 and network.config["multipliers"] == (1, 2)
 
 
 def test_a_copy_of_the_weights_is_the_same_network():

@@ -1,0 +1,642 @@
+"""The checks of chapter 10, the U-Net. The routes are plain: rotations step by step, autograd, loops over pixels."""
+
+import math
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from scipy.signal import correlate2d
+from torch import nn
+
+from ddpm_lib.blocks import ResidualBlock, SelfAttention
+from ddpm_lib.checks import apart, check, largest
+from ddpm_lib.checks.chapter_01 import hermite
+
+
+def hands(last, omega):
+    """Sines and cosines of ω·τ for τ = 0..last, (last + 1, len(ω)) each: τ turns by ω, one after the other."""
+    turn = np.exp(1j * np.asarray(omega))
+    points = np.cumprod(np.vstack([np.ones_like(turn), np.tile(turn, (last, 1))]), axis=0)
+    return points.imag, points.real
+
+
+@check("10.1", "time embedding", "implementation", "clock hands, turned one step at a time", to=2e-4)
+def time_embedding(f):
+    """f(t, width, max_period) returns (B, width), computed in float32: angles up to 999 cost four digits."""
+    worst = 0.0
+    for t, width, period in (
+        ([1000, 1, 17, 2, 500, 3], 16, 10_000.0),
+        ([7, 1, 400], 4, 500.0),
+        ([2, 1, 999, 64], 128, 10_000.0),
+    ):
+        sines, cosines = hands(max(t), np.geomspace(1, 1 / period, width // 2))
+        row = np.array(t) - 1  # published networks count from 0
+        expected = np.concatenate([sines[row], cosines[row]], axis=1)
+        worst = largest(worst, apart(f(torch.tensor(t), width, period), expected))
+    return worst
+
+
+def _angles(t, width, max_period, shift=1, gap=1):
+    """The angles (B, width/2) in float64; gap: 1 if the last frequency is 1/max_period, 0 if the one after it is."""
+    half = width // 2
+    power = torch.arange(half, dtype=torch.float64) / (half - gap)
+    return (t - shift).double()[:, None] * max_period**-power
+
+
+@time_embedding.wrong("t in place of t − 1", seen="networks whose steps count from 0, copied beside a t from 1")
+def _(t, width, max_period):
+    angle = _angles(t, width, max_period, shift=0)
+    return torch.cat([angle.sin(), angle.cos()], 1)
+
+
+@time_embedding.wrong("cosines first", seen="openai/guided-diffusion; right for its own weights only")
+def _(t, width, max_period):
+    angle = _angles(t, width, max_period)
+    return torch.cat([angle.cos(), angle.sin()], 1)
+
+
+@time_embedding.wrong(
+    "half in place of half − 1 in the frequencies", seen="openai/guided-diffusion; right for its own weights only"
+)
+def _(t, width, max_period):
+    angle = _angles(t, width, max_period, gap=0)
+    return torch.cat([angle.sin(), angle.cos()], 1)
+
+
+@time_embedding.wrong(
+    "sine and cosine alternate", seen="Vaswani et al. 2017 as printed; right for its own weights only"
+)
+def _(t, width, max_period):
+    angle = _angles(t, width, max_period)
+    return torch.stack([angle.sin(), angle.cos()], 2).flatten(1)
+
+
+@time_embedding.wrong("sine on even rows, cosine on odd rows, not on columns", seen="dataflowr; BrianPulfer issue 9")
+def _(t, width, max_period):
+    table = _angles(torch.arange(1, 1001), width, max_period).repeat(1, 2)
+    table[0::2] = table[0::2].sin()
+    table[1::2] = table[0::2].cos()  # the cosine of a sine, that of another t
+    return table[t - 1]
+
+
+@time_embedding.wrong("t/T in place of t − 1", seen="a relative time, handed to frequencies made for whole steps")
+def _(t, width, max_period):
+    angle = _angles(t, width, max_period, shift=0) / 1000
+    return torch.cat([angle.sin(), angle.cos()], 1)
+
+
+@check("10.2", "a shift in time is a rotation", "identity", "least squares over 200 times", to=1e-9)
+def shift_is_rotation(f):
+    """f(omega, k) returns the matrix, (2, 2), that takes (sin ωτ, cos ωτ) to (sin ω(τ + k), cos ω(τ + k))."""
+    worst = 0.0
+    for omega, k in ((1.0, 1), (0.3, 5), (0.02, 40), (0.7, -3)):
+        now, later = (
+            np.stack([np.sin(omega * tau), np.cos(omega * tau)], 1) for tau in (np.arange(200), np.arange(200) + k)
+        )
+        matrix = np.linalg.lstsq(now, later, rcond=None)[0].T
+        worst = largest(worst, apart(f(omega, k), matrix))
+    return worst
+
+
+def _matrix(rows):
+    return torch.tensor(rows, dtype=torch.float64)
+
+
+@shift_is_rotation.states
+def _(omega, k):
+    c, s = math.cos(omega * k), math.sin(omega * k)
+    return _matrix([[c, s], [-s, c]])
+
+
+@shift_is_rotation.wrong("the matrix for pairs (cos, sin)", seen="the order of the pair mixed up")
+def _(omega, k):
+    c, s = math.cos(omega * k), math.sin(omega * k)
+    return _matrix([[c, -s], [s, c]])
+
+
+@shift_is_rotation.wrong("a reflection: determinant −1", seen="a sign lost in the addition theorems")
+def _(omega, k):
+    c, s = math.cos(omega * k), math.sin(omega * k)
+    return _matrix([[c, s], [s, -c]])
+
+
+@shift_is_rotation.wrong("the same angle k for every hand", seen="ω forgotten")
+def _(omega, k):
+    c, s = math.cos(k), math.sin(k)
+    return _matrix([[c, s], [-s, c]])
+
+
+@check("10.3", "Gram matrix of the embedding", "identity", "inner products of clock hands", to=1e-9)
+def gram(f):
+    """f(s, t, omega) returns e(s)·e(t) for one pair of times; omega: the h frequencies, a float64 tensor (h,)."""
+    worst = 0.0
+    for omega in (np.geomspace(1, 1e-4, 8), np.array([0.9, 0.31, 0.05])):
+        rows = np.concatenate(hands(400, omega), axis=1)
+        for s, t in ((1, 1), (3, 1), (1, 8), (400, 90), (250, 251)):
+            inner = rows[s - 1] @ rows[t - 1]
+            worst = largest(worst, abs(float(f(s, t, torch.from_numpy(omega))) - inner))
+    return worst
+
+
+@gram.states
+def _(s, t, omega):
+    return ((s - t) * omega).cos().sum()
+
+
+@gram.wrong("cos ω(s + t)", seen="a sign lost in the addition theorem")
+def _(s, t, omega):
+    return ((s + t - 2) * omega).cos().sum()
+
+
+@gram.wrong("the mean over the hands, not the sum", seen="a cosine similarity taken for an inner product")
+def _(s, t, omega):
+    return ((s - t) * omega).cos().mean()
+
+
+@gram.wrong("sin ω(s − t): 0 at s = t", seen="sine and cosine mixed up")
+def _(s, t, omega):
+    return ((s - t) * omega).sin().sum()
+
+
+@check("10.4", "receptive field", "identity", "autograd through a stack of convolutions", to=1e-9)
+def receptive_field(f):
+    """f(kernels, strides) returns the extent of the input, in pixels, on which one output pixel depends."""
+    worst = 0.0
+    for kernels, strides in (
+        ((3,), (1,)),
+        ((3, 5, 2), (1, 1, 1)),
+        ((3, 3, 3, 3), (2, 1, 2, 1)),
+        ((5, 1, 3, 4), (1, 3, 2, 2)),
+        ((2, 7, 3), (4, 2, 3)),
+    ):
+        x = torch.ones(1, 1, 400, dtype=torch.float64, requires_grad=True)
+        h = x
+        for k, s in zip(kernels, strides, strict=True):
+            h = F.conv1d(h, torch.ones(1, 1, k, dtype=torch.float64), stride=s)
+        (gradient,) = torch.autograd.grad(h[0, 0, h.shape[2] // 2], x)
+        seen = gradient[0, 0].nonzero()
+        worst = largest(worst, abs(float(f(kernels, strides)) - int(seen.max() - seen.min() + 1)))
+    return worst
+
+
+@receptive_field.states
+def _(kernels, strides):
+    size, jump = 1, 1
+    for k, s in zip(kernels, strides, strict=True):
+        size, jump = size + (k - 1) * jump, jump * s
+    return size
+
+
+@receptive_field.wrong("the layer's own stride counts already", seen="size and jump updated in the wrong order")
+def _(kernels, strides):
+    size, jump = 1, 1
+    for k, s in zip(kernels, strides, strict=True):
+        jump = jump * s
+        size = size + (k - 1) * jump
+    return size
+
+
+@receptive_field.wrong("strides ignored", seen="the rule for plain stacks, used for all")
+def _(kernels, strides):
+    return 1 + sum(k - 1 for k in kernels)
+
+
+@receptive_field.wrong("k in place of k − 1: shared pixels counted twice", seen="a common slip")
+def _(kernels, strides):
+    size, jump = 1, 1
+    for k, s in zip(kernels, strides, strict=True):
+        size, jump = size + k * jump, jump * s
+    return size
+
+
+@receptive_field.wrong("the product of the kernels", seen="fields multiplied, as if no two neighbours overlapped")
+def _(kernels, strides):
+    return math.prod(kernels)
+
+
+@check("10.5", "group norm", "definition", "PyTorch's group norm, the one that the blocks use", to=1e-9)
+def group_norm(f):
+    """f(x, groups, gain, bias, eps) for x (B, C, H, W); gain and bias: (C,)."""
+    worst, generator = 0.0, torch.Generator().manual_seed(0)
+    for shape, groups in (((3, 6, 2, 4), 2), ((2, 12, 3, 1), 3), ((2, 4, 2, 2), 1), ((2, 6, 3, 2), 6)):
+        size = torch.randn(shape[:2], generator=generator, dtype=torch.float64)[:, :, None, None].exp()
+        x = 0.7 + size * torch.randn(shape, generator=generator, dtype=torch.float64)  # channels of unlike size
+        gain, bias = torch.randn(2, shape[1], generator=generator, dtype=torch.float64)
+        for eps in (1e-6, 0.3):
+            worst = largest(worst, apart(f(x, groups, gain, bias, eps), F.group_norm(x, groups, gain, bias, eps)))
+    return worst
+
+
+def _normalised(x, groups, gain, bias, eps, correction=0, dims=(2,)):
+    """`dims` of (B, groups, entries of a group) are those over which mean and variance run."""
+    grouped = x.reshape(len(x), groups, -1)
+    mean, var = grouped.mean(dims, keepdim=True), grouped.var(dims, correction=correction, keepdim=True)
+    z = ((grouped - mean) / (var + eps).sqrt()).reshape(x.shape)
+    return z * gain[:, None, None] + bias[:, None, None]
+
+
+@group_norm.states
+def _(x, groups, gain, bias, eps):
+    return _normalised(x, groups, gain, bias, eps)
+
+
+@group_norm.wrong("the variance divides by n − 1", seen="torch.var with its default")
+def _(x, groups, gain, bias, eps):
+    return _normalised(x, groups, gain, bias, eps, correction=1)
+
+
+@group_norm.wrong("mean and variance run over the batch too", seen="batch norm taken for group norm")
+def _(x, groups, gain, bias, eps):
+    return _normalised(x, groups, gain, bias, eps, dims=(0, 2))
+
+
+@group_norm.wrong("every channel is a group", seen="instance norm taken for group norm")
+def _(x, groups, gain, bias, eps):
+    return _normalised(x, x.shape[1], gain, bias, eps)
+
+
+@group_norm.wrong("ε is added to the standard deviation", seen="a common slip, invisible while ε is tiny")
+def _(x, groups, gain, bias, eps):
+    grouped = x.reshape(len(x), groups, -1)
+    std = grouped.var(2, correction=0, keepdim=True).sqrt()
+    z = ((grouped - grouped.mean(2, keepdim=True)) / (std + eps)).reshape(x.shape)
+    return z * gain[:, None, None] + bias[:, None, None]
+
+
+@group_norm.wrong("channel c belongs to group c mod G", seen="neighbouring channels dealt out like cards")
+def _(x, groups, gain, bias, eps):
+    order = torch.arange(x.shape[1]).reshape(-1, groups).T.flatten()
+    out = torch.empty_like(x)
+    out[:, order] = _normalised(x[:, order], groups, gain[order], bias[order], eps)
+    return out
+
+
+def _shuffled(module, seed):
+    """The module in float64, with random numbers in every parameter: what starts at zero could hide a slip."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in module.double().parameters():
+            parameter.copy_(0.6 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64))
+    return module
+
+
+def _numbers(module):
+    """Weight and bias of a layer as numpy arrays."""
+    return module.weight.detach().numpy(), module.bias.detach().numpy()
+
+
+def _norm_by_loops(x, layer, groups):
+    gain, bias = _numbers(layer)
+    out = np.empty_like(x)
+    for image in range(len(x)):
+        for channels in np.split(np.arange(x.shape[1]), groups):
+            part = x[image, channels]
+            out[image, channels] = (part - part.mean()) / np.sqrt(((part - part.mean()) ** 2).mean() + 1e-6)
+    return out * gain[:, None, None] + bias[:, None, None]
+
+
+def _conv_by_loops(x, layer):
+    """Zeros all around, so that the size stays: one output channel of one image after the other."""
+    weight, bias = _numbers(layer)
+    return np.stack(
+        [
+            [sum(correlate2d(c, k, "same") for c, k in zip(image, kernels, strict=True)) for kernels in weight]
+            for image in x
+        ]
+    ) + bias.reshape(-1, 1, 1)
+
+
+def _silu(x):
+    return x / (1 + np.exp(-x))
+
+
+class _Mask(nn.Module):
+    """In dropout's place: a multiplication with known numbers, so that a loop can repeat it."""
+
+    def __init__(self, values):
+        super().__init__()
+        self.values = values
+
+    def forward(self, h):
+        return h * self.values
+
+
+def _block_by_loops(block, x, embedding, groups, scale_shift, mask):
+    h = _conv_by_loops(_silu(_norm_by_loops(x, block.norm_1, groups)), block.conv_1)
+    weight, bias = _numbers(block.embedding)
+    told = np.array([[row @ _silu(e) + b for row, b in zip(weight, bias, strict=True)] for e in embedding])
+    c_out = h.shape[1]
+    if not scale_shift:
+        for image in range(len(h)):
+            for c in range(c_out):
+                h[image, c] += told[image, c]
+    h = _norm_by_loops(h, block.norm_2, groups)
+    if scale_shift:
+        for image in range(len(h)):
+            for c in range(c_out):
+                h[image, c] += told[image, c] * h[image, c]
+                h[image, c] += told[image, c_out + c]
+    shortcut = x if x.shape[1] == c_out else _conv_by_loops(x, block.shortcut)
+    return shortcut + _conv_by_loops(_silu(h) * mask, block.conv_2)
+
+
+@check("10.6", "residual block", "implementation", "loops over images and channels, in numpy", to=1e-9)
+def residual_block(f):
+    """f(c_in, c_out, embed, groups=, scale_shift=, dropout=) returns a module, called as module(x, embedding).
+
+    Its layers are norm_1, conv_1, embedding, norm_2, dropout, conv_2 and (where c_in ≠ c_out) shortcut.
+    """
+    worst, random = 0.0, np.random.default_rng(0)
+    for c_in, c_out, groups, scale_shift in ((4, 4, 2, False), (6, 4, 2, False), (4, 4, 2, True), (3, 6, 1, True)):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            block = f(c_in, c_out, 5, groups=groups, scale_shift=scale_shift, dropout=0.25).double()
+        x, embedding = random.standard_normal((2, c_in, 3, 4)), random.standard_normal((2, 5))
+        inputs = torch.from_numpy(x), torch.from_numpy(embedding)
+        start = x if c_in == c_out else _conv_by_loops(x, block.shortcut)
+        worst = largest(worst, apart(block(*inputs), start))  # a new block is its shortcut
+        mask = random.uniform(0.3, 2, (2, c_out, 3, 4))
+        worst += abs(block.dropout.p - 0.25)
+        block.dropout = _Mask(torch.from_numpy(mask))
+        expected = _block_by_loops(_shuffled(block, c_out), x, embedding, groups, scale_shift, mask)
+        worst = largest(worst, apart(block(*inputs), expected))
+    return worst
+
+
+# The right block in pieces, each a function of the block and what it works on. A wrong version replaces one of them.
+_BLOCK = {
+    "first": lambda b, x: b.conv_1(F.silu(b.norm_1(x))),
+    "told": lambda b, embedding: b.embedding(F.silu(embedding)),
+    "add": lambda b, h, told: b.norm_2(h + told),
+    "film": lambda b, h, scale, shift: b.norm_2(h) * (1 + scale) + shift,
+    "second": lambda b, h: b.conv_2(b.dropout(F.silu(h))),
+    "join": lambda b, x, branch: b.shortcut(x) + branch,
+}
+
+
+class _BlockOfPieces(ResidualBlock):
+    def __init__(self, sizes, options, **changed):
+        super().__init__(*sizes, **options)
+        self.pieces = _BLOCK | changed
+
+    def forward(self, x, embedding):
+        p = self.pieces
+        h, told = p["first"](self, x), p["told"](self, embedding)[:, :, None, None]
+        h = p["film"](self, h, *told.chunk(2, dim=1)) if self.scale_shift else p["add"](self, h, told)
+        return p["join"](self, x, p["second"](self, h))
+
+
+@residual_block.wrong("scale in place of 1 + scale", seen="features multiplied by about 0 at the start")
+def _(*sizes, **options):
+    return _BlockOfPieces(sizes, options, film=lambda b, h, scale, shift: b.norm_2(h) * scale + shift)
+
+
+@residual_block.wrong("scale and shift swapped", seen="the halves of one linear layer, taken in the other order")
+def _(*sizes, **options):
+    return _BlockOfPieces(sizes, options, film=lambda b, h, shift, scale: b.norm_2(h) * (1 + scale) + shift)
+
+
+@residual_block.wrong("scale and shift before the norm, which undoes part of them", seen="a common slip")
+def _(*sizes, **options):
+    return _BlockOfPieces(sizes, options, film=lambda b, h, scale, shift: b.norm_2(h * (1 + scale) + shift))
+
+
+@residual_block.wrong("the embedding is added after the second norm", seen="the two ways of telling the time mixed up")
+def _(*sizes, **options):
+    return _BlockOfPieces(sizes, options, add=lambda b, h, told: b.norm_2(h) + told)
+
+
+@residual_block.wrong("no SiLU on the embedding", seen="a common slip")
+def _(*sizes, **options):
+    return _BlockOfPieces(sizes, options, told=lambda b, embedding: b.embedding(embedding))
+
+
+@residual_block.wrong("no shortcut", seen="a plain stack of convolutions")
+def _(*sizes, **options):
+    return _BlockOfPieces(sizes, options, join=lambda b, x, branch: branch)
+
+
+@residual_block.wrong("the shortcut starts after the norm", seen="one variable, x, overwritten on the way")
+def _(*sizes, **options):
+    return _BlockOfPieces(sizes, options, join=lambda b, x, branch: b.shortcut(b.norm_1(x)) + branch)
+
+
+@residual_block.wrong("SiLU before the norm", seen="a common slip")
+def _(*sizes, **options):
+    return _BlockOfPieces(sizes, options, first=lambda b, x: b.conv_1(b.norm_1(F.silu(x))))
+
+
+@residual_block.wrong("ReLU in place of SiLU", seen="the blocks of ResNet, copied")
+def _(*sizes, **options):
+    return _BlockOfPieces(sizes, options, second=lambda b, h: b.conv_2(b.dropout(F.relu(h))))
+
+
+@residual_block.wrong("dropout after the last convolution", seen="a common slip")
+def _(*sizes, **options):
+    return _BlockOfPieces(sizes, options, second=lambda b, h: b.dropout(b.conv_2(F.silu(h))))
+
+
+@residual_block.wrong("the last convolution does not start at zero", seen="a layer left as PyTorch makes it")
+def _(*sizes, **options):
+    block = ResidualBlock(*sizes, **options)
+    block.conv_2.reset_parameters()
+    return block
+
+
+@check("10.7", "scale of the scores", "identity", "the variance of 20,000 simulated scores")
+def scale_of_the_scores(f):
+    """f(d) returns Var(q·k) for q and k with d independent entries of mean 0 and variance 1."""
+    scores, n, random = [], 20_000, np.random.default_rng(0)
+    for d, draw in (
+        (2, random.standard_normal),
+        (5, lambda size: random.uniform(-(3**0.5), 3**0.5, size)),
+        (16, lambda size: random.choice([-1.0, 1.0], size)),
+        (64, random.standard_normal),
+    ):
+        products = (draw((n, d)) * draw((n, d))).sum(1)
+        squares = (products - products.mean()) ** 2
+        scores.append(abs(squares.mean() - float(f(d))) / (squares.std() / n**0.5))
+    return largest(*scores)
+
+
+@scale_of_the_scores.states
+def _(d):
+    return d
+
+
+@scale_of_the_scores.wrong("√d, which is the standard deviation", seen="variance and standard deviation mixed up")
+def _(d):
+    return d**0.5
+
+
+@scale_of_the_scores.wrong("d²: standard deviations are added", seen="the terms taken for one and the same number")
+def _(d):
+    return d**2
+
+
+@scale_of_the_scores.wrong("2·d: the variance of q·q", seen="key and query taken for the same vector")
+def _(d):
+    return 2 * d
+
+
+def _attention_by_loops(layer, x, groups, heads):
+    """One image, one head, one asking pixel after the other; pixels are numbered row by row."""
+    c, side = x.shape[1], x.shape[2:]
+    pixels = _norm_by_loops(x, layer.norm, groups).reshape(len(x), c, -1)
+    weight, bias = _numbers(layer.qkv)
+    answer = np.zeros_like(pixels)
+    for image in range(len(x)):
+        q, k, v = np.split(weight[:, :, 0, 0] @ pixels[image] + bias[:, None], 3)  # (C, H·W) each
+        for mine in np.split(np.arange(c), heads):
+            for asking in range(q.shape[1]):
+                likeness = [
+                    math.exp(q[mine, asking] @ k[mine, other] / len(mine) ** 0.5) for other in range(q.shape[1])
+                ]
+                for other, weight_of_other in enumerate(likeness):
+                    answer[image, mine, asking] += weight_of_other / sum(likeness) * v[mine, other]
+    weight_out, bias_out = _numbers(layer.out)
+    return x + (weight_out[:, :, 0, 0] @ answer + bias_out[:, None]).reshape(len(x), c, *side)
+
+
+@check("10.8", "self-attention", "implementation", "loops over heads and pixels, in numpy", to=1e-9)
+def self_attention(f):
+    """f(c, groups=, head_channels=) returns a module. Its layers are norm, qkv (queries, keys, values) and out."""
+    worst, random = 0.0, np.random.default_rng(0)
+    for c, groups, head_channels, heads in ((6, 3, 2, 3), (8, 2, 4, 2), (4, 1, 0, 1)):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            layer = f(c, groups=groups, head_channels=head_channels).double()
+        x = random.standard_normal((2, c, 2, 3))
+        worst = largest(worst, apart(layer(torch.from_numpy(x)), x))  # a new layer is the identity
+        expected = _attention_by_loops(_shuffled(layer, c), x, groups, heads)
+        worst = largest(worst, apart(layer(torch.from_numpy(x)), expected))
+    return worst
+
+
+# The right layer in pieces, as above.
+_LAYER = {
+    "split": lambda a, qkv: rearrange(qkv, "b (three n c) h w -> three b n (h w) c", three=3, n=a.heads),
+    "scale": lambda a, q: q.shape[-1] ** -0.5,
+    "weights": lambda a, scores: scores.softmax(-1),
+    "merge": lambda a, attended, side: rearrange(attended, "b n (h w) c -> b (n c) h w", h=side),
+    "join": lambda a, x, branch: x + branch,
+}
+
+
+class _LayerOfPieces(SelfAttention):
+    def __init__(self, c, options, **changed):
+        super().__init__(c, **options)
+        self.pieces = _LAYER | changed
+
+    def forward(self, x):
+        p = self.pieces
+        q, k, v = p["split"](self, self.qkv(self.norm(x)))
+        weights = p["weights"](self, q @ k.transpose(-1, -2) * p["scale"](self, q))
+        return p["join"](self, x, self.out(p["merge"](self, weights @ v, x.shape[2])))
+
+
+@self_attention.wrong("the scores are not scaled", seen="a common slip")
+def _(c, **options):
+    return _LayerOfPieces(c, options, scale=lambda a, q: 1.0)
+
+
+@self_attention.wrong("divided by d, not by √d", seen="variance and standard deviation mixed up")
+def _(c, **options):
+    return _LayerOfPieces(c, options, scale=lambda a, q: 1 / q.shape[-1])
+
+
+@self_attention.wrong("scaled with all channels, not with a head's", seen="a layer of one head, given more")
+def _(c, **options):
+    return _LayerOfPieces(c, options, scale=lambda a, q: c**-0.5)
+
+
+@self_attention.wrong("the softmax runs over the queries", seen="dim=-2 for dim=-1")
+def _(c, **options):
+    return _LayerOfPieces(c, options, weights=lambda a, scores: scores.softmax(-2))
+
+
+@self_attention.wrong("queries and keys swapped", seen="the scores transposed")
+def _(c, **options):
+    return _LayerOfPieces(c, options, weights=lambda a, scores: scores.transpose(-1, -2).softmax(-1))
+
+
+@self_attention.wrong(
+    "heads outermost, q, k and v within", seen="openai/guided-diffusion's older order of the channels"
+)
+def _(c, **options):
+    order = "b (n three c) h w -> three b n (h w) c"
+    return _LayerOfPieces(c, options, split=lambda a, qkv: rearrange(qkv, order, three=3, n=a.heads))
+
+
+@self_attention.wrong("heads merged in the wrong order", seen="a reshape without the transposition that belongs to it")
+def _(c, **options):
+    return _LayerOfPieces(
+        c,
+        options,
+        merge=lambda a, attended, side: attended.transpose(-1, -2).transpose(1, 2).reshape(len(attended), c, side, -1),
+    )
+
+
+@self_attention.wrong("no shortcut", seen="attention in the place of the residual block, not after it")
+def _(c, **options):
+    return _LayerOfPieces(c, options, join=lambda a, x, branch: branch)
+
+
+@self_attention.wrong("the last layer does not start at zero", seen="a layer left as PyTorch makes it")
+def _(c, **options):
+    layer = SelfAttention(c, **options)
+    layer.out.reset_parameters()
+    return layer
+
+
+@check("10.9", "loss of a network", "identity", "quadrature over image and noise", to=1e-9)
+def loss_of_a_network(f):
+    """f(cov, second_moment) returns E(ε − ε̂)², from Cov(ε, ε̂) and E ε̂², for one pixel."""
+    worst, (node, weight) = 0.0, hermite(60)
+    x_0, eps = 0.4 + 0.5 * node, node.T  # (60, 1) and (1, 60)
+    joint = weight[:, None] * weight[None, :]
+    for signal, noise, network in (
+        (0.8, 0.6, lambda x: 0.7 * x + 0.3),
+        (0.6, 0.8, lambda x: 0.2 * x**2 - 0.5 * x + 0.4),
+        (0.3, 0.3, lambda x: 0 * x - 0.9),
+        (0.5, 0.75**0.5, lambda x: -0.8 * x),
+    ):
+        eps_hat = network(signal * x_0 + noise * eps)
+
+        def mean(values):
+            return float((joint * values).sum())
+
+        cov = mean((eps - mean(eps)) * (eps_hat - mean(eps_hat)))
+        got = f(torch.tensor(cov, dtype=torch.float64), torch.tensor(mean(eps_hat**2), dtype=torch.float64))
+        worst = largest(worst, abs(float(got) - mean((eps - eps_hat) ** 2)))
+    return worst
+
+
+@loss_of_a_network.states
+def _(cov, second_moment):
+    return 1 - 2 * cov + second_moment
+
+
+@loss_of_a_network.wrong("the covariance counted once", seen="a common slip")
+def _(cov, second_moment):
+    return 1 - cov + second_moment
+
+
+@loss_of_a_network.wrong("the covariance's sign", seen="the rule for a sum, used for a difference")
+def _(cov, second_moment):
+    return 1 + 2 * cov + second_moment
+
+
+@loss_of_a_network.wrong(
+    "the estimate's size taken off, not added", seen="the loss of the perfect network, used for all"
+)
+def _(cov, second_moment):
+    return 1 - second_moment
+
+
+@loss_of_a_network.wrong(
+    "the network's output taken for independent of the noise", seen="its start taken for all of it"
+)
+def _(cov, second_moment):
+    return 1 + second_moment

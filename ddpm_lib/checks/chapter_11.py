@@ -1,0 +1,452 @@
+"""The checks of chapter 11, training. The routes count, minimise, or keep every past weight and average at the end."""
+
+import copy
+from fractions import Fraction
+from itertools import islice, permutations
+
+import numpy as np
+import torch
+from scipy.optimize import minimize
+from torch import nn
+
+from ddpm_lib.checks import apart, check, largest
+
+BROKEN = 1000.0  # the z of a promise without chance in it, for each thing that breaks it
+
+
+def take(batches, count):
+    """The first `count` batches, one beside the other: (count, batch), float64, so that NaN may come along."""
+    return torch.stack([torch.as_tensor(rows).double() for rows in islice(batches, count)])
+
+
+@check(
+    "11.1",
+    "batches",
+    "implementation",
+    "epochs counted, runs resumed at every batch, the orders of 6,000 seeds",
+)
+def batches(f):
+    """f(n, batch, seed, start) yields batches of indices without end: (batch,), int64, the first is number `start`."""
+    broken, orders = [], []
+    for n, batch in ((7, 3), (5, 5), (10, 4), (3, 8)):
+        count = 6 * n  # batches: a whole number of epochs, 6·batch
+        stream = take(f(n, batch, 3, 0), count)
+        epochs = stream.flatten().reshape(-1, n)
+        broken += [apart(epochs.sort(1).values, torch.arange(n).double().expand(len(epochs), n))]
+        broken += [apart(take(f(n, batch, 3, k), 4), stream[k : k + 4]) for k in range(count - 4)]
+        broken += [apart(take(f(n, batch, 3, 0), 4), stream[:4])]
+    first = take(f(1000, 100, 0, 0), 20).flatten().reshape(2, 1000)
+    later = take(f(1000, 100, 1, 0), 10).flatten()
+    pairs = ((first[0], first[1]), (first[0], later), (first[1], later))  # other epochs, other seeds, other orders
+    scores = [np.abs(np.corrcoef(a, b)[0, 1]) * 1000**0.5 for a, b in pairs]
+    scores += [abs(np.corrcoef(first[0, 1:], first[0, :-1])[0, 1]) * 1000**0.5]  # neighbours in the data set part
+    # Every order of four images in the first epoch, beside every first image of the second, comes as often as another.
+    n, seeds = 4, 6000
+    for seed in range(seeds):
+        orders.append(take(f(n, n, seed, 0), 2).flatten()[: n + 1])
+    orders, p = torch.stack(orders), 1 / 96
+    for order in permutations(range(n)):
+        same = (orders[:, :n] - torch.tensor(order)).abs().sum(1)
+        for image in range(n):
+            found = (same + (orders[:, n] - image).abs()).clamp(max=1)  # 0 where it is this one
+            scores += [abs(float((1 - found).sum()) - seeds * p) / (seeds * p * (1 - p)) ** 0.5]
+    return largest(*scores, *(BROKEN * distance for distance in broken))
+
+
+def _epochs(n, batch, order, start):
+    """Batch after batch from the epochs order(0), order(1), ..., laid end to end."""
+    position = start * batch
+    while True:
+        rows = []
+        while len(rows) < batch:
+            epoch, place = divmod(position, n)
+            rows.append(int(order(epoch)[place]))
+            position += 1
+        yield torch.tensor(rows)
+
+
+def _shuffled(n, *seed):
+    return np.random.default_rng(seed).permutation(n)
+
+
+@batches.wrong("drawn with replacement: a third of the images is missed in an epoch", seen="randint for the indices")
+def _(n, batch, seed, start):
+    random = np.random.default_rng((seed, start))
+    while True:
+        yield torch.from_numpy(random.integers(0, n, batch))
+
+
+@batches.wrong("the same order in every epoch", seen="a seed that is set at the beginning of each epoch")
+def _(n, batch, seed, start):
+    return _epochs(n, batch, lambda epoch: _shuffled(n, seed), start)
+
+
+@batches.wrong("a resumed run begins with batch 0 again", seen="guided-diffusion and others: the loader starts afresh")
+def _(n, batch, seed, start):
+    return _epochs(n, batch, lambda epoch: _shuffled(n, seed, epoch), 0)
+
+
+@batches.wrong("the rest of an epoch is dropped", seen="drop_last=True: which images are never seen is left to chance")
+def _(n, batch, seed, start):
+    whole = max(1, n // batch)
+    while True:
+        epoch, k = divmod(start, whole)
+        yield torch.from_numpy(np.resize(_shuffled(n, seed, epoch), whole * batch)[k * batch : (k + 1) * batch])
+        start += 1
+
+
+@batches.wrong("only a random beginning, then in the order of the data", seen="a shuffle by rolling, cheap on a disk")
+def _(n, batch, seed, start):
+    return _epochs(n, batch, lambda epoch: np.roll(np.arange(n), _shuffled(n, seed, epoch)[0]), start)
+
+
+@batches.wrong("drawn from torch's global generator", seen="DataLoader(shuffle=True), resumed with a new seed")
+def _(n, batch, seed, start):
+    drawn = {}
+    return _epochs(n, batch, lambda epoch: drawn.setdefault(epoch, torch.randperm(n)), start)
+
+
+ADAMW = {"rate": 0.1, "beta_1": 0.8, "beta_2": 0.95, "eps": 0.03, "decay": 0.2}  # uneven: errors cannot hide
+
+
+@check("11.2", "AdamW step", "identity", "torch.optim.AdamW, over 12 steps in float64", to=1e-12)
+def adamw(f):
+    """f(theta, gradient, m, v, k, **ADAMW) returns theta, m and v after step k = 1, 2, ..."""
+    generator = torch.Generator().manual_seed(0)
+    theta = torch.randn(5, generator=generator, dtype=torch.float64)
+    weight, worst = nn.Parameter(theta.clone()), 0.0
+    options = {"lr": ADAMW["rate"], "eps": ADAMW["eps"], "weight_decay": ADAMW["decay"]}
+    theirs = torch.optim.AdamW([weight], betas=(ADAMW["beta_1"], ADAMW["beta_2"]), **options)
+    m = v = torch.zeros_like(theta)
+    for k in range(1, 13):
+        gradient = torch.randn(5, generator=generator, dtype=torch.float64) * 10.0 ** torch.arange(-2, 3)
+        weight.grad = gradient.clone()
+        theirs.step()
+        theta, m, v = f(theta, gradient, m, v, k, **ADAMW)
+        state = theirs.state[weight]
+        worst = largest(worst, apart(theta, weight), apart(m, state["exp_avg"]), apart(v / v.max(), _like(state, v)))
+    return worst
+
+
+def _like(state, v):
+    return state["exp_avg_sq"] / v.max()  # in units of the largest, which is 10,000 times the smallest
+
+
+@adamw.states
+def _(theta, gradient, m, v, k, rate, beta_1, beta_2, eps, decay):
+    m, v = beta_1 * m + (1 - beta_1) * gradient, beta_2 * v + (1 - beta_2) * gradient**2
+    m_hat, v_hat = m / (1 - beta_1**k), v / (1 - beta_2**k)
+    return theta - rate * (m_hat / (v_hat.sqrt() + eps) + decay * theta), m, v
+
+
+@adamw.wrong("L2: the decay is added to the gradient", seen="torch.optim.Adam with weight_decay, said to be AdamW")
+def _(theta, gradient, m, v, k, rate, beta_1, beta_2, eps, decay):
+    return adamw.statement(theta, gradient + decay * theta, m, v, k, rate, beta_1, beta_2, eps, 0.0)
+
+
+@adamw.wrong("no correction for the start: m and v themselves", seen="google-research/bert's optimiser, copied")
+def _(theta, gradient, m, v, k, rate, beta_1, beta_2, eps, decay):
+    m, v = beta_1 * m + (1 - beta_1) * gradient, beta_2 * v + (1 - beta_2) * gradient**2
+    return theta - rate * (m / (v.sqrt() + eps) + decay * theta), m, v
+
+
+@adamw.wrong("ε inside the root", seen="a common slip: RMSProp's and batch norm's formula")
+def _(theta, gradient, m, v, k, rate, beta_1, beta_2, eps, decay):
+    m, v = beta_1 * m + (1 - beta_1) * gradient, beta_2 * v + (1 - beta_2) * gradient**2
+    m_hat, v_hat = m / (1 - beta_1**k), v / (1 - beta_2**k)
+    return theta - rate * (m_hat / (v_hat + eps).sqrt() + decay * theta), m, v
+
+
+@adamw.wrong("ε added before v is corrected", seen="the paper's shortcut at the end of its section 2, ε̂ taken for ε")
+def _(theta, gradient, m, v, k, rate, beta_1, beta_2, eps, decay):
+    m, v = beta_1 * m + (1 - beta_1) * gradient, beta_2 * v + (1 - beta_2) * gradient**2
+    scaled = rate * (1 - beta_2**k) ** 0.5 / (1 - beta_1**k)
+    return theta - scaled * m / (v.sqrt() + eps) - rate * decay * theta, m, v
+
+
+@adamw.wrong("the decay is not multiplied by the rate", seen="Loshchilov and Hutter's λ, put into torch's AdamW")
+def _(theta, gradient, m, v, k, rate, beta_1, beta_2, eps, decay):
+    moved, m, v = adamw.statement(theta, gradient, m, v, k, rate, beta_1, beta_2, eps, 0.0)
+    return moved - decay * theta, m, v
+
+
+@adamw.wrong("the two memories are exchanged", seen="betas=(0.999, 0.9)")
+def _(theta, gradient, m, v, k, rate, beta_1, beta_2, eps, decay):
+    return adamw.statement(theta, gradient, m, v, k, rate, beta_2, beta_1, eps, decay)
+
+
+@check("11.3", "gradient clipping", "identity", "the nearest point of the ball, by numerical minimisation", to=1e-5)
+def clipping(f):
+    """f(gradients, c) returns the clipped gradients of a network's tensors: tuples of tensors of any shapes."""
+    worst = 0.0
+    for seed, size, c in ((0, 3.0, 1.0), (1, 0.2, 1.0), (2, 1.0, 2.5), (3, 0.7, 0.4)):
+        random = np.random.default_rng(seed)
+        gradients = [size * random.standard_normal(shape) for shape in ((2, 2), (3,), (1,))]
+        g = np.concatenate([part.ravel() for part in gradients])
+        inside = {"type": "ineq", "fun": lambda x, c=c: c**2 - x @ x, "jac": lambda x: -2 * x}
+        found = minimize(
+            lambda x, g=g: (x - g) @ (x - g),
+            np.full(len(g), 0.1 * c),
+            jac=lambda x, g=g: 2 * (x - g),
+            constraints=[inside],
+            method="SLSQP",
+            options={"ftol": 1e-15, "maxiter": 500},
+        )
+        got = torch.cat([part.flatten() for part in f(tuple(map(torch.from_numpy, gradients)), c)])
+        worst = largest(worst, apart(got, found.x))
+    return worst
+
+
+def _norm(gradients):
+    return sum(part.square().sum() for part in gradients) ** 0.5
+
+
+@clipping.states
+def _(gradients, c):
+    return tuple(part * min(1.0, c / float(_norm(gradients))) for part in gradients)
+
+
+@clipping.wrong("each tensor is clipped by itself, which turns the gradient", seen="clip_grad_norm_(p, c) in a loop")
+def _(gradients, c):
+    return tuple(part * min(1.0, c / float(_norm([part]))) for part in gradients)
+
+
+@clipping.wrong("each number is clipped by itself", seen="clip_grad_value_ taken for clip_grad_norm_")
+def _(gradients, c):
+    return tuple(part.clamp(-c, c) for part in gradients)
+
+
+@clipping.wrong("short gradients are stretched to length c, too", seen="normalising taken for clipping")
+def _(gradients, c):
+    return tuple(part * c / _norm(gradients) for part in gradients)
+
+
+@clipping.wrong("divided by the square of the norm", seen="a root forgotten")
+def _(gradients, c):
+    return tuple(part * min(1.0, c / float(_norm(gradients)) ** 2) for part in gradients)
+
+
+@check(
+    "11.4",
+    "learning-rate course",
+    "implementation",
+    "straight lines through the corners (−1, 0), (warmup, 1), (steps, final)",
+    to=1e-12,
+)
+def course(f):
+    """f(warmup, steps, final) returns the factor as a function of the steps done."""
+    worst = 0.0
+    for warmup, steps, final in ((4, 11, 0.25), (1, 30, 0.0), (0, 7, 0.4), (10, 12, 1.0)):
+        done, factor = np.arange(steps + 9), f(warmup, steps, final)
+        expected = np.interp(done, [-1, warmup, steps], [0, 1, final])  # and `final` for ever after
+        worst = largest(worst, apart(np.array([float(factor(int(k))) for k in done]), expected))
+    return worst
+
+
+def _fall(done, warmup, steps, final):
+    return 1 + (final - 1) * (done - warmup) / (steps - warmup)
+
+
+@course.wrong("the first step has the rate 0", seen="done/warmup, as in transformers' schedules")
+def _(warmup, steps, final):
+    return lambda k: k / warmup if k < warmup else max(min(1.0, final), _fall(k, warmup, steps, final))
+
+
+@course.wrong("the fall takes `steps` steps after the warm-up, so it is never finished", seen="a common slip")
+def _(warmup, steps, final):
+    return lambda k: (k + 1) / (warmup + 1) if k < warmup else max(final, _fall(k, warmup, steps + warmup + 1, final))
+
+
+@course.wrong("the line goes on after `steps`, below its end and below 0", seen="a missing max(0, ...)")
+def _(warmup, steps, final):
+    return lambda k: (k + 1) / (warmup + 1) if k < warmup else _fall(k, warmup, steps, final)
+
+
+@course.wrong("falls to 0, and stops there at `final`", seen="max(final, 1 − progress): a plateau, not a line")
+def _(warmup, steps, final):
+    return lambda k: (k + 1) / (warmup + 1) if k < warmup else max(final, _fall(k, warmup, steps, 0.0))
+
+
+class Counter(nn.Module):
+    """A network that a check can move by hand: two parameters, a buffer of numbers and a count."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(2, 3, dtype=torch.float64))
+        self.bias = nn.Parameter(torch.zeros(3, dtype=torch.float64))
+        self.register_buffer("mean", torch.zeros(2, dtype=torch.float64))
+        self.register_buffer("count", torch.tensor(0))
+
+    @torch.no_grad()
+    def move(self, generator):
+        for tensor in (self.weight, self.bias, self.mean):
+            tensor.copy_(torch.randn(tensor.shape, generator=generator, dtype=tensor.dtype))
+        self.count += 1
+        return self
+
+
+def shares(decays):
+    """The share of each of the weights 0..n in the average after n updates, from one row of the identity each."""
+    rows = [[Fraction(int(k == i)) for i in range(len(decays) + 1)] for k in range(len(decays) + 1)]
+    average = rows[0]
+    for d, row in zip(decays, rows[1:], strict=True):
+        average = [d * old + (1 - d) * new for old, new in zip(average, row, strict=True)]
+    return average
+
+
+@check(
+    "11.5",
+    "exponential moving average",
+    "implementation",
+    "all past weights kept, and averaged at the end with exact fractions",
+    to=1e-12,
+)
+def moving_average(f):
+    """f(model, decay) has `update(model)`, and the averaged network as `model`."""
+    worst = 0.0
+    for decay in (0.9, 0.3, 0.0):
+        generator = torch.Generator().manual_seed(1)
+        network = Counter().move(generator)
+        past, average = [copy.deepcopy(network)], f(network, decay)
+        for _ in range(40):
+            network.move(generator)
+            average.update(network)
+            past.append(copy.deepcopy(network))
+        bounds = [Fraction(k, k + 9) for k in range(1, 41)]  # 1/10, 2/11, ...
+        share = [float(s) for s in shares([min(b, Fraction(decay)) for b in bounds])]
+        for name in ("weight", "bias"):
+            values = torch.stack([getattr(model, name).detach() for model in past])
+            expected = torch.einsum("k,k...->...", torch.tensor(share, dtype=torch.float64), values)
+            worst = largest(worst, apart(getattr(average.model, name), expected))
+            worst = largest(worst, apart(getattr(network, name), values[-1]))  # the network itself stays as it was
+        worst = largest(worst, apart(average.model.mean, network.mean), apart(average.model.count, network.count))
+        worst = largest(worst, float(any(p.requires_grad for p in average.model.parameters())))
+    return worst
+
+
+class _Average:
+    """An average with one thing exchanged."""
+
+    def __init__(self, model, decay, rule, buffers=True, alias=False):
+        self.model = model if alias else copy.deepcopy(model).requires_grad_(False)
+        self.decay, self.rule, self.buffers, self.steps = decay, rule, buffers, 0
+        self.before = copy.deepcopy(model)
+
+    @torch.no_grad()
+    def update(self, model):
+        d = min(self.decay, (1 + self.steps) / (10 + self.steps))
+        self.steps += 1
+        for average, old, new in zip(
+            self.model.parameters(), self.before.parameters(), model.parameters(), strict=True
+        ):
+            average.copy_(self.rule(average, old, new, d, self.decay))
+        if self.buffers:
+            for average, new in zip(self.model.buffers(), model.buffers(), strict=True):
+                average.copy_(new)
+        self.before = copy.deepcopy(model)
+
+
+@moving_average.wrong("θ in the place of its average: d·θ_old + (1 − d)·θ_new", seen="an EDM2 summary")
+def _(model, decay):
+    return _Average(model, decay, lambda average, old, new, d, decay: d * old + (1 - d) * new)
+
+
+@moving_average.wrong("no warm-up of d", seen="improved-diffusion and others, where 0.9999 holds from the first step")
+def _(model, decay):
+    return _Average(model, decay, lambda average, old, new, d, decay: decay * average + (1 - decay) * new)
+
+
+@moving_average.wrong("d and 1 − d are exchanged", seen="decay and momentum mixed up: 0.9999 for 0.0001")
+def _(model, decay):
+    return _Average(model, decay, lambda average, old, new, d, decay: (1 - d) * average + d * new)
+
+
+@moving_average.wrong("buffers are not copied", seen="a loop over parameters() alone")
+def _(model, decay):
+    return _Average(model, decay, lambda average, old, new, d, decay: d * average + (1 - d) * new, buffers=False)
+
+
+@moving_average.wrong("no copy: the average is the network itself", seen="ema = model")
+def _(model, decay):
+    return _Average(model, decay, lambda average, old, new, d, decay: d * average + (1 - d) * new, alias=True)
+
+
+@check("11.6", "what an average remembers", "identity", "the average of unit vectors, in exact fractions", to=1e-12)
+def memory(f):
+    """f(decays) returns the shares of θ_0, ..., θ_n in the average after n updates with these decays: n + 1 numbers."""
+    worst = 0.0
+    for decays in ([0.9] * 7, [0.1, 0.5, 0.25, 0.8], [(1 + i) / (10 + i) for i in range(12)], [0.35]):
+        exact = [float(share) for share in shares([Fraction(d) for d in decays])]
+        worst = largest(worst, apart(f(torch.tensor(decays, dtype=torch.float64)), np.array(exact)))
+    return worst
+
+
+def _products(decays):
+    """d_k·d_{k+1}···d_n for k = 1..n, and 1."""
+    return torch.cat([decays.flip(0).cumprod(0).flip(0), torch.ones(1, dtype=decays.dtype)])
+
+
+@memory.states
+def _(decays):
+    added = torch.cat([torch.ones(1, dtype=decays.dtype), 1 - decays])  # θ_0 was there from the beginning
+    return added * _products(decays)
+
+
+@memory.wrong("the first weights count like all others: the shares do not sum to 1", seen="a sum that starts at k = 1")
+def _(decays):
+    return torch.cat([1 - decays[:1], 1 - decays]) * _products(decays)
+
+
+@memory.wrong("the oldest weights count most", seen="an index turned round: 1 − d_k times d_1···d_{k−1}")
+def _(decays):
+    added = torch.cat([torch.ones(1, dtype=decays.dtype), 1 - decays])
+    return (added * _products(decays)).flip(0)
+
+
+@memory.wrong("one step too old: d_k itself is among the factors of θ_k", seen="a common slip")
+def _(decays):
+    added = torch.cat([torch.ones(1, dtype=decays.dtype), 1 - decays])
+    return added * torch.cat([_products(decays)[:1], _products(decays)[:-1]])
+
+
+@memory.wrong("a plain mean of all weights", seen="“averaged weights” taken at their word")
+def _(decays):
+    return torch.full((len(decays) + 1,), 1 / (len(decays) + 1), dtype=decays.dtype)
+
+
+@check("11.7", "unbiased timestep sampling", "identity", "the mean of any loss, summed over all t", to=1e-12)
+def unbiased(f):
+    """f(p) returns the factor of the loss at each t = 1..T, which is drawn with the probabilities p, (T,)."""
+    worst = 0.0
+    for T in (2, 5, 40):
+        random = np.random.default_rng(T)
+        p = random.uniform(0.1, 3, T)
+        p, losses = torch.from_numpy(p / p.sum()), torch.from_numpy(random.uniform(0, 2, (20, T)))
+        weighted = torch.stack([sum(q * w * loss for q, w, loss in zip(p, f(p), row, strict=True)) for row in losses])
+        worst = largest(worst, apart(weighted, losses.mean(1)))
+    return worst
+
+
+@unbiased.states
+def _(p):
+    return 1 / (len(p) * p)
+
+
+@unbiased.wrong("no factor: what is drawn often counts more", seen="importance sampling without its weights")
+def _(p):
+    return torch.ones_like(p)
+
+
+@unbiased.wrong("1/p: the loss and the learning rate grow by the factor T", seen="a common slip")
+def _(p):
+    return 1 / p
+
+
+@unbiased.wrong("T·p, upside down", seen="a common slip")
+def _(p):
+    return len(p) * p
+
+
+@unbiased.wrong("the factors are scaled to the mean 1 over t", seen="“normalised” weights")
+def _(p):
+    return (1 / p) / (1 / p).mean()
