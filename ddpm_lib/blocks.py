@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 
 class ResidualBlock(nn.Module):
-    """Eq. 10.6 (residual block). norm → SiLU → conv → norm → SiLU → dropout → conv, added to the input, and told the time.
+    """Eq. 10.6 (residual block). norm → SiLU → conv → norm → SiLU → dropout → conv, added to the input; told the time.
 
     c_in, c_out: channels; embed: width of the embedding; groups: of the group norms, which must divide both.
     scale_shift: False adds a linear image of the embedding before the second norm (DDPM); True scales and shifts with
@@ -36,7 +36,7 @@ class ResidualBlock(nn.Module):
 
 
 class SelfAttention(nn.Module):
-    """Eq. 10.8 (self-attention). Every pixel asks every pixel, in heads of `head_channels` channels; added to the input.
+    """Eq. 10.8 (self-attention). Every pixel asks every pixel, in heads of `head_channels` channels; input added.
 
     c: channels; groups: of the group norm, which must divide c; head_channels: 0 for one head of all channels.
     The last layer starts at zero: a new layer is the identity. It does not know where a pixel is: shuffled pixels give
@@ -101,9 +101,9 @@ class Up(nn.Module):
 
 
 def norm(c: int, groups: int) -> nn.GroupNorm:
-    """Group norm (Eq. 10.5) with DDPM's ε, 1e-6. Raises ValueError unless the groups divide c and hold two channels each.
+    """Group norm (Eq. 10.5) with DDPM's ε. Raises ValueError unless groups divide c and hold two channels or more.
 
-    A group of one channel would forget how strong its feature was, and what a residual block adds to tell it the time.
+    One channel alone would forget how strong its feature was, and what a residual block adds to tell it the time.
     """
     if groups < 1 or c % groups or c // groups < 2:
         raise ValueError(

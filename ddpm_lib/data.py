@@ -76,7 +76,10 @@ def check_images(data: LabelledImages, shape: tuple[int, int, int], classes: int
             "expected one label for each of at least one image; "
             f"got {len(images)} images and labels of shape {None if labels is None else tuple(labels.shape)}"
         )
-    _check_bytes(images) if images.dtype == torch.uint8 else _check_pixels(images)
+    if images.dtype == torch.uint8:
+        _check_bytes(images)
+    else:
+        _check_pixels(images)
     if labels is not None and labels.dtype != torch.int64:
         raise TypeError(f"expected int64 labels, got {labels.dtype}")
     if classes and labels is None:

@@ -6,7 +6,7 @@ import signal
 import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from multiprocessing import resource_tracker
+from multiprocessing import parent_process, resource_tracker
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +20,8 @@ from ddpm_lib.image_files import ImageFiles
 from ddpm_lib.schedule import to_device
 
 DECODED = 64  # images that a worker hands over at once, where all are decoded before training
-LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")  # of a container's memory
+MEMORY = Path("/proc/meminfo")
+LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))  # of a container
 
 
 def batches(n: int, batch: int, seed: int, start: int = 0) -> Iterator[Tensor]:
@@ -120,10 +121,10 @@ def free_memory(device: torch.device) -> int:
     """Bytes that are free on a GPU, or in the memory of the machine or container that this runs in."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    if not Path("/proc/meminfo").exists():  # macOS tells what there is, Windows nothing
+    if not MEMORY.exists():  # macOS tells what there is, Windows nothing
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 8 << 30
-    free = int(re.search(r"MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text())[1]) * 1024
-    limits = [Path(path).read_text().strip() for path in LIMITS if Path(path).exists()]
+    free = int(re.search(r"MemAvailable:\s+(\d+) kB", MEMORY.read_text())[1]) * 1024
+    limits = [path.read_text().strip() for path in LIMITS if path.exists()]
     return min([free, *(int(limit) for limit in limits if limit != "max")])
 
 
@@ -144,7 +145,7 @@ def _loaded(
         pin_memory=pin_memory,
         generator=torch.Generator().manual_seed(0),  # or it would draw from the global one, which dropout uses
     )
-    with _ctrl_c_comes_later():
+    with _signals_come_later():
         loaded = iter(loader)
     try:
         yield loaded
@@ -158,7 +159,7 @@ def _stack(images: list[Tensor]) -> Tensor:
 
 
 def _heed_the_parent_alone(worker: int) -> None:
-    """Ctrl-C and a job's end reach a whole group of processes; the parent needs its workers to finish its step."""
+    """Ctrl-C and a job's end reach all processes of a run, and the first still needs the others to finish its step."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if hasattr(signal, "sigwaitinfo"):  # elsewhere SIGTERM ends the worker, whoever sent it
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
@@ -166,19 +167,19 @@ def _heed_the_parent_alone(worker: int) -> None:
 
 
 def _end_when_the_parent_says() -> None:
-    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent_process().pid:
         pass
     os._exit(0)
 
 
 @contextmanager
-def _ctrl_c_comes_later() -> Iterator[None]:
-    """Within, Ctrl-C waits: processes started here are deaf to it from the first, and so until they ignore it."""
+def _signals_come_later() -> Iterator[None]:
+    """Within, Ctrl-C and SIGTERM wait. A process started here begins deaf to them, before it can ignore anything."""
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return
     resource_tracker.ensure_running()  # its start would end the waiting
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
     try:
         yield
     finally:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from PIL import Image, ImageOps
 from torch import Tensor
@@ -86,9 +87,10 @@ def read_image(path: str | Path, size: int, channels: int) -> Image.Image:
     with Image.open(path) as image:
         image.draft(None, (2 * size, 2 * size))
         image.load()
+        deep = image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG")
         image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I;16"):
-        image = image.point(lambda level: level / 256).convert("L")
+    if deep:
+        image = Image.fromarray((np.asarray(image) // 256).astype(np.uint8))
     if image.mode in ("I", "F"):
         raise ValueError(f"its pixels are numbers of 32 bits (mode {image.mode}), whose white nobody knows")
     if image.has_transparency_data:
@@ -103,5 +105,5 @@ def square(image: Image.Image, size: int) -> Image.Image:
     This is the shorter side brought to `size` and the centre cut out, without rounding the longer side.
     """
     side = min(image.size)
-    left, top = (image.width - side) / 2, (image.height - side) / 2
+    left, top = (image.width - side) // 2, (image.height - side) // 2
     return image.resize((size, size), Image.Resampling.BICUBIC, box=(left, top, left + side, top + side))

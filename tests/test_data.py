@@ -1,10 +1,12 @@
 """The digits, the one place where data is scaled, and the checks that every data set passes."""
 
 from dataclasses import replace
+from fractions import Fraction
 
 import pytest
 import torch
 from sklearn.datasets import load_digits
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from ddpm_lib.data import LabelledImages, check_images, check_labels, digits, to_signed
 
@@ -55,6 +57,33 @@ def test_bytes_are_scaled_without_overflow():
     assert to_signed(torch.tensor([0, 51, 255], dtype=torch.uint8)).tolist() == pytest.approx([-1, -0.6, 1])
 
 
+@pytest.mark.parametrize("white", [255, 16])
+def test_every_byte_becomes_the_float_next_to_the_exact_fraction(white):
+    levels = range(white + 1)
+    exact = torch.tensor([float(Fraction(2 * level, white) - 1) for level in levels], dtype=torch.float64).float()
+    assert torch.equal(to_signed(torch.tensor(levels, dtype=torch.uint8), white), exact)
+    assert torch.equal(to_signed(torch.tensor(levels, dtype=torch.float64), white), exact)
+
+
+class NoNumber(TorchDispatchMode):
+    """Refuses to tell the host a number."""
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        assert function is not torch.ops.aten._local_scalar_dense.default, "the host asked for a number"
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
+def test_unchecked_scaling_asks_for_no_number_and_is_the_same(dtype):
+    levels = torch.tensor([[0, 1, 100], [200, 254, 255]], dtype=dtype)
+    with NoNumber():
+        unchecked = to_signed(levels, check=False)
+        with pytest.raises(AssertionError, match="asked for a number"):
+            to_signed(levels)
+    assert torch.equal(unchecked, to_signed(levels))
+    assert to_signed(torch.tensor([0, 1], dtype=dtype), check=False).tolist() == pytest.approx([-1, 2 / 255 - 1])
+
+
 @pytest.mark.parametrize(
     "images",
     [[-1.0, 0.3, 1.0], [0.0, 0.5, 1.0], [0.0, 256.0], [-3.0, 200.0], [0.0, float("nan")]],
@@ -80,14 +109,43 @@ def with_pixel(value):
     return images
 
 
+def of_bytes(*levels):
+    images = torch.zeros(6, 1, 4, 4, dtype=torch.uint8)
+    images.view(-1)[: len(levels)] = torch.tensor(levels, dtype=torch.uint8)
+    return images
+
+
 def test_good_data_pass():
     check_images(good(), (1, 4, 4), 3)
+
+
+@pytest.mark.parametrize("levels", [(0, 255), (1,) * 96, (0,), (2, 0, 1), (1,) * 95 + (255,)])
+def test_bytes_pass(levels):
+    check_images(replace(good(), images=of_bytes(*levels)), (1, 4, 4), 3)
+
+
+@pytest.mark.parametrize("classes", [None, 0])
+def test_a_network_without_classes_takes_any_labels_or_none(classes):
+    check_images(LabelledImages(good().images), (1, 4, 4), classes)
+    check_images(replace(good(), labels=torch.tensor([0, 99, -5, 0, 1, 2])), (1, 4, 4), classes)
+
+
+def test_images_without_labels_have_a_length_and_no_names():
+    data = LabelledImages(good().images)
+    assert len(data) == 6 and data.labels is None and data.names == ()
 
 
 @pytest.mark.parametrize(
     ("change", "error", "complaint"),
     [
-        ({"images": torch.zeros(6, 1, 4, 4, dtype=torch.uint8)}, TypeError, r"got torch\.uint8: scale them with to_si"),
+        ({"images": torch.zeros(6, 1, 4, 4, dtype=torch.int16)}, TypeError, r"got torch\.int16: scale them with to_si"),
+        (
+            {"images": good().images.double()},
+            TypeError,
+            r"float32 images in \[-1, 1\] or bytes \(uint8\), got torch\.f",
+        ),
+        ({"images": of_bytes(0, 1)}, ValueError, r"bytes in 0\.\.255, got only 0 and 1, .* cast to bytes: multiply"),
+        ({"images": of_bytes(0, 255)[:, :, :3]}, ValueError, r"shape \(N, 1, 4, 4\), got \(6, 1, 3, 4\)"),
         ({"images": torch.zeros(6, 4, 4)}, ValueError, r"shape \(N, 1, 4, 4\), got \(6, 4, 4\)"),
         ({"images": torch.zeros(6, 3, 4, 4)}, ValueError, r"shape \(N, 1, 4, 4\), got \(6, 3, 4, 4\)"),
         ({"images": torch.zeros(6, 1, 4, 8)}, ValueError, r"shape \(N, 1, 4, 4\), got \(6, 1, 4, 8\)"),
@@ -107,6 +165,12 @@ def test_good_data_pass():
         ({"labels": torch.zeros(5, dtype=torch.int64)}, ValueError, r"6 images and labels of shape \(5,\)"),
         ({"labels": torch.zeros(6, 1, dtype=torch.int64)}, ValueError, r"6 images and labels of shape \(6, 1\)"),
         ({"images": torch.zeros(0, 1, 4, 4), "labels": torch.zeros(0, dtype=torch.int64)}, ValueError, "got 0 images"),
+        ({"images": torch.zeros(0, 1, 4, 4), "labels": None}, ValueError, "got 0 images"),
+        (
+            {"labels": None},
+            ValueError,
+            r"labels in 0\.\.2, for the network has 3 classes, got images without labels: la",
+        ),
     ],
 )
 def test_data_that_cannot_be_trained_on_are_refused_with_the_reason(change, error, complaint):

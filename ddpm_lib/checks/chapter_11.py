@@ -23,7 +23,7 @@ def take(batches, count):
     "11.1",
     "batches",
     "implementation",
-    "epochs counted, runs resumed at every batch, the orders of 6,000 seeds",
+    "epochs counted, runs resumed at every batch, the orders of 3,000 seeds",
 )
 def batches(f):
     """f(n, batch, seed, start) yields batches of indices without end: (batch,), int64, the first is number `start`."""
@@ -41,7 +41,7 @@ def batches(f):
     scores = [np.abs(np.corrcoef(a, b)[0, 1]) * 1000**0.5 for a, b in pairs]
     scores += [abs(np.corrcoef(first[0, 1:], first[0, :-1])[0, 1]) * 1000**0.5]  # neighbours in the data set part
     # Every order of four images in the first epoch, beside every first image of the second, comes as often as another.
-    n, seeds = 4, 6000
+    n, seeds = 4, 3000
     for seed in range(seeds):
         orders.append(take(f(n, n, seed, 0), 2).flatten()[: n + 1])
     orders, p = torch.stack(orders), 1 / 96
