@@ -10,7 +10,6 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 from torch.utils.data import Dataset
-from torchvision.transforms.v2.functional import pil_to_tensor
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 MODES = {1: "L", 3: "RGB"}
@@ -40,12 +39,13 @@ class ImageFiles(Dataset):
     def __getitem__(self, i: int) -> Tensor:
         path = self.paths[i]
         try:
-            return pil_to_tensor(square(read_image(path, self.size, self.channels), self.size))
+            pixels = np.array(square(read_image(path, self.size, self.channels), self.size))
         except Exception as error:  # a broken file makes a decoder raise nearly anything
             raise ValueError(
                 f"expected an image in {path}, got {type(error).__name__}: {error}. "
                 "Replace it with a whole copy, or take it out of the folder."
             ) from error
+        return torch.from_numpy(pixels.reshape(self.size, self.size, self.channels)).permute(2, 0, 1).contiguous()
 
 
 def image_folder(root: str | Path, size: int, channels: int) -> ImageFiles:
@@ -100,10 +100,7 @@ def read_image(path: str | Path, size: int, channels: int) -> Image.Image:
 
 
 def square(image: Image.Image, size: int) -> Image.Image:
-    """The largest square in the middle of an image, at size × size: bicubic, with a filter as wide as the scale asks.
-
-    This is the shorter side brought to `size` and the centre cut out, without rounding the longer side.
-    """
+    """The largest square in the middle of an image, at size × size: bicubic, with a filter as wide as the scale asks."""
     side = min(image.size)
     left, top = (image.width - side) // 2, (image.height - side) // 2
-    return image.resize((size, size), Image.Resampling.BICUBIC, box=(left, top, left + side, top + side))
+    return image.crop((left, top, left + side, top + side)).resize((size, size), Image.Resampling.BICUBIC)

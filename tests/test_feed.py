@@ -37,7 +37,7 @@ def test_each_round_holds_every_index_once_in_a_new_order_and_nothing_is_left_ou
     assert all(row.shape == (batch,) and row.dtype == torch.int64 for row in rows)
     rounds = torch.cat(rows)[: 60 * batch // n * n].reshape(-1, n)
     assert (rounds.sort(dim=1).values == torch.arange(n)).all()
-    assert n < 5 or len({tuple(order.tolist()) for order in rounds}) > 0.9 * len(rounds)
+    assert n < 7 or len({tuple(order.tolist()) for order in rounds}) > 0.9 * len(rounds)
 
 
 @pytest.mark.parametrize(("n", "batch"), [(10, 4), (12, 4), (5, 12), (1, 3)])
@@ -95,14 +95,15 @@ def test_images_without_labels_come_without():
 
 
 class Host(TorchDispatchMode):
-    """Refuses to tell the host a number, and notes what is copied from the CPU to another device."""
+    """Notes what the host asks for as a number, and what is copied from the CPU to "meta"."""
 
     def __init__(self):
         super().__init__()
-        self.copied = []
+        self.asked, self.copied = [], []
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        assert function is not torch.ops.aten._local_scalar_dense.default, "the host asked for a number"
+        if function is torch.ops.aten._local_scalar_dense.default:
+            self.asked.append(args[0])
         if function is torch.ops.aten._to_copy.default and (kwargs or {}).get("device") == META:
             self.copied.append((args[0].dtype, tuple(args[0].shape)))
         return function(*args, **(kwargs or {}))
@@ -113,6 +114,7 @@ def test_images_move_once_and_then_only_rows_do(data):
     with Host() as host:
         fed = take(feed(data, 6, seed=0, device=META, budget=data.images.nbytes), 3)
     assert host.copied == [(data.images.dtype, (20, 3, 4, 4))] + [(torch.int64, (6,))] * 3
+    assert not host.asked
     assert all(x_0.device == META and x_0.dtype == torch.float32 and labels.device == CPU for x_0, labels in fed)
 
 
@@ -121,6 +123,7 @@ def test_images_that_do_not_fit_move_a_batch_at_a_time_as_bytes():
     with Host() as host:
         fed = take(feed(data, 6, seed=0, device=META, budget=data.images.nbytes - 1), 3)
     assert host.copied == [(torch.uint8, (6, 3, 4, 4))] * 3
+    assert not host.asked
     assert all(x_0.device == META and x_0.dtype == torch.float32 and labels.device == CPU for x_0, labels in fed)
 
 
@@ -203,7 +206,7 @@ COUNTED = []
     [
         ({META: 4 * 10800, CPU: 0}, (torch.int64, (6,)), 100),  # on the device
         ({META: 4 * 10800 - 1, CPU: 4 * 10800}, (torch.uint8, (6, 3, 6, 6)), 100),  # in the machine's memory
-        ({META: 4 * 10800 - 1, CPU: 4 * 10800 - 1}, (torch.uint8, (6, 3, 6, 6)), 6),  # nowhere
+        ({META: 4 * 10800 - 1, CPU: 4 * 10800 - 1}, (torch.uint8, (6, 3, 6, 6)), 12),  # nowhere
     ],
     ids=["device", "memory", "nowhere"],
 )
@@ -213,8 +216,11 @@ def test_files_are_kept_as_near_as_they_fit(files, monkeypatch, free, copied, de
     with Host() as host:
         fed = feed(Counting(files.paths, 6, 3, files.labels), 6, seed=0, device=META, workers=0)
         x_0, labels = next(fed)
+        host.asked.clear()
+        next(fed)
     assert len(COUNTED) == decoded and len(set(COUNTED)) == decoded
     assert host.copied[-1] == copied and x_0.device == META and labels.device == CPU
+    assert not host.asked
 
 
 def test_files_without_labels_come_without(files):
@@ -254,7 +260,7 @@ def main():
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda number, frame: seen.append(number))
     files = image_folder(sys.argv[2], size=6, channels=3)
-    fed = feed(files, 10, seed=0, device=torch.device("cpu"), workers=2, budget=0)
+    fed = feed(files, 10, seed=0, device=torch.device("cpu"), workers=int(sys.argv[3]), budget=0)
     print("starting", flush=True)
     total = sum(float(next(fed)[0].double().sum()) for _ in range(20))
     print("running", flush=True)
@@ -270,11 +276,11 @@ if __name__ == "__main__":
 
 
 @pytest.mark.skipif(not hasattr(signal, "sigwaitinfo"), reason="needs sigwaitinfo, which this system lacks")
-@pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
-def test_workers_outlive_signals_to_the_whole_job_and_end_with_their_parent(files, tmp_path, method):
+@pytest.mark.parametrize(("method", "workers"), [("fork", "2"), ("spawn", "1"), ("forkserver", "1")])
+def test_workers_outlive_signals_to_the_whole_job_and_end_with_their_parent(files, tmp_path, method, workers):
     program = tmp_path / "program.py"
     program.write_text(PROGRAM)
-    command = [sys.executable, str(program), method, str(files.paths[0].parents[1])]
+    command = [sys.executable, str(program), method, str(files.paths[0].parents[1]), workers]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     with subprocess.Popen(command, start_new_session=True, text=True, **pipes) as process:
         assert process.stdout.readline() == "starting\n"
@@ -287,7 +293,7 @@ def test_workers_outlive_signals_to_the_whole_job_and_end_with_their_parent(file
         rows = take(batches(100, 10, seed=0), 40)
         total = sum(float(by_hand(files, row).double().sum()) for row in rows)
         alive, *seen, summed = out.replace("[", "").replace("]", "").replace(",", "").split()
-        assert (alive, seen) == ("2", [str(int(signal.SIGINT)), str(int(signal.SIGTERM))])
+        assert (alive, seen) == (workers, [str(int(signal.SIGINT)), str(int(signal.SIGTERM))])
         assert float(summed) == pytest.approx(total)
         assert (process.returncode, error) == (0, "")
     while True:  # whatever belonged to the program ends with it
