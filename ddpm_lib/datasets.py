@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torchvision import datasets
 from torchvision.datasets.mnist import read_image_file, read_label_file
-from torchvision.datasets.utils import extract_archive
+from torchvision.datasets.utils import download_and_extract_archive, extract_archive
 from torchvision.transforms.v2.functional import InterpolationMode, resize
 
 from ddpm_lib.data import LabelledImages
@@ -75,7 +75,7 @@ def cifar10(root: str | Path, size: int = 32) -> Split:
     folder = root / source.base_folder
     listed = [*source.train_list, *source.test_list, [source.meta["filename"], source.meta["md5"]]]
     files = [File(folder / name, md5, CIFAR10_SIZES.get(name)) for name, md5 in listed]
-    _ensure(root, "CIFAR-10", files, partial(source, root, download=True), f"or {source.filename}, packed as it came")
+    _ensure(root, "CIFAR-10", files, _archive(source, root), f"or {source.filename} as it came")
     parts = [source(root, train=train) for train in (True, False)]
     return tuple(
         LabelledImages(
@@ -95,7 +95,7 @@ def stl10(root: str | Path, size: int = 96) -> Split:
     source, root = datasets.STL10, Path(root)
     folder = root / source.base_folder
     files = [File(folder / name, md5, STL10_SIZES.get(name)) for name, md5 in source.train_list + source.test_list]
-    _ensure(root, "STL-10", files, partial(source, root, download=True), f"or {source.filename}, packed as it came")
+    _ensure(root, "STL-10", files, _archive(source, root), f"or {source.filename} as it came")
     train, unlabelled, test = (
         resized(torch.from_numpy(_CheckedSTL10(root, split=split).data), size)
         for split in ("train", "unlabeled", "test")
@@ -177,6 +177,11 @@ def _idx(source: type[datasets.MNIST], root: Path, size: int, names: tuple[str, 
     _ensure(root, source.__name__, files, partial(source, root, download=True), "a file packed as .gz will do")
     parts = [(read_image_file(files[i].path), read_label_file(files[i + 1].path)) for i in (0, 2)]
     return tuple(LabelledImages(resized(images[:, None], size), labels, names) for images, labels in parts)
+
+
+def _archive(source: Any, root: Path) -> Callable[[], Any]:
+    """Downloads the archive of a data set, unless it lies in root, and unpacks it there."""
+    return partial(download_and_extract_archive, source.url, root, filename=source.filename, md5=source.tgz_md5)
 
 
 def _ensure(root: Path, title: str, files: Sequence[File], download: Callable[[], Any], also: str, *folders: Path):

@@ -100,7 +100,7 @@ def read_image(path: str | Path, size: int, channels: int) -> Image.Image:
 
 
 def square(image: Image.Image, size: int) -> Image.Image:
-    """The largest square in the middle of an image, at size × size: bicubic, with a filter as wide as the scale asks."""
+    """The largest square in the middle of an image, at size × size: bicubic, with a filter as wide as the scale."""
     side = min(image.size)
     left, top = (image.width - side) // 2, (image.height - side) // 2
     return image.crop((left, top, left + side, top + side)).resize((size, size), Image.Resampling.BICUBIC)

@@ -72,7 +72,7 @@ def _say_steps(trainer: Trainer, recipe: Recipe, say: Callable[[str], None]) -> 
     began = time.perf_counter()
     _numbers(trainer.step())
     seconds = time.perf_counter() - began
-    say(f"step     loss {loss:.3f}, gradient norm {norm:.3g}; {trainer.batch / seconds:.0f} images/s")
+    say(f"step     loss {loss:.3f}, gradient norm {norm:.3g}; {trainer.batch / seconds:.3g} images/s")
     if trainer.batch == recipe.batch:
         say(f"         at this speed the recipe takes {seconds * recipe.steps / 3600:.1f} hours")
     if trainer.device.type == "cuda":
