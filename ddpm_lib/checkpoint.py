@@ -1,6 +1,7 @@
 """Checkpoints: one safetensors file whose header carries JSON. Written whole or not at all, and never unpickled."""
 
 import json
+import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -109,9 +110,19 @@ def list_checkpoints(folder: str | Path) -> list[Path]:
 
 
 def best_checkpoint(folder: str | Path) -> Path | None:
-    """The checkpoint whose description has the lowest "metric" (the older of two equal ones); None where none has."""
-    described = [(path, load_checkpoint(path, ())[1].get("metric")) for path in list_checkpoints(folder)]
-    return min((row for row in described if row[1] is not None), key=lambda row: row[1], default=(None, None))[0]
+    """The checkpoint whose description has the lowest "metric" (the older of two equal ones); None where none has.
+
+    A file that is damaged, and a metric that is not finite, are passed over.
+    """
+    rated = []
+    for path in list_checkpoints(folder):
+        try:
+            metric = load_checkpoint(path, ())[1].get("metric")
+        except ValueError:  # an old file that a disk spoiled must not stop the run that saves the next one
+            continue
+        if metric is not None and math.isfinite(metric):
+            rated.append((metric, path))
+    return min(rated, default=(None, None))[1]
 
 
 def prune(folder: str | Path, keep: int) -> None:

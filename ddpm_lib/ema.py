@@ -7,11 +7,13 @@ from torch import nn
 
 
 class EMA:
-    """θ̂ ← d·θ̂ + (1 − d)·θ after every step, with d = min(decay, (1 + step)/(10 + step)) for step = 0, 1, ...
+    """Eq. 11.5 (exponential moving average). θ̂ ← d·θ̂ + (1 − d)·θ with d = min(decay, (1 + steps)/(10 + steps)).
 
     The warm-up of d matters: with 0.9999 from the start, 37 % of the average is still the random initial weights after
-    10,000 steps. Buffers are copied. `ema.model` is the averaged network, in eval mode, without gradients; `ema.steps`
-    counts the updates, and with the weights it is all that the next update depends on.
+    10,000 steps (Eq. 11.6). Buffers are copied. `ema.model` is the averaged network, in eval mode, without gradients;
+    `ema.steps` = 0, 1, ... counts the updates, and with the weights it is all that the next update depends on.
+    model: is copied, on its device and in its dtype. decay: in [0, 1), for each update (ValueError otherwise).
+    Source: Ho et al. 2020, appendix B (0.9999, without the warm-up).
     """
 
     def __init__(self, model: nn.Module, decay: float = 0.9999):

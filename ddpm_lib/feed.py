@@ -25,10 +25,11 @@ LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.
 
 
 def batches(n: int, batch: int, seed: int, start: int = 0) -> Iterator[Tensor]:
-    """Endless batches of indices, (batch,): all n in a new random order each round, and no remainder is left out.
+    """Eq. 11.1 (batches). Endless batches of indices in 0..n−1, (batch,), int64, on the CPU, from number `start` on.
 
-    Batch number k = 0, 1, … depends on n, batch, seed and k alone; `start` is the number of the first, reached in O(n).
-    Raises ValueError for n, batch < 1 or start < 0.
+    All n come in a new random order each epoch, laid end to end; a batch may take the end of one epoch and the
+    beginning of the next, so no remainder is left out. Batch number k = 0, 1, … depends on n, batch, seed and k alone.
+    start: the number of the first batch, reached in O(n). Raises ValueError for n, batch < 1 or start < 0.
     """
     if n < 1 or batch < 1 or start < 0:
         raise ValueError(f"expected n >= 1, batch >= 1 and start >= 0; got {n}, {batch} and {start}")

@@ -166,15 +166,15 @@ def _go_on(
         step, last = entry["step"], before
         before = step
         due = step == recipe.steps or step // recipe.save_every > last // recipe.save_every
-        if due:
-            entry["held_out_loss"] = held_out_loss(model.network, model.schedule, held_out)
-            entry["metric"] = entry["held_out_loss"] if metric is None else float(metric(model))
-        history.append(entry)
         try:
-            append_entry(log, entry)
-        finally:  # a log that cannot be written costs no weights
             if due:
-                save(trainer, recipe, folder / CHECKPOINTS, entry["metric"])
+                entry["held_out_loss"] = held_out_loss(model.network, model.schedule, held_out)
+                entry["metric"] = entry["held_out_loss"] if metric is None else float(metric(model))
+            history.append(entry)
+            append_entry(log, entry)
+        finally:  # a metric that fails, or a log that cannot be written, costs no weights
+            if due:
+                save(trainer, recipe, folder / CHECKPOINTS, entry.get("metric"))
         if due:
             plot.save(curves(history), folder / "loss.png")
         if recipe.sample_every and step // recipe.sample_every > last // recipe.sample_every:

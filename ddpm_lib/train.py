@@ -78,7 +78,11 @@ def _summary(trainer: Trainer, seen: Sequence[Step]) -> dict:
 
 
 def linear_rate(warmup: int, steps: int, final: float = 0.0) -> Callable[[int], float]:
-    """A learning-rate factor that rises linearly to 1 in `warmup` steps, then falls linearly to `final` at `steps`."""
+    """Eq. 11.4 (learning-rate course). The factor of the learning rate, as a function of the steps done: 0, 1, ...
+
+    It rises linearly to 1 in `warmup` steps (the first step has 1/(warmup + 1), not 0), falls linearly to `final` at
+    `steps`, and stays there; final = 1 is a constant rate after the warm-up.
+    """
 
     def rate(done: int) -> float:
         if done < warmup:

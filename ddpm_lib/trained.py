@@ -101,6 +101,9 @@ def load(
     if weights not in kinds:
         raise ValueError(f"weights must be one of {', '.join(kinds)}; got {weights!r}")
     tensors, _ = load_checkpoint(path, (kinds[weights],))
+    if not tensors:
+        there = ", ".join(kind for kind, prefix in kinds.items() if load_checkpoint(path, (prefix,))[0])
+        raise ValueError(f"{path} does not hold the weights {weights!r}; it holds: {there or 'none that one can load'}")
     load_weights(network, tensors, kinds[weights], path)
     network = network.to(device or default_device()).eval()
     return TrainedModel(network, recipe.diffusion(), recipe, tuple(about.get("names", ())))
@@ -116,8 +119,9 @@ def export(source: str | Path, out: str | Path, *, weights: str = "ema", which: 
         raise FileExistsError(f"{out} exists and is not overwritten: name another file, or remove it")
     model = load(source, weights=weights, which=which, device=torch.device("cpu"))
     recipe = model.recipe
-    if weights.startswith("ema."):
-        recipe = dataclasses.replace(recipe, ema_decays=(float(weights.removeprefix("ema.")),))
+    if weights != "model":
+        decay = recipe.ema_decays[0] if weights == "ema" else float(weights.removeprefix("ema."))
+        recipe = dataclasses.replace(recipe, ema_decays=(decay,))
     prefix = "model." if weights == "model" else ema_name(recipe.ema_decays[0])
     tensors = {f"{prefix}{name}": tensor.half() for name, tensor in model.network.state_dict().items()}
     about = {"recipe": dataclasses.asdict(recipe), "names": model.names, "version": __version__}

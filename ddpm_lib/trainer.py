@@ -136,6 +136,7 @@ class Trainer:
         for ema in self.emas:
             load_weights(ema.model, tensors, ema_name(ema.decay), origin)
             ema.steps = about["step"]
+        self.optimiser.state.clear()  # before the first step it is empty
         for name, parameter in self.model.named_parameters():
             kinds = ("step", "exp_avg", "exp_avg_sq")
             if about["step"] and any(f"optimiser.{kind}.{name}" not in tensors for kind in kinds):
@@ -143,11 +144,13 @@ class Trainer:
             if about["step"]:
                 moments = {kind: tensors[f"optimiser.{kind}.{name}"].to(self.device) for kind in kinds}
                 self.optimiser.state[parameter] = {kind: tensor.clone() for kind, tensor in moments.items()}
+        random = _under(tensors, "random.")
+        if missing := ", ".join(sorted({"host", "noise", "torch"} - random.keys())):
+            raise ValueError(f"{origin} has no state of the random generator {missing}: it can be sampled, not resumed")
         self.timesteps.load_state(_under(tensors, "timesteps."))
         if self.images is not None:
             self.images.close()
         self.steps, self.images = about["step"], None
-        random = _under(tensors, "random.")
         self.host.set_state(random["host"])
         torch.set_rng_state(random["torch"])
         if about["device"] == self.device.type:
@@ -178,7 +181,7 @@ class Trainer:
 
 def ema_name(decay: float) -> str:
     """The prefix of an average's tensors in a checkpoint, "ema.0.9999." for instance."""
-    return f"ema.{decay:g}."
+    return f"ema.{float(decay)}."  # all its digits
 
 
 def _under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

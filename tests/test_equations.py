@@ -6,6 +6,7 @@ import importlib
 import math
 import re
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import nbformat
@@ -14,6 +15,7 @@ from torch import nn
 
 from ddpm_lib import CHAPTER
 from ddpm_lib.checks import KINDS, load_all, verify
+from ddpm_lib.ema import EMA
 from ddpm_lib.schedule import Schedule
 
 ROOT = Path(__file__).parents[1]
@@ -143,6 +145,12 @@ def without_numbers(value):
     if isinstance(value, nn.Module):
         value.register_forward_hook(lambda module, inputs, output: output * math.nan)
         return value
+    if isinstance(value, EMA):
+        for parameter in value.model.parameters():
+            parameter.fill_(math.nan)
+        return value
+    if isinstance(value, Iterator):
+        return map(without_numbers, value)
     if callable(value):
         return lambda *a: without_numbers(value(*a))
     return value * math.nan

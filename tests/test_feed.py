@@ -285,6 +285,7 @@ def test_workers_outlive_signals_to_the_whole_job_and_end_with_their_parent(file
     with subprocess.Popen(command, start_new_session=True, text=True, **pipes) as process:
         assert process.stdout.readline() == "starting\n"
         if method != "forkserver":  # which has started its server by then, and that is not deaf
+            time.sleep(0.5)
             os.killpg(process.pid, signal.SIGINT)  # while the workers start
         assert process.stdout.readline() == "running\n"
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGINT):
