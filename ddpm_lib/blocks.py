@@ -11,6 +11,7 @@ class ResidualBlock(nn.Module):
     c_in, c_out: channels; embed: width of the embedding; groups: of the group norms, which must divide both.
     scale_shift: False adds a linear image of the embedding before the second norm (DDPM); True scales and shifts with
     it after that norm, h·(1 + scale) + shift (FiLM). The last convolution starts at zero: a new block is its shortcut.
+    Raises ValueError for groups that do not fit, see `norm`.
     Sources: Ho et al. 2020, appendix B; Dhariwal and Nichol 2021, section 3 ("adaptive group normalization").
     """
 

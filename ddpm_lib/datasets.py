@@ -79,7 +79,7 @@ def cifar10(root: str | Path, size: int = 32) -> Split:
     parts = [source(root, train=train) for train in (True, False)]
     return tuple(
         LabelledImages(
-            resized(torch.from_numpy(part.data).permute(0, 3, 1, 2).contiguous(), size),  # (N, H, W, C) -> (N, C, H, W)
+            resized(torch.from_numpy(part.data).permute(0, 3, 1, 2), size),  # (N, H, W, C) -> (N, C, H, W)
             torch.tensor(part.targets),
             tuple(part.classes),
         )

@@ -2,13 +2,14 @@
 
 import os
 import pickle
+import stat
 
 import pytest
 import torch
 from safetensors.torch import save
 from torch import nn
 
-from ddpm_lib.checkpoint import FORMAT, load_checkpoint, load_weights, save_checkpoint
+from ddpm_lib.checkpoint import FORMAT, load_checkpoint, load_weights, save_checkpoint, write_atomically
 
 ABOUT = {"step": 3, "name": "grün", "rate": 0.004, "sides": [1, 2], "nothing": None}
 
@@ -168,3 +169,50 @@ def test_another_architecture_is_refused_and_the_model_left_as_it_was(change, co
     with pytest.raises(ValueError, match=f"run/x holds another architecture: {complaint}"):
         load_weights(model, changed, "ema.", "run/x")
     assert all(torch.equal(model.state_dict()[name], tensor) for name, tensor in before.items())
+
+
+@pytest.mark.parametrize(
+    ("prefixes", "names"),
+    [
+        (None, {"weight", "transposed", "half", "count", "empty"}),
+        ((), set()),
+        (("half",), {"half"}),
+        (("w", "coun"), {"weight", "count"}),
+        (["eight"], set()),
+    ],
+)
+def test_only_the_tensors_with_one_of_the_prefixes_are_read(path, prefixes, names):
+    loaded, about = load_checkpoint(path, prefixes)
+    assert loaded.keys() == names and about == ABOUT
+    assert all(torch.equal(tensor, tensors()[name]) for name, tensor in loaded.items())
+
+
+@pytest.mark.parametrize("about", ["{", "[1, 2]", "7", None], ids=["cut", "list", "number", "none"])
+def test_a_file_without_a_description_is_refused(tmp_path, about):
+    metadata = {"format": FORMAT} | ({} if about is None else {"about": about})
+    (tmp_path / "ours").write_bytes(save({"weight": torch.zeros(2)}, metadata=metadata))
+    with pytest.raises(ValueError, match=r"ours(: its description is not JSON| carries no description of what it)"):
+        load_checkpoint(tmp_path / "ours")
+
+
+@pytest.mark.skipif(not hasattr(os, "O_DIRECTORY"), reason="this system cannot flush a folder")
+def test_the_file_reaches_the_disk_before_its_name_and_its_name_before_anything_goes_on(tmp_path, monkeypatch):
+    events, fsync, replace = [], os.fsync, os.replace
+
+    def flushed(handle):
+        kind = "folder" if stat.S_ISDIR(os.fstat(handle).st_mode) else "file"
+        events.append((kind, os.fstat(handle).st_ino, os.fstat(handle).st_size if kind == "file" else None))
+        fsync(handle)
+
+    def renamed(source, target):
+        events.append(("renamed", os.stat(source).st_ino, None))
+        replace(source, target)
+
+    monkeypatch.setattr(os, "fsync", flushed)
+    monkeypatch.setattr(os, "replace", renamed)
+    open_before = len(os.listdir("/proc/self/fd")) if os.path.exists("/proc/self/fd") else None
+    write_atomically(str(tmp_path / "new"), b"twelve bytes")
+    inode = (tmp_path / "new").stat().st_ino
+    assert events == [("file", inode, 12), ("renamed", inode, None), ("folder", tmp_path.stat().st_ino, None)]
+    if open_before is not None:
+        assert len(os.listdir("/proc/self/fd")) == open_before

@@ -234,7 +234,7 @@ def test_nothing_from_outside_the_square_reaches_it(tmp_path):
     assert (read(put(tmp_path / "a.png", image)) == 200).all()
 
 
-@pytest.mark.parametrize("length", [150, 200, 800])
+@pytest.mark.parametrize("length", [260, 800])
 def test_a_large_jpeg_decoded_small_is_nearly_the_whole_one_resized(tmp_path, monkeypatch, length):
     smooth = np.asarray(Image.fromarray(picture(20, 20)).resize((length, length), Image.Resampling.BICUBIC))
     path = put(tmp_path / "a.jpg", smooth, quality=95)

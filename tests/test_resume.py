@@ -49,7 +49,15 @@ def new_trainer(width=4, **options):
     """All that there is to remember: dropout, flips, label dropout, two averages, weight decay, a sampler of t."""
     torch.manual_seed(0)
     network = UNet(
-        size=4, channels=1, width=width, multipliers=(1,), blocks=1, groups=2, attention=(), dropout=0.3, classes=CLASSES
+        size=4,
+        channels=1,
+        width=width,
+        multipliers=(1,),
+        blocks=1,
+        groups=2,
+        attention=(),
+        dropout=0.3,
+        classes=CLASSES,
     )
 
     def prepare(labels, generator):
@@ -166,7 +174,10 @@ def test_a_trainer_that_has_stepped_can_go_back_to_any_state_the_first_included(
 @pytest.mark.parametrize(
     ("missing", "complaint"),
     [
-        ("optimiser.exp_avg.stem.bias", "has no moments of the optimiser for stem.bias: it can be sampled, not resumed"),
+        (
+            "optimiser.exp_avg.stem.bias",
+            "has no moments of the optimiser for stem.bias: it can be sampled, not resumed",
+        ),
         ("optimiser.exp_avg_sq.", "has no moments of the optimiser for .*: it can be sampled, not resumed"),
         ("optimiser.step.head.2.weight", "has no moments of the optimiser for head.2.weight"),
         ("model.", "holds another architecture: for .* the file has nothing"),
@@ -188,9 +199,9 @@ def test_a_part_that_is_missing_is_named_and_so_is_the_file(missing, complaint):
 
 def test_the_state_of_another_network_or_another_average_is_refused():
     state = new_trainer().state()
-    with pytest.raises(ValueError, match="run/x holds another architecture: for .* the network expects"):
+    with pytest.raises(ValueError, match=r"run/x holds another architecture: for .* the network expects"):
         new_trainer(width=8).load_state(*state, "run/x")
-    with pytest.raises(ValueError, match="run/x holds another architecture: for .* the file has nothing"):
+    with pytest.raises(ValueError, match=r"run/x holds another architecture: for .* the file has nothing"):
         new_trainer(ema_decays=(0.9, 0.3)).load_state(*state, "run/x")
 
 

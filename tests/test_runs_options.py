@@ -162,7 +162,9 @@ def test_the_names_of_the_classes_are_kept_and_stand_over_the_pictures(tmp_path,
     assert titles(figures[0]) == ["jay", "crow", "", ""]
 
 
-def test_without_names_the_numbers_of_the_classes_and_without_classes_nothing_stands_there(tmp_path, drawn, monkeypatch):
+def test_without_names_the_numbers_of_the_classes_and_without_classes_nothing_stands_there(
+    tmp_path, drawn, monkeypatch
+):
     assert titles(sample_grid(train(tmp_path / "free", "classes=0"), rows=1)) == [""] * 10
     monkeypatch.setitem(DATA, "mnist", lambda recipe: made_up(names=()))
     assert titles(sample_grid(train(tmp_path / "run"), rows=1)) == ["0", "1", "2"]

@@ -20,8 +20,8 @@ from ddpm_lib.trainer import Trainer
 CPU = torch.device("cpu")
 TINY = override(
     recipe("digits"),
-    "data=mnist size=4 classes=3 width=4 multipliers=1 blocks=1 groups=2 attention= head_channels=0 dropout=0.3 flip=true "
-    "batch=4 steps=8 warmup=2 ema_decays=0.9,0.2 log_every=1 save_every=2 keep=9 sample_steps=2 T=50".split(),
+    "data=mnist size=4 classes=3 width=4 multipliers=1 blocks=1 groups=2 attention= head_channels=0 dropout=0.3 "
+    "flip=true batch=4 steps=8 warmup=2 ema_decays=0.9,0.2 log_every=1 save_every=2 keep=9 sample_steps=2 T=50".split(),
 )
 
 
@@ -182,8 +182,8 @@ def test_with_more_steps_the_rate_follows_the_new_course(whole, tmp_path):
 
 @pytest.mark.parametrize(
     "change",
-    ["learning_rate=0.1", "batch=5", "seed=1", "width=8", "T=60", "classes=0", "flip=false", "ema_decays=0.9"]
-    + ["warmup=3", "final_rate=0.5", "weight_decay=0.1", "clip_norm=2", "label_dropout=0.2", "dropout=0", "name=it"],
+    "learning_rate=0.1 batch=5 seed=1 width=8 T=60 classes=0 flip=false ema_decays=0.9 warmup=3 final_rate=0.5 "
+    "weight_decay=0.1 clip_norm=2 label_dropout=0.2 dropout=0 name=it".split(),
 )
 def test_what_decides_the_steps_already_done_cannot_change(whole, change):
     before = contents(whole)

@@ -18,8 +18,8 @@ from ddpm_lib.trained import CHECKPOINTS, export, load
 CPU = torch.device("cpu")
 TINY = override(
     recipe("digits"),
-    "data=mnist size=8 classes=3 width=16 multipliers=1,2 blocks=1 groups=4 attention=4 head_channels=0 batch=8 steps=9 "
-    "warmup=0 ema_decays=0.9,0.2 log_every=3 save_every=3 keep=9 sample_steps=3 T=50".split(),
+    "data=mnist size=8 classes=3 width=16 multipliers=1,2 blocks=1 groups=4 attention=4 head_channels=0 batch=8 "
+    "steps=9 warmup=0 ema_decays=0.9,0.2 log_every=3 save_every=3 keep=9 sample_steps=3 T=50".split(),
 )
 BIRDS = ("crow", "daw", "jay")
 
@@ -82,12 +82,12 @@ def test_of_a_folder_the_last_checkpoint_is_loaded_or_the_best(folder, tmp_path)
     assert not torch.equal(by_step[6], by_step[9])
     with pytest.raises(ValueError, match='which must be "last" or "best", got \'first\''):
         load(folder, which="first")
-    with pytest.raises(FileNotFoundError, match="expected a checkpoint in .*checkpoints; there is none"):
+    with pytest.raises(FileNotFoundError, match=r"expected a checkpoint in .*checkpoints; there is none"):
         load(tmp_path)
     (tmp_path / CHECKPOINTS).mkdir()
     tensors, about = load_checkpoint(at(folder, 3))
     save_checkpoint(at(tmp_path, 3), tensors, about | {"metric": None})  # as Ctrl-C leaves it
-    with pytest.raises(FileNotFoundError, match="expected a checkpoint in .*checkpoints; there is none"):
+    with pytest.raises(FileNotFoundError, match=r"expected a checkpoint in .*checkpoints; there is none"):
         load(tmp_path, which="best")
     assert load(tmp_path, device=CPU).names == BIRDS
 
@@ -96,7 +96,7 @@ def test_weights_that_are_not_there_are_refused_and_those_that_are_listed(folder
     with pytest.raises(ValueError, match=r"must be one of model, ema, ema\.0\.9, ema\.0\.2; got 'ema\.0\.99'"):
         load(folder, weights="ema.0.99")
     raw = export(folder, tmp_path / "raw", weights="model")
-    with pytest.raises(ValueError, match="raw does not hold the weights 'ema'; it holds: model$"):
+    with pytest.raises(ValueError, match=r"raw does not hold the weights 'ema'; it holds: model$"):
         load(raw)
 
 
@@ -117,7 +117,7 @@ def test_a_sample_depends_on_its_seed_and_not_on_what_else_was_drawn(folder):
     assert torch.equal(torch.get_rng_state(), before)
     assert first.abs().max() <= 1 and not torch.equal(first[0], first[1])
     for wrong, error in (([], ValueError), (0, ValueError), ([0.5], TypeError), ([True], TypeError), ([3], ValueError)):
-        with pytest.raises(error, match="expected|labels"):
+        with pytest.raises(error, match=r"expected|labels"):
             model.sample(wrong)
 
 
@@ -126,7 +126,7 @@ def test_an_exported_file_holds_one_average_in_half_the_bytes_and_samples_the_sa
     folder, tmp_path, name, prefix, decays
 ):
     out = export(folder, tmp_path / "out.safetensors", weights=name)
-    tensors, about = load_checkpoint(out)
+    tensors, _ = load_checkpoint(out)
     original, expected = load(folder, weights=name, device=CPU), stored(at(folder, 9), prefix)
     assert tensors.keys() == {f"{prefix}{key}" for key in expected}
     assert all(torch.equal(tensors[f"{prefix}{key}"], tensor.half()) for key, tensor in expected.items())

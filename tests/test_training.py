@@ -12,6 +12,7 @@ from ddpm_lib.cosine import cosine_schedule
 from ddpm_lib.data import LabelledImages
 from ddpm_lib.ema import EMA
 from ddpm_lib.guidance import drop_labels
+from ddpm_lib.monitor import peak_memory
 from ddpm_lib.schedule import Schedule
 from ddpm_lib.train import linear_rate, train
 from ddpm_lib.trainer import Trainer
@@ -178,7 +179,7 @@ def test_a_number_that_is_not_finite_stops_training_at_the_next_reading_before_a
 
 
 def test_the_log_sums_up_each_stretch():
-    trainer, steps = toy_trainer(), []
+    trainer, steps = toy_trainer(rate=lambda done: (done + 1) / 10), []
     step = trainer.step
 
     def noted():
@@ -188,6 +189,7 @@ def test_the_log_sums_up_each_stretch():
     trainer.step = noted
     history = train(trainer, 10, every=4, progress=False)
     assert [entry["step"] for entry in history] == [4, 8, 10]
+    assert [entry["learning_rate"] for entry in history] == pytest.approx([0.004, 0.008, 0.01])  # of the last step
     for entry, part in zip(history, (slice(0, 4), slice(4, 8), slice(8, 10)), strict=True):
         losses = [float(loss) for step in steps[part] for loss in step.loss]
         times = [int(t) for step in steps[part] for t in step.t]
@@ -198,6 +200,8 @@ def test_the_log_sums_up_each_stretch():
             mine = [loss for loss, t in zip(losses, times, strict=True) if t in here]
             assert mean == (pytest.approx(sum(mine) / len(mine)) if mine else None)
         assert entry["images_per_s"] > 0
+    memory = [entry["memory_gb"] for entry in history] + [peak_memory(trainer.device)]
+    assert 0 < memory[0] and memory == sorted(memory)
     assert train(trainer, 10, progress=False) == []  # it is there already
 
 
