@@ -172,65 +172,10 @@ def test_a_network_that_cannot_be_built_says_why(options, complaint):
         small(**options)
 
 
-def embedding_by_hand(t, width, shift=1, cosines_first=False):
-    """One row, number by number: sines of (t − 1)·ω, then cosines; ω falls from 1 to 1/10,000 by equal factors."""
-    half = width // 2
-    angles = [(t - shift) * 10_000 ** (-i / (half - 1)) for i in range(half)]
-    sines, cosines = [math.sin(a) for a in angles], [math.cos(a) for a in angles]
-    return cosines + sines if cosines_first else sines + cosines
-
-
-def rows_instead_of_columns(t, width):
-    """A circulated bug: the sine was put on even rows and the cosine of the *sine* on odd ones."""
-    table = torch.tensor([embedding_by_hand(int(k), width)[: width // 2] for k in t]).repeat(1, 2)
-    table[1::2] = table[1::2].cos()
-    return table
-
-
-def test_the_time_embedding_is_what_a_plain_loop_gives_and_known_wrong_ones_are_not():
-    t, width, tolerance = torch.tensor([1, 2, 3, 17, 500, 1000]), 16, 5e-4  # float32 angles up to 999
-    got = timestep_embedding(t, width).double()
-
-    def distance(table):
-        return (got - torch.as_tensor(table, dtype=torch.float64)).abs().max()
-
-    assert distance([embedding_by_hand(int(k), width) for k in t]) < tolerance
-    for wrong in (
-        [embedding_by_hand(int(k), width, shift=0) for k in t],  # t for t − 1
-        [embedding_by_hand(int(k), width, cosines_first=True) for k in t],
-        rows_instead_of_columns(t, width),
-    ):
-        assert distance(wrong) > 10 * tolerance
-
-
 @pytest.mark.parametrize("width", [2, 7, 0])
 def test_an_embedding_without_pairs_is_refused(width):
     with pytest.raises(ValueError, match=f"even and >= 4, got {width}"):
         timestep_embedding(torch.tensor([1]), width)
-
-
-def test_attention_is_what_a_plain_loop_over_heads_and_pixels_gives():
-    torch.manual_seed(0)
-    c, heads, side = 12, 3, 3
-    size = c // heads
-    layer = SelfAttention(c, groups=2, head_channels=size).double()
-    assert (layer.out.weight == 0).all()  # it starts as the identity
-    nn.init.normal_(layer.out.weight)
-    x = torch.randn(2, c, side, side, dtype=torch.float64)
-    expected = torch.zeros_like(x).flatten(2)
-    for b in range(2):
-        pixels = layer.norm(x)[b].flatten(1).detach()  # (C, H·W)
-        q, k, v = (torch.einsum("oc,cp->op", w[:, :, 0, 0], pixels) for w in layer.qkv.weight.detach().chunk(3))
-        q, k, v = (part + bias[:, None] for part, bias in zip((q, k, v), layer.qkv.bias.detach().chunk(3), strict=True))
-        for head in range(heads):
-            mine = slice(head * size, (head + 1) * size)
-            for pixel in range(side * side):
-                scores = [float(q[mine, pixel] @ k[mine, other]) / size**0.5 for other in range(side * side)]
-                total = sum(math.exp(score) for score in scores)
-                for other, score in enumerate(scores):
-                    expected[b, mine, pixel] += math.exp(score) / total * v[mine, other]
-    expected = x + layer.out(expected.reshape(x.shape))
-    assert (layer(x) - expected).abs().max() < 1e-12
 
 
 def test_without_a_size_there_is_one_head_of_all_channels():
@@ -238,57 +183,6 @@ def test_without_a_size_there_is_one_head_of_all_channels():
     one, all_of_them = (SelfAttention(8, groups=2, head_channels=size) for size in (0, 8))
     all_of_them.load_state_dict(one.state_dict())
     assert one.heads == all_of_them.heads == 1 and SelfAttention(8, groups=2, head_channels=2).heads == 4
-
-
-def group_norm_by_hand(x, groups, scale, shift):
-    """(x − mean)/√(variance + 1e-6), image by image, group by group, then channel by channel its scale and shift."""
-    out, size = torch.empty_like(x), x.shape[1] // groups
-    for b in range(len(x)):
-        for group in range(groups):
-            mine = slice(group * size, (group + 1) * size)
-            part = x[b, mine]
-            out[b, mine] = (part - part.mean()) / (part.var(correction=0) + 1e-6).sqrt()
-    return out * scale[:, None, None] + shift[:, None, None]
-
-
-def block_by_hand(block, x, embedding, way):
-    """A residual block from its weights; `way` is how the embedding comes in."""
-    silu, pick = (lambda v: v * torch.sigmoid(v)), lambda values: values[:, :, None, None]
-    h = block.conv_1(silu(group_norm_by_hand(x, 2, block.norm_1.weight, block.norm_1.bias)))
-    told = silu(embedding) @ block.embedding.weight.T + block.embedding.bias
-    c, norm_2 = h.shape[1], (2, block.norm_2.weight, block.norm_2.bias)
-    if way == "added":
-        h = group_norm_by_hand(h + pick(told), *norm_2)
-    elif way == "added after the norm":
-        h = group_norm_by_hand(h, *norm_2) + pick(told)
-    elif way == "FiLM":
-        h = group_norm_by_hand(h, *norm_2) * (1 + pick(told[:, :c])) + pick(told[:, c:])
-    elif way == "shift first":
-        h = group_norm_by_hand(h, *norm_2) * (1 + pick(told[:, c:])) + pick(told[:, :c])
-    elif way == "scale for 1 + scale":
-        h = group_norm_by_hand(h, *norm_2) * pick(told[:, :c]) + pick(told[:, c:])
-    elif way == "before the norm":
-        h = group_norm_by_hand(h * (1 + pick(told[:, :c])) + pick(told[:, c:]), *norm_2)
-    return block.shortcut(x) + block.conv_2(silu(h))
-
-
-@pytest.mark.parametrize("c_out", [4, 6])
-def test_a_residual_block_is_what_plain_arithmetic_gives_and_known_wrong_ones_are_not(c_out):
-    ways = {
-        False: ("added", ["added after the norm"]),
-        True: ("FiLM", ["shift first", "scale for 1 + scale", "before the norm"]),
-    }
-    for scale_shift, (right, wrong) in ways.items():
-        torch.manual_seed(0)
-        block = ResidualBlock(4, c_out, 10, groups=2, scale_shift=scale_shift, dropout=0.0).double()
-        x, embedding = torch.randn(3, 4, 5, 5).double(), torch.randn(3, 10).double()
-        assert torch.equal(block(x, embedding), block.shortcut(x))  # a new one is its shortcut
-        for parameter in block.parameters():
-            nn.init.normal_(parameter)
-        out = block(x, embedding)
-        assert (out - block_by_hand(block, x, embedding, right)).abs().max() < 1e-10
-        for way in wrong:
-            assert (out - block_by_hand(block, x, embedding, way)).abs().max() > 0.1
 
 
 def test_halving_by_a_convolution_pads_right_and_bottom():
