@@ -127,6 +127,13 @@ def test_images_that_do_not_fit_move_a_batch_at_a_time_as_bytes():
     assert all(x_0.device == META and x_0.dtype == torch.float32 and labels.device == CPU for x_0, labels in fed)
 
 
+def test_images_that_are_on_the_device_stay_there_whatever_fits():
+    data = of_bytes()
+    with Host() as host:
+        next(feed(LabelledImages(data.images.to(META), data.labels), 6, seed=0, device=META, budget=0))
+    assert host.copied[1:] == [(torch.int64, (6,))]
+
+
 def test_the_default_budget_is_a_quarter_of_what_is_free(monkeypatch):
     data = of_bytes()
     for free, first in ((4 * data.images.nbytes, (20, 3, 4, 4)), (4 * data.images.nbytes - 1, (6, 3, 4, 4))):
@@ -204,7 +211,7 @@ COUNTED = []
 @pytest.mark.parametrize(
     ("free", "copied", "decoded"),
     [
-        ({META: 4 * 10800, CPU: 0}, (torch.int64, (6,)), 100),  # on the device
+        ({META: 4 * 10800, CPU: 4 * 10800}, (torch.int64, (6,)), 100),  # on the device
         ({META: 4 * 10800 - 1, CPU: 4 * 10800}, (torch.uint8, (6, 3, 6, 6)), 100),  # in the machine's memory
         ({META: 4 * 10800 - 1, CPU: 4 * 10800 - 1}, (torch.uint8, (6, 3, 6, 6)), 12),  # nowhere
     ],

@@ -2,7 +2,6 @@
 
 import copy
 import inspect
-import math
 
 import pytest
 import torch
