@@ -162,7 +162,7 @@ def _stack(images: list[Tensor]) -> Tensor:
 def _heed_the_parent_alone(worker: int) -> None:
     """Ctrl-C and a job's end reach all processes of a run, and the first still needs the others to finish its step."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if hasattr(signal, "sigwaitinfo"):  # elsewhere SIGTERM ends the worker, whoever sent it
+    if hasattr(signal, "sigwaitinfo"):  # on macOS and Windows SIGTERM ends the worker, whoever sent it
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         threading.Thread(target=_end_when_the_parent_says, daemon=True).start()
 
@@ -180,7 +180,8 @@ def _signals_come_later() -> Iterator[None]:
         yield
         return
     resource_tracker.ensure_running()  # its start would end the waiting
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    late = {signal.SIGINT, signal.SIGTERM} if hasattr(signal, "sigwaitinfo") else {signal.SIGINT}
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, late)
     try:
         yield
     finally:

@@ -256,6 +256,20 @@ def test_workers_end_with_the_iterator(files, end):
     assert not multiprocessing.active_children()
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.parametrize("system", ["this", "one that cannot say who sent a signal"])
+def test_a_worker_ends_when_its_parent_says(files, monkeypatch, system):
+    if system != "this":
+        monkeypatch.delattr(signal, "sigwaitinfo", raising=False)
+    fed = feed(files, 10, seed=0, device=CPU, workers=1, budget=0)
+    next(fed)
+    (worker,) = multiprocessing.active_children()
+    worker.terminate()
+    worker.join()
+    assert worker.exitcode == 0
+    fed.close()
+
+
 PROGRAM = """
 import multiprocessing, signal, sys
 import torch
