@@ -162,15 +162,17 @@ def _stack(images: list[Tensor]) -> Tensor:
 def _heed_the_parent_alone(worker: int) -> None:
     """Ctrl-C and a job's end reach all processes of a run, and the first still needs the others to finish its step."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if hasattr(signal, "sigwaitinfo"):  # on macOS and Windows SIGTERM ends the worker, whoever sent it
+    if hasattr(signal, "sigtimedwait"):  # on macOS and Windows SIGTERM ends the worker, whoever sent it
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         threading.Thread(target=_end_when_the_parent_says, daemon=True).start()
 
 
 def _end_when_the_parent_says() -> None:
-    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent_process().pid:
-        pass
-    os._exit(0)
+    parent = parent_process()
+    while True:
+        told = signal.sigtimedwait({signal.SIGTERM}, 2)
+        if (told and told.si_pid == parent.pid) or not parent.is_alive():  # torch sees that of its own forks alone
+            os._exit(0)
 
 
 @contextmanager
@@ -180,7 +182,7 @@ def _signals_come_later() -> Iterator[None]:
         yield
         return
     resource_tracker.ensure_running()  # its start would end the waiting
-    late = {signal.SIGINT, signal.SIGTERM} if hasattr(signal, "sigwaitinfo") else {signal.SIGINT}
+    late = {signal.SIGINT, signal.SIGTERM} if hasattr(signal, "sigtimedwait") else {signal.SIGINT}
     before = signal.pthread_sigmask(signal.SIG_BLOCK, late)
     try:
         yield

@@ -114,7 +114,7 @@ class Trainer:
         """Tensors by name, and a JSON-able description: all that the next step depends on, besides data and options.
 
         Weights are "model.…", averages "ema.DECAY.…", AdamW's moments "optimiser.…", generators "random.…", the
-        timestep sampler's memory "timesteps.…".
+        timestep sampler's memory "timesteps.…". They are the live tensors: save or clone them before the next step.
         """
         tensors = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
         for ema in self.emas:

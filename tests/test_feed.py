@@ -260,7 +260,7 @@ def test_workers_end_with_the_iterator(files, end):
 @pytest.mark.parametrize("system", ["this", "one that cannot say who sent a signal"])
 def test_a_worker_ends_when_its_parent_says(files, monkeypatch, system):
     if system != "this":
-        monkeypatch.delattr(signal, "sigwaitinfo", raising=False)
+        monkeypatch.delattr(signal, "sigtimedwait", raising=False)
     fed = feed(files, 10, seed=0, device=CPU, workers=1, budget=0)
     next(fed)
     (worker,) = multiprocessing.active_children()
@@ -296,14 +296,30 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.skipif(not hasattr(signal, "sigwaitinfo"), reason="needs sigwaitinfo, which this system lacks")
+def started(folder, method, files, workers):
+    (folder / "program.py").write_text(PROGRAM)
+    command = [sys.executable, str(folder / "program.py"), method, str(files.paths[0].parents[1]), workers]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    return subprocess.Popen(command, start_new_session=True, text=True, **pipes)
+
+
+def wait_for_the_end_of(process):
+    """Of whatever belonged to it."""
+    while True:
+        try:
+            os.killpg(process.pid, 0)
+        except ProcessLookupError:
+            return
+        time.sleep(0.1)
+
+
+needs_sigtimedwait = pytest.mark.skipif(not hasattr(signal, "sigtimedwait"), reason="needs sigtimedwait")
+
+
+@needs_sigtimedwait
 @pytest.mark.parametrize(("method", "workers"), [("fork", "2"), ("spawn", "1"), ("forkserver", "1")])
 def test_workers_outlive_signals_to_the_whole_job_and_end_with_their_parent(files, tmp_path, method, workers):
-    program = tmp_path / "program.py"
-    program.write_text(PROGRAM)
-    command = [sys.executable, str(program), method, str(files.paths[0].parents[1]), workers]
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    with subprocess.Popen(command, start_new_session=True, text=True, **pipes) as process:
+    with started(tmp_path, method, files, workers) as process:
         assert process.stdout.readline() == "starting\n"
         if method != "forkserver":  # which has started its server by then, and that is not deaf
             time.sleep(0.5)
@@ -318,12 +334,16 @@ def test_workers_outlive_signals_to_the_whole_job_and_end_with_their_parent(file
         assert (alive, seen) == (workers, [str(int(signal.SIGINT)), str(int(signal.SIGTERM))])
         assert float(summed) == pytest.approx(total)
         assert (process.returncode, error) == (0, "")
-    while True:  # whatever belonged to the program ends with it
-        try:
-            os.killpg(process.pid, 0)
-        except ProcessLookupError:
-            break
-        time.sleep(0.1)
+    wait_for_the_end_of(process)
+
+
+@needs_sigtimedwait
+def test_workers_that_were_not_forked_end_with_a_parent_that_was_killed(files, tmp_path):
+    with started(tmp_path, "forkserver", files, "1") as process:
+        assert process.stdout.readline() == "starting\n"
+        assert process.stdout.readline() == "running\n"
+        process.kill()
+    wait_for_the_end_of(process)
 
 
 # On a GPU

@@ -11,7 +11,7 @@ from ddpm_lib.__main__ import main
 from ddpm_lib.checkpoint import list_checkpoints, load_checkpoint, step_path
 from ddpm_lib.data import LabelledImages
 from ddpm_lib.recipes import DATA, override, recipe
-from ddpm_lib.runs import HELD_OUT, load_data, resume, run
+from ddpm_lib.runs import HELD_OUT, load_data, new_trainer, resume, run
 from ddpm_lib.trained import CHECKPOINTS, load, sample_grid
 
 CPU = torch.device("cpu")
@@ -52,6 +52,28 @@ def train(folder, *changes, **options):
 
 def saved(folder):
     return [load_checkpoint(path, ())[1]["step"] for path in list_checkpoints(folder / CHECKPOINTS)]
+
+
+def test_every_option_of_a_recipe_reaches_its_trainer():
+    changes = "batch=5 learning_rate=0.3 weight_decay=0.7 clip_norm=0.6 ema_decays=0.8,0.4 seed=11 flip=true workers=3"
+    chosen = override(TINY, f"{changes} warmup=4 steps=20 final_rate=0.25 label_dropout=0.9 schedule=linear".split())
+    trainer = new_trainer(chosen, made_up()[0], CPU)
+    assert (trainer.batch, trainer.base_rate, trainer.clip_norm) == (5, 0.3, 0.6)
+    assert [group["weight_decay"] for group in trainer.optimiser.param_groups] == [0.7, 0]
+    assert [ema.decay for ema in trainer.emas] == [0.8, 0.4]
+    assert (trainer.seed, trainer.flip, trainer.workers) == (11, True, 3)
+    assert [trainer.rate(done) for done in (0, 4, 12, 20)] == pytest.approx([0.2, 1, 0.625, 0.25])
+    assert torch.equal(trainer.schedule.beta, chosen.diffusion().beta)
+    labels = trainer.prepare_labels(torch.arange(3).repeat(1000), torch.Generator().manual_seed(0))
+    assert abs((labels == 3).double().mean() - 0.9) < 5 * (0.09 / 3000) ** 0.5
+
+
+def test_the_first_weights_are_the_seed_s_alone():
+    first = []
+    for seed, ambient in ((0, 1), (0, 2), (5, 1)):
+        torch.manual_seed(ambient)
+        first.append(new_trainer(override(TINY, [f"seed={seed}"]), made_up()[0], CPU).model.stem.weight)
+    assert torch.equal(first[0], first[1]) and not torch.equal(first[0], first[2])
 
 
 def falling_until(step):
@@ -150,7 +172,7 @@ def titles(figure):
 
 
 def test_the_names_of_the_classes_are_kept_and_stand_over_the_pictures(tmp_path, drawn, monkeypatch):
-    train(tmp_path / "run")
+    assert train(tmp_path / "run").names == BIRDS
     assert load_checkpoint(step_path(tmp_path / "run" / CHECKPOINTS, 8), ())[1]["names"] == list(BIRDS)
     model, figures = load(tmp_path / "run", device=CPU), []
     assert model.names == BIRDS
