@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from types import SimpleNamespace
 
@@ -296,21 +297,17 @@ if __name__ == "__main__":
 """
 
 
+@contextmanager
 def started(folder, method, files, workers):
     (folder / "program.py").write_text(PROGRAM)
     command = [sys.executable, str(folder / "program.py"), method, str(files.paths[0].parents[1]), workers]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    return subprocess.Popen(command, start_new_session=True, text=True, **pipes)
-
-
-def wait_for_the_end_of(process):
-    """Of whatever belonged to it."""
-    while True:
+    with subprocess.Popen(command, start_new_session=True, text=True, **pipes) as process:
         try:
-            os.killpg(process.pid, 0)
-        except ProcessLookupError:
-            return
-        time.sleep(0.1)
+            yield process
+        finally:
+            with suppress(ProcessLookupError):  # there is nothing left of it where the test passed
+                os.killpg(process.pid, signal.SIGKILL)
 
 
 needs_sigtimedwait = pytest.mark.skipif(not hasattr(signal, "sigtimedwait"), reason="needs sigtimedwait")
@@ -327,14 +324,13 @@ def test_workers_outlive_signals_to_the_whole_job_and_end_with_their_parent(file
         assert process.stdout.readline() == "running\n"
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGINT):
             os.killpg(process.pid, number)
-        out, error = process.communicate("go on\n")
+        out, error = process.communicate("go on\n")  # until the last of its processes has ended
         rows = take(batches(100, 10, seed=0), 40)
         total = sum(float(by_hand(files, row).double().sum()) for row in rows)
         alive, *seen, summed = out.replace("[", "").replace("]", "").replace(",", "").split()
         assert (alive, seen) == (workers, [str(int(signal.SIGINT)), str(int(signal.SIGTERM))])
         assert float(summed) == pytest.approx(total)
         assert (process.returncode, error) == (0, "")
-    wait_for_the_end_of(process)
 
 
 @needs_sigtimedwait
@@ -343,7 +339,7 @@ def test_workers_that_were_not_forked_end_with_a_parent_that_was_killed(files, t
         assert process.stdout.readline() == "starting\n"
         assert process.stdout.readline() == "running\n"
         process.kill()
-    wait_for_the_end_of(process)
+        assert process.stdout.read() == ""  # comes to an end when the last of its processes does
 
 
 # On a GPU

@@ -66,9 +66,7 @@ def test_links_to_folders_and_files_are_followed(tmp_path):
 def test_a_mixture_of_loose_images_and_subfolders_is_refused_with_the_way_out(tmp_path):
     for name in ("a.png", "cat/b.png", "cat/c.png", "ant/d.png"):
         put(tmp_path / name)
-    with pytest.raises(
-        ValueError, match=r"got 1 directly in it, a\.png for one, and 3 below ant and the like: move"
-    ):
+    with pytest.raises(ValueError, match=r"got 1 directly in it, a\.png for one, and 3 below ant and the like: move"):
         image_folder(tmp_path, 8, 3)
 
 

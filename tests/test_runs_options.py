@@ -1,6 +1,7 @@
 """What a recipe asks of a run: its metric, what is kept, pictures on the way, and data with and without labels."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -187,9 +188,19 @@ def test_the_names_of_the_classes_are_kept_and_stand_over_the_pictures(tmp_path,
 def test_without_names_the_numbers_of_the_classes_and_without_classes_nothing_stands_there(
     tmp_path, drawn, monkeypatch
 ):
-    assert titles(sample_grid(train(tmp_path / "free", "classes=0"), rows=1)) == [""] * 10
+    figure = sample_grid(train(tmp_path / "free", "classes=0"), rows=2)
+    assert titles(figure) == [""] * 20 and all(axis.images for axis in figure.axes)
     monkeypatch.setitem(DATA, "mnist", lambda recipe: made_up(names=()))
     assert titles(sample_grid(train(tmp_path / "run"), rows=1)) == ["0", "1", "2"]
+
+
+def test_every_picture_of_the_grid_stands_below_the_name_of_its_class():
+    def sample(labels, **options):
+        return (torch.tensor(labels) / 2.0 - 1)[:, None, None, None].expand(-1, 1, 4, 4)
+
+    figure = sample_grid(SimpleNamespace(recipe=TINY, names=BIRDS, sample=sample), rows=2)
+    greys = [float(axis.images[0].get_array().mean()) for axis in figure.axes]
+    assert greys == [0, 0.25, 0.5] * 2
 
 
 @pytest.mark.parametrize(

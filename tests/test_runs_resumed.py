@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import signal
+from pathlib import Path
 
 import pytest
 import torch
@@ -135,6 +136,24 @@ def test_a_run_that_died_before_its_first_checkpoint_starts_over(whole, tmp_path
     go_on(folder)
     same_end(folder, whole)
     assert not list(folder.rglob("*.partial"))
+
+
+def test_at_no_moment_is_there_a_run_without_its_recipe(tmp_path, monkeypatch):
+    folder, seen = tmp_path / "deep" / "run", []
+
+    def watched(act):
+        def then_look(path, *arguments, **options):
+            act(path, *arguments, **options)
+            if folder.exists():
+                seen.append((folder / "recipe.json").is_file())
+
+        return then_look
+
+    for name in ("mkdir", "rename", "write_bytes"):
+        monkeypatch.setattr(Path, name, watched(getattr(Path, name)))
+    stopped(folder, 1, "error")
+    assert seen and all(seen)
+    assert list(folder.parent.iterdir()) == [folder]
 
 
 def test_no_checkpoint_is_ever_written_again(tmp_path):

@@ -2,7 +2,7 @@
 
 import copy
 from fractions import Fraction
-from itertools import islice
+from itertools import combinations, islice
 
 import numpy as np
 import torch
@@ -35,11 +35,10 @@ def batches(f):
         broken += [apart(epochs.sort(1).values, torch.arange(n).double().expand(len(epochs), n))]
         broken += [apart(take(f(n, batch, 3, k), 4), stream[k : k + 4]) for k in range(count - 4)]
         broken += [apart(take(f(n, batch, 3, 0), 4), stream[:4])]
-    first = take(f(1000, 100, 0, 0), 20).flatten().reshape(2, 1000)
-    later = take(f(1000, 100, 1, 0), 10).flatten()
-    pairs = ((first[0], first[1]), (first[0], later), (first[1], later))  # other epochs, other seeds, other orders
+    orders = [take(f(1000, 100, seed, 0), 60).flatten().reshape(6, 1000) for seed in (0, 1)]
+    pairs = combinations(torch.cat(orders), 2)  # other epochs, other seeds, other orders
     scores = [np.abs(np.corrcoef(a, b)[0, 1]) * 1000**0.5 for a, b in pairs]
-    scores += [abs(np.corrcoef(first[0, 1:], first[0, :-1])[0, 1]) * 1000**0.5]  # neighbours in the data set part
+    scores += [abs(np.corrcoef(row[1:], row[:-1])[0, 1]) * 1000**0.5 for row in orders[0]]  # neighbours part
     # Of four images, every order in the first epoch, beside every first image of the second, comes equally often.
     n, seeds = 4, 3000
     orders = torch.stack([take(f(n, n, seed, 0), 2).flatten()[: n + 1] for seed in range(seeds)])
@@ -76,6 +75,11 @@ def _(n, batch, seed, start):
 @batches.wrong("the same order in every epoch", seen="a seed that is set at the beginning of each epoch")
 def _(n, batch, seed, start):
     return _epochs(n, batch, lambda epoch: _shuffled(n, seed), start)
+
+
+@batches.wrong("a new order in the second epoch, and from then on the same", seen="a common slip")
+def _(n, batch, seed, start):
+    return _epochs(n, batch, lambda epoch: _shuffled(n, seed, min(epoch, 1)), start)
 
 
 @batches.wrong("a resumed run begins with batch 0 again", seen="guided-diffusion and others: the loader starts afresh")
