@@ -29,12 +29,12 @@ RECIPE = override(recipe("digits"), FIELDS.split())
 CPU = torch.device("cpu")
 
 
-def attempt(folder, steps):
+def attempt(folder, fields):
     """Train or resume to the end."""
     if folder.exists():
         runs.resume(folder, device=CPU, progress=False)
     else:
-        runs.run(override(RECIPE, [f"steps={steps}"]), folder, device=CPU, progress=False)
+        runs.run(override(RECIPE, fields), folder, device=CPU, progress=False)
 
 
 def die():
@@ -110,20 +110,20 @@ def fork(work, delay=None):
     return False
 
 
-def program(folder, steps, kills, seed):
+def program(folder, kills, seed, fields):
     """Prints, as JSON: what each kill left behind. `kills` 0: one at each of the chosen places."""
     runs.curves = runs.sample_grid = lambda *arguments, **options: b"no picture"  # they take longer than the rest
     runs.plot.save = lambda picture, path: path.write_bytes(picture)
     torch.optim.AdamW([torch.zeros(1)])  # imports what every child would have to import
     began = time.perf_counter()
-    fork(lambda: attempt(folder / "whole", steps))
+    fork(lambda: attempt(folder / "whole", fields))
     whole = time.perf_counter() - began
     found, killed, clock = [], folder / "killed", random.Random(seed)
     for kill in range(kills or len(PLACES)):
         if kills:
-            died = fork(lambda: attempt(killed, steps), delay=whole * (0.01 + 1.2 * clock.random() / kills))
+            died = fork(lambda: attempt(killed, fields), delay=whole * (0.01 + 1.2 * clock.random() / kills))
         else:
-            died = fork(lambda place=PLACES[kill]: (place(), attempt(killed, steps)))
+            died = fork(lambda place=PLACES[kill]: (place(), attempt(killed, fields)))
         places = killed, killed / CHECKPOINTS
         found.append(
             {
@@ -132,13 +132,13 @@ def program(folder, steps, kills, seed):
                 "steps": [load_checkpoint(path)[1]["step"] for path in list_checkpoints(killed / CHECKPOINTS)],
             }
         )
-    fork(lambda: attempt(killed, steps))
+    fork(lambda: attempt(killed, fields))
     print(json.dumps(found))
 
 
-def killed_and_whole(folder, steps, kills, seed=0):
+def killed_and_whole(folder, kills, seed, *fields):
     done = subprocess.run(
-        [sys.executable, __file__, str(folder), str(steps), str(kills), str(seed)],
+        [sys.executable, __file__, str(folder), str(kills), str(seed), *fields],
         capture_output=True,
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1", "MPLBACKEND": "agg", "PYTHONPATH": str(Path(__file__).parents[1])},
@@ -168,10 +168,10 @@ def same_end(folder, steps):
 
 
 def test_three_kills_in_a_step_while_writing_and_before_pruning_leave_no_trace(tmp_path):
-    found = killed_and_whole(tmp_path, steps=40, kills=0)
+    found = killed_and_whole(tmp_path, 0, 0, "steps=40")
     assert all(kill["died"] for kill in found)
     assert [kill["partial"] for kill in found] == [0, 1, 0]
-    # 13 steps were whole; then 12 + 2·3 were saved and the file of step 20 was half written; then 4 more, one too many
+    # step 12 was saved; then 14, 16, 18, and half of 20; then 20, ..., 28, and nothing was removed after that
     assert [kill["steps"][-1] for kill in found] == [12, 18, 28]
     same_end(tmp_path, steps=40)
 
@@ -179,7 +179,7 @@ def test_three_kills_in_a_step_while_writing_and_before_pruning_leave_no_trace(t
 @pytest.mark.soak
 @pytest.mark.parametrize("seed", [1, 2])
 def test_fifty_kills_at_any_moment_leave_no_trace(tmp_path, seed):
-    found = killed_and_whole(tmp_path, steps=400, kills=50, seed=seed)
+    found = killed_and_whole(tmp_path, 50, seed, "steps=400", "save_every=1")
     assert sum(kill["died"] for kill in found) >= 45, "it was finished before the kills were"
     assert any(kill["partial"] for kill in found), "no kill fell into saving"
     ends = [kill["steps"][-1] for kill in found if kill["steps"]]
@@ -188,4 +188,4 @@ def test_fifty_kills_at_any_moment_leave_no_trace(tmp_path, seed):
 
 
 if __name__ == "__main__":
-    program(Path(sys.argv[1]), *map(int, sys.argv[2:]))
+    program(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), sys.argv[4:])
