@@ -85,14 +85,16 @@ def peak_memory(device: torch.device) -> float | None:
 
 
 def curves(history: Sequence[Mapping]) -> Figure:
-    """A figure of a log: loss (and that of held-out images), loss by t, gradient norm and learning rate, by step."""
+    """A figure of a log: loss (held out: that of the averaged weights), loss by t, gradient norm and learning rate."""
     steps = [entry["step"] for entry in history]
     figure, (loss, by_t, rest) = plot.panels(3, height=3.0)
     loss.plot(steps, [entry["loss"] for entry in history], label="training")
     held_out = [(entry["step"], entry["held_out_loss"]) for entry in history if "held_out_loss" in entry]
     if held_out:
-        loss.plot(*zip(*held_out, strict=True), "o--", markersize=4, label="held out, averaged weights")
+        loss.plot(*zip(*held_out, strict=True), "o--", markersize=4, label="held out")
     loss.set_yscale("log")
+    for ticks in (loss.yaxis.set_major_formatter, loss.yaxis.set_minor_formatter):
+        ticks("{x:g}")  # the loss may stay within a power of ten
     plot.label(loss, "step", "loss per pixel", "loss", legend=bool(held_out))
     last = history[-1]["loss_by_t"]
     tenths = [(i + 0.5) / len(last) for i in range(len(last))]
@@ -102,7 +104,7 @@ def curves(history: Sequence[Mapping]) -> Figure:
     rest.plot(steps, [entry["gradient_norm"] for entry in history], label="gradient norm")
     rest.plot(steps, [entry["learning_rate"] for entry in history], "--", label="learning rate")
     rest.set_yscale("log")
-    plot.label(rest, "step", "", "gradient norm, learning rate", legend=True)
+    plot.label(rest, "step", "", "norm and rate", legend=True)
     return figure
 
 

@@ -79,7 +79,7 @@ def test_the_curves_are_labelled_and_show_what_the_log_holds():
     assert all(axis.get_title() and axis.get_yscale() == "log" for axis in figure.axes)
     drawn = lines(loss)
     assert drawn["training"].get_xydata().tolist() == [[step, 1 / step] for step in (10, 20, 30)]
-    assert drawn["held out, averaged weights"].get_xydata().tolist() == [[20, 0.7], [30, 0.6]]
+    assert drawn["held out"].get_xydata().tolist() == [[20, 0.7], [30, 0.6]]
     assert lines(rest)["gradient norm"].get_ydata().tolist() == [2.0] * 3
     assert lines(rest)["learning rate"].get_ydata().tolist() == [1e-3] * 3
     assert loss.get_legend() and rest.get_legend()
