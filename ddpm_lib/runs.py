@@ -144,6 +144,8 @@ def resume(
             continue
         trainer.load_state(tensors, about, str(path))
         break
+    if recipe.steps < trainer.steps:
+        raise ValueError(f"{folder} has done {trainer.steps} steps: steps must be at least that, got {recipe.steps}")
     cut_log(folder / "log.jsonl", trainer.steps)
     write_atomically(stored, _json(recipe))
     return _go_on(trainer, recipe, folder, held_out, metric, progress)

@@ -10,11 +10,13 @@ from pathlib import Path
 import torch
 
 from ddpm_lib.checkpoint import load_checkpoint
+from ddpm_lib.image_files import ImageFiles
 from ddpm_lib.recipes import Recipe
 from ddpm_lib.runs import load_data, new_trainer, save, trained
 from ddpm_lib.trained import default_device
 from ddpm_lib.trainer import Step, Trainer
 
+FILES = 256  # that are read, of a data set in files
 SMALL_BATCH = 4  # on a CPU; a GPU takes the recipe's own, which must fit its memory
 
 
@@ -28,13 +30,17 @@ def self_test(
     """
     device = device or default_device()
     batch = recipe.batch if device.type == "cuda" else min(recipe.batch, SMALL_BATCH)
-    small = dataclasses.replace(recipe, batch=batch, warmup=0, label_dropout=min(recipe.label_dropout, 0.5))
+    small = dataclasses.replace(recipe, batch=batch, warmup=0)
     say(f"device   {torch.cuda.get_device_name(device) if device.type == 'cuda' else 'CPU'}, torch {torch.__version__}")
     try:
         data, held_out = load_data(small)
         classes = f"{recipe.classes} classes" if recipe.classes else "without labels"
         shape = f"{recipe.channels}x{recipe.size}x{recipe.size}"
         say(f"data     {len(data)} images, {shape}, {classes}; {len(held_out)} held out")
+        if isinstance(data, ImageFiles):  # some of them: a trainer may decode all that it gets before its first step
+            rows = slice(FILES)
+            labels = None if data.labels is None else data.labels[rows]
+            data = dataclasses.replace(data, paths=data.paths[rows], labels=labels)
         trainer = new_trainer(small, data, device)
         _say_size(trainer, recipe, Path(folder), say)
         _say_steps(trainer, recipe, say)

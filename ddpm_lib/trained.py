@@ -93,7 +93,8 @@ def load(
     _, about = load_checkpoint(path, ())
     try:
         recipe = from_json(about.get("recipe", {}))
-        network = recipe.network()
+        with torch.random.fork_rng(devices=[]):  # first weights that nobody will see: no draws of a run in progress
+            network = recipe.network()
     except (TypeError, ValueError) as error:
         raise ValueError(f"{path} (written by ddpm_lib {about.get('version')}): {error}") from error
     kinds = {"model": "model.", "ema": ema_name(recipe.ema_decays[0])}

@@ -222,6 +222,13 @@ def test_what_does_not_decide_them_can_and_is_remembered(whole, tmp_path):
     assert model.recipe == dataclasses.replace(TINY, **changes)
 
 
+def test_fewer_steps_than_are_done_are_refused(whole):
+    before = contents(whole)
+    with pytest.raises(ValueError, match="has done 8 steps: steps must be at least that, got 5"):
+        go_on(whole, ["steps=5"])
+    assert contents(whole) == before
+
+
 @pytest.mark.parametrize("there", [True, False])
 def test_where_there_is_no_run_there_is_nothing_to_resume(tmp_path, there):
     if there:

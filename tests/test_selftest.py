@@ -80,6 +80,15 @@ def test_every_recipe_passes(name, tmp_path, files):
     assert "the next step differs by 0" in said[4]
 
 
+def test_of_many_files_it_reads_a_few(tmp_path, monkeypatch):
+    read, get = set(), ImageFiles.__getitem__
+    monkeypatch.setattr(ImageFiles, "__getitem__", lambda files, i: read.add(files.paths[i]) or get(files, i))
+    monkeypatch.setattr(selftest, "FILES", 5)
+    passed, said = checked(small("celeba64"), tmp_path)
+    assert passed and "20 images" in said[1]
+    assert len(read) == 5 + 4  # and all of the held-out ones
+
+
 def test_the_classes_of_a_folder_are_its_subfolders(tmp_path, files):
     passed, said = checked(small("folder", f"root={files}", "classes=2"), tmp_path)
     assert passed and "23 images, 3x8x8, 2 classes; 1 held out" in said[1]

@@ -92,6 +92,12 @@ def test_of_a_folder_the_last_checkpoint_is_loaded_or_the_best(folder, tmp_path)
     assert load(tmp_path, device=CPU).names == BIRDS
 
 
+def test_loading_draws_nothing_from_the_generator_that_a_run_in_progress_uses(folder):
+    before = torch.get_rng_state()
+    load(folder, device=torch.device("cpu"))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 def test_weights_that_are_not_there_are_refused_and_those_that_are_listed(folder, tmp_path):
     with pytest.raises(ValueError, match=r"must be one of model, ema, ema\.0\.9, ema\.0\.2; got 'ema\.0\.99'"):
         load(folder, weights="ema.0.99")
