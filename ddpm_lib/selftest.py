@@ -1,6 +1,7 @@
 """A set-up self-test: the whole way of a recipe, in small, before days of training depend on it."""
 
 import dataclasses
+import math
 import shutil
 import tempfile
 import time
@@ -10,6 +11,7 @@ from pathlib import Path
 import torch
 
 from ddpm_lib.checkpoint import load_checkpoint
+from ddpm_lib.checks import apart, largest
 from ddpm_lib.image_files import ImageFiles
 from ddpm_lib.recipes import Recipe
 from ddpm_lib.runs import load_data, new_trainer, save, trained
@@ -94,10 +96,10 @@ def _say_resume(trainer: Trainer, recipe: Recipe, place: Path, say: Callable[[st
     again.load_state(*load_checkpoint(path))
     again.step()
     resumed, _ = again.state()
-    apart = max(float((a.double() - uninterrupted[name].double()).abs().max()) for name, a in resumed.items())
-    if trainer.device.type == "cpu" and apart != 0:
-        raise ArithmeticError(f"a resumed step differs from an uninterrupted one by {apart:g}")
-    say(f"resume   from a {path.stat().st_size / 1e9:.2f} GB checkpoint; the next step differs by {apart:.2g}")
+    off = largest(*(apart(tensor, uninterrupted[name]) for name, tensor in resumed.items()))  # NaN if one holds NaN
+    if not math.isfinite(off) or (trainer.device.type == "cpu" and off != 0):
+        raise ArithmeticError(f"a resumed step differs from an uninterrupted one by {off:g}")
+    say(f"resume   from a {path.stat().st_size / 1e9:.2f} GB checkpoint; the next step differs by {off:.2g}")
 
 
 def _numbers(step: Step) -> tuple[float, float]:

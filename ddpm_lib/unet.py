@@ -21,7 +21,7 @@ class UNet(nn.Module):
     scale_shift: how a block is told the time, see ResidualBlock. learned_resampling: see Down and Up.
     dropout: in the residual blocks; classes: 0 for an unconditional network.
     gradient_checkpointing: keep only each layer's input for the backward pass and compute the rest again there: less
-    memory, about a third more time, the same gradients.
+    memory, one more forward pass, the same gradients.
     The last label, `null` = classes, stands for "no label". The output convolution starts at zero, and so does the last
     layer of every block: a new network returns 0, and each block starts as its shortcut.
     The defaults are DDPM's network for CIFAR-10, 35.75 M parameters. Source: Ho et al. 2020, appendix B and their code.

@@ -211,6 +211,22 @@ def test_a_resumed_step_that_differs_fails_it(tmp_path, monkeypatch, part):
     assert not passed and "a resumed step differs from an uninterrupted one by" in said[-1]
 
 
+def test_nan_in_one_tensor_of_the_resumed_run_fails_it(tmp_path, monkeypatch):
+    state, calls = Trainer.state, []
+
+    def spoiled(trainer):
+        tensors, about = state(trainer)
+        calls.append(trainer)
+        if len(calls) == 3:  # after the saved and the uninterrupted state
+            name = [name for name, tensor in tensors.items() if tensor.is_floating_point()][-1]
+            tensors = tensors | {name: tensors[name] * float("nan")}
+        return tensors, about
+
+    monkeypatch.setattr(Trainer, "state", spoiled)
+    passed, said = checked(small("digits"), tmp_path)
+    assert not passed and "differs from an uninterrupted one by nan" in said[-1]
+
+
 def test_the_network_has_its_full_size_and_a_cpu_gets_four_images(tmp_path, monkeypatch):
     seen, build = [], selftest.new_trainer
     monkeypatch.setattr(selftest, "new_trainer", lambda *arguments: seen.append(build(*arguments)) or seen[-1])
