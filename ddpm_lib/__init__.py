@@ -1,11 +1,28 @@
 """Denoising diffusion models, one module an idea, each introduced by one chapter of the book in `chapters/`.
 
-Nothing is re-exported: `from ddpm_lib.schedule import linear_schedule` says where a thing lives, and importing
-one module loads only what that module needs. `CHAPTER` says which chapter introduces which module. A module
-imports only modules of its own or earlier chapters, and so does a notebook; the tests enforce it.
+Nothing is re-exported: `from ddpm_lib.diffusion.schedule import Schedule` says where a thing lives, and importing one
+module loads only what that module needs. Two tables hold the house in order, and the tests enforce both: `ROOMS` says
+which folder may import which; `CHAPTER` says which chapter introduces which module, and a module or a notebook imports
+only modules of its own or earlier chapters.
 """
 
 __version__ = "0.1.0"
+
+# Each room, and the rooms that it may import; what stands in no folder is a room of its own.
+GROUND = ("plot", "gaussian", "devices")
+ROOMS = {
+    **{name: () for name in GROUND},
+    "diffusion": GROUND,
+    "images": GROUND,
+    "exact": (*GROUND, "diffusion"),
+    "networks": (*GROUND, "diffusion"),
+    "samplers": (*GROUND, "diffusion"),
+    "training": (*GROUND, "diffusion", "images"),
+    "evaluation": (*GROUND, "images", "samplers"),
+    "runs": (*GROUND, "diffusion", "images", "networks", "samplers", "training", "evaluation"),
+    "checks": (*GROUND, "diffusion", "exact", "images", "networks", "samplers", "training", "evaluation"),
+    "__main__": (*GROUND, "networks", "training", "runs"),
+}
 
 CHAPTER = {
     "plot": 0,
@@ -13,44 +30,45 @@ CHAPTER = {
     "checks.chapter_00": 0,
     "gaussian": 1,
     "checks.chapter_01": 1,
-    "data": 2,
-    "vae": 2,
+    "images.data": 2,
+    "exact.vae": 2,
     "checks.chapter_02": 2,
-    "schedule": 3,
-    "forward": 3,
+    "devices": 3,
+    "diffusion.schedule": 3,
+    "diffusion.forward": 3,
     "checks.chapter_03": 3,
-    "posterior": 4,
+    "diffusion.posterior": 4,
     "checks.chapter_04": 4,
-    "elbo": 5,
+    "diffusion.elbo": 5,
     "checks.chapter_05": 5,
-    "targets": 6,
-    "loss": 6,
-    "oracle": 6,
-    "toy": 6,
+    "diffusion.targets": 6,
+    "diffusion.loss": 6,
+    "exact.oracle": 6,
+    "exact.toy": 6,
     "checks.chapter_06": 6,
-    "ancestral": 7,
-    "ddim": 8,
-    "cosine": 9,
-    "timesteps": 9,
-    "embedding": 10,
-    "blocks": 10,
-    "unet": 10,
-    "interop": 10,
+    "samplers.ancestral": 7,
+    "samplers.ddim": 8,
+    "diffusion.cosine": 9,
+    "diffusion.timesteps": 9,
+    "networks.embedding": 10,
+    "networks.blocks": 10,
+    "networks.unet": 10,
+    "networks.interop": 10,
     "checks.chapter_10": 10,
-    "image_files": 11,
-    "datasets": 11,
-    "feed": 11,
-    "ema": 11,
-    "checkpoint": 11,
-    "trainer": 11,
-    "train": 11,
-    "monitor": 11,
+    "images.image_files": 11,
+    "images.datasets": 11,
+    "images.feed": 11,
+    "training.ema": 11,
+    "training.checkpoint": 11,
+    "training.trainer": 11,
+    "training.loop": 11,
+    "training.monitor": 11,
     "checks.chapter_11": 11,
-    "guidance": 14,
-    "metrics": 15,
-    "recipes": 16,
-    "trained": 16,
-    "runs": 16,
-    "selftest": 16,
+    "samplers.guidance": 14,
+    "evaluation.metrics": 15,
+    "runs.recipes": 16,
+    "runs.model": 16,
+    "runs.run": 16,
+    "runs.selftest": 16,
     "__main__": 16,
 }

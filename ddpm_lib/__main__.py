@@ -10,12 +10,12 @@ import numpy as np
 import torch
 
 from ddpm_lib import plot
-from ddpm_lib.checkpoint import list_checkpoints
-from ddpm_lib.interop import save_diffusers
-from ddpm_lib.recipes import RECIPES, override, recipe
-from ddpm_lib.runs import CHANGEABLE, resume, run
-from ddpm_lib.selftest import self_test
-from ddpm_lib.trained import CHECKPOINTS, export, load
+from ddpm_lib.networks.interop import save_diffusers
+from ddpm_lib.runs.model import CHECKPOINTS, export, load
+from ddpm_lib.runs.recipes import RECIPES, override, recipe
+from ddpm_lib.runs.run import CHANGEABLE, resume, run
+from ddpm_lib.runs.selftest import self_test
+from ddpm_lib.training.checkpoint import list_checkpoints
 
 
 def parser() -> argparse.ArgumentParser:

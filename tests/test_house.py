@@ -19,7 +19,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
-from ddpm_lib import CHAPTER
+from ddpm_lib import CHAPTER, ROOMS
 
 ROOT = Path(__file__).parents[1]
 LIBRARY = ROOT / "ddpm_lib"
@@ -31,7 +31,13 @@ def module_name(path):
     return ".".join(path.relative_to(LIBRARY).with_suffix("").parts).removesuffix(".__init__")
 
 
-MODULES = {module_name(path): path for path in LIBRARY.rglob("*.py") if path != LIBRARY / "__init__.py"}
+def is_empty(path):
+    """Whether a file says what a folder holds, and no more."""
+    return all(isinstance(node, ast.Expr) for node in ast.parse(path.read_text(encoding="utf-8")).body)
+
+
+MODULES = {module_name(path): path for path in LIBRARY.rglob("*.py") if not is_empty(path)}
+del MODULES["__init__"]
 
 
 def imported(tree):
@@ -44,7 +50,7 @@ def imported(tree):
             names = [alias.name for alias in node.names]
         else:
             continue
-        # a name may be a module's (ddpm_lib.checks.chapter_03) or that of something in it (ddpm_lib.data.digits)
+        # a name may be a module's (ddpm_lib.checks.chapter_03) or that of something in it (ddpm_lib.images.data.digits)
         yield from {name.removeprefix("ddpm_lib.") for name in names if name.startswith("ddpm_lib.")} & MODULES.keys()
 
 
@@ -59,9 +65,30 @@ def test_the_table_of_chapters_lists_the_modules_that_exist():
     assert CHAPTER.keys() == MODULES.keys()
 
 
-def test_every_package_is_installed():
-    packages = {".".join(["ddpm_lib", *path.parent.relative_to(LIBRARY).parts]) for path in MODULES.values()}
-    assert set(pyproject()["tool"]["setuptools"]["packages"]) == packages
+def room(module):
+    return module.split(".")[0]
+
+
+def test_the_table_of_rooms_lists_the_rooms_that_exist():
+    assert ROOMS.keys() == {room(module) for module in MODULES}
+
+
+def test_no_arrow_between_rooms_points_upwards():
+    assert all(ROOMS.keys() >= set(below) for below in ROOMS.values())
+    for i, name in enumerate(ROOMS):  # the table is written from the ground up
+        assert set(ROOMS[name]) <= set(list(ROOMS)[:i]), name
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_a_room_imports_only_the_rooms_below_it(module):
+    rooms = {room(name) for name in imported(tree_of(module))} - {room(module)}
+    assert rooms <= set(ROOMS[room(module)])
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "tests").rglob("test_*.py")), **by_name)
+def test_the_tests_stand_in_the_same_rooms(path):
+    folder = path.relative_to(ROOT / "tests").parts[0]
+    assert folder == path.name or folder in ROOMS
 
 
 @pytest.mark.parametrize("module", MODULES)
@@ -85,7 +112,7 @@ def test_a_module_can_be_read_in_one_sitting(module):
 
 def test_t_is_drawn_in_one_place():
     places = {name for name, path in MODULES.items() if "randint(" in path.read_text(encoding="utf-8")}
-    assert {name for name in places if not name.startswith("checks.")} == {"loss"}
+    assert {name for name in places if not name.startswith("checks.")} == {"diffusion.loss"}
 
 
 @pytest.mark.parametrize("path", sorted(LIBRARY.rglob("*.py")), **by_name)

@@ -8,7 +8,7 @@ from scipy import stats
 
 from ddpm_lib.checks import apart, check, largest
 from ddpm_lib.checks.chapter_01 import normal
-from ddpm_lib.schedule import Schedule, linear_schedule
+from ddpm_lib.diffusion.schedule import Schedule, linear_schedule
 
 LONG = linear_schedule()  # T = 1000
 SHORT = Schedule([0.1, 0.5, 0.02, 0.3])  # large, uneven steps, in which errors cannot hide

@@ -9,14 +9,14 @@ from numpy.polynomial.legendre import leggauss
 from scipy import stats
 from scipy.special import logsumexp
 
-from ddpm_lib import elbo
 from ddpm_lib.checks import apart, check, largest
 from ddpm_lib.checks.chapter_01 import hermite, log_normal
 from ddpm_lib.checks.chapter_03 import LONG, SHORT, walk
-from ddpm_lib.forward import noise_like
+from ddpm_lib.diffusion import elbo
+from ddpm_lib.diffusion.forward import noise_like
+from ddpm_lib.diffusion.posterior import posterior_mean
+from ddpm_lib.diffusion.schedule import Schedule, coefficient
 from ddpm_lib.gaussian import condition, kl_divergence_full, log_density
-from ddpm_lib.posterior import posterior_mean
-from ddpm_lib.schedule import Schedule, coefficient
 
 TINY = Schedule([0.2, 0.35, 0.5])
 # Three models of it, p(x_{t−1}|x_t) = N(a·x_t + b, v): (a, b, v) for t = 1, 2, 3

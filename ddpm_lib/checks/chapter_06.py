@@ -8,11 +8,11 @@ from ddpm_lib.checks import apart, check, largest
 from ddpm_lib.checks.chapter_01 import hermite, log_normal
 from ddpm_lib.checks.chapter_03 import LONG, SHORT, walk
 from ddpm_lib.checks.chapter_05 import TINY, kl_of_a_step
-from ddpm_lib.elbo import posterior_var_clipped
-from ddpm_lib.forward import forward_var, noise_like
+from ddpm_lib.diffusion.elbo import posterior_var_clipped
+from ddpm_lib.diffusion.forward import forward_var, noise_like
+from ddpm_lib.diffusion.posterior import posterior_var
+from ddpm_lib.exact.oracle import ExactDenoiser, GaussianMixture
 from ddpm_lib.gaussian import log_density
-from ddpm_lib.oracle import ExactDenoiser, GaussianMixture
-from ddpm_lib.posterior import posterior_var
 
 STEPS = [(LONG, t) for t in (2, 3, 40, 500, 1000)] + [(SHORT, t) for t in (2, 3, 4)] + [(TINY, 2)]
 

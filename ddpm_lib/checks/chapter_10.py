@@ -9,9 +9,9 @@ from einops import rearrange
 from scipy.signal import correlate2d
 from torch import nn
 
-from ddpm_lib.blocks import ResidualBlock, SelfAttention
 from ddpm_lib.checks import apart, check, largest
 from ddpm_lib.checks.chapter_01 import hermite
+from ddpm_lib.networks.blocks import ResidualBlock, SelfAttention
 
 
 def hands(last, omega):

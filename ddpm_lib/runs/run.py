@@ -1,0 +1,219 @@
+"""A run: a recipe trained into a folder, which can be interrupted at any moment and resumed."""
+
+import dataclasses
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ddpm_lib import __version__, plot
+from ddpm_lib.training.checkpoint import (
+    list_checkpoints,
+    load_checkpoint,
+    prune,
+    save_checkpoint,
+    step_path,
+    sweep,
+    write_atomically,
+)
+from ddpm_lib.images.data import LabelledImages, check_images
+from ddpm_lib.samplers.guidance import drop_labels
+from ddpm_lib.images.image_files import ImageFiles
+from ddpm_lib.training.monitor import append_entry, curves, cut_log, held_out_loss, read_log, tensorboard
+from ddpm_lib.runs.recipes import DATA, Recipe, from_json, override
+from ddpm_lib.training.loop import linear_rate, train
+from ddpm_lib.runs.model import CHECKPOINTS, TrainedModel, sample_grid
+from ddpm_lib.devices import default_device
+from ddpm_lib.training.trainer import Trainer
+
+HELD_OUT = 512  # images in the held-out loss
+CHANGEABLE = ("steps", "root", "workers", "log_every", "save_every", "keep", "sample_every", "sample_steps", "eta")
+CHANGEABLE += ("scale",)
+Metric = Callable[[TrainedModel], float]
+
+
+def load_data(recipe: Recipe) -> tuple[LabelledImages | ImageFiles, LabelledImages]:
+    """What a recipe trains on, and at most 512 held-out images, spread evenly over those there are.
+
+    Raises ValueError or TypeError where the data are not what the recipe says.
+    """
+    data, held_out = DATA[recipe.data](recipe)
+    found = len(data.names)
+    if recipe.classes and found and recipe.classes != found:
+        raise ValueError(
+            f"the data have {found} classes ({', '.join(data.names)}) and the recipe {recipe.classes}: "
+            f"set classes={found}, or classes=0 to train without labels"
+        )
+    rows = torch.arange(min(HELD_OUT, len(held_out))) * len(held_out) // min(HELD_OUT, len(held_out))
+    images = held_out.images[rows] if isinstance(held_out, LabelledImages) else torch.stack([held_out[i] for i in rows])
+    some = LabelledImages(images, None if held_out.labels is None else held_out.labels[rows], held_out.names)
+    for part in (data, some):
+        if isinstance(part, LabelledImages):
+            check_images(part, (recipe.channels, recipe.size, recipe.size), recipe.classes)
+    return data, some
+
+
+def new_trainer(recipe: Recipe, data: LabelledImages | ImageFiles, device: torch.device | None = None) -> Trainer:
+    """Network, schedule, label dropout and options of a recipe, put together with its data, ready for `train`."""
+    torch.manual_seed(recipe.seed)
+    network = recipe.network().to(device or default_device())
+
+    def prepare_labels(labels: Tensor, generator: torch.Generator) -> Tensor | None:
+        return drop_labels(labels, recipe.label_dropout, network.null, generator) if recipe.classes else None
+
+    options = ("batch", "learning_rate", "weight_decay", "clip_norm", "ema_decays", "seed", "flip", "workers")
+    return Trainer(
+        network,
+        recipe.diffusion(),
+        data,
+        rate=linear_rate(recipe.warmup, recipe.steps, recipe.final_rate),
+        prepare_labels=prepare_labels,
+        **{name: getattr(recipe, name) for name in options},
+    )
+
+
+def trained(trainer: Trainer, recipe: Recipe) -> TrainedModel:
+    """The trainer's first averaged network, ready to sample from."""
+    return TrainedModel(trainer.ema.model, trainer.schedule, recipe, tuple(trainer.data.names))
+
+
+def run(
+    recipe: Recipe,
+    folder: str | Path,
+    *,
+    device: torch.device | None = None,
+    metric: Metric | None = None,
+    progress: bool = True,
+) -> TrainedModel:
+    """Train a recipe into a new folder. `resume` goes on after any interruption, a crash or SIGKILL included.
+
+    The folder gets recipe.json, log.jsonl, checkpoints/ (all that the next step depends on: the last `keep` and the
+    best stay), loss.png, samples.png, samples/ and, where TensorBoard is installed, tensorboard/.
+    metric: lower is better; None takes the held-out loss of the averaged weights.
+    Raises FileExistsError if the folder exists: a run is never overwritten. Ctrl-C saves the last step before
+    KeyboardInterrupt goes on; a loss that is not finite raises FloatingPointError and saves nothing.
+    """
+    folder = Path(folder)
+    if folder.exists():
+        raise FileExistsError(f"{folder} exists, and a run is never overwritten: name another folder, or resume it")
+    data, held_out = load_data(recipe)
+    trainer = new_trainer(recipe, data, device)
+    _new_folder(folder, recipe)
+    return _go_on(trainer, recipe, folder, held_out, metric, progress)
+
+
+def resume(
+    folder: str | Path,
+    changes: Sequence[str] = (),
+    *,
+    device: torch.device | None = None,
+    metric: Metric | None = None,
+    progress: bool = True,
+) -> TrainedModel:
+    """Go on with a run from its last whole checkpoint, or from its beginning if none was saved yet.
+
+    On a CPU the weights at the end are those of a run that was never interrupted, bit for bit. changes: "field=value"
+    for fields that do not decide the steps already done, `steps` among them (the learning rate then follows the new
+    course). No checkpoint is overwritten; what the log says of steps after the checkpoint is forgotten, for they come
+    again. Raises FileNotFoundError where there is no run, ValueError for another field.
+    """
+    folder = Path(folder)
+    stored = folder / "recipe.json"
+    if not stored.is_file():
+        raise FileNotFoundError(f"expected a run in {folder}; there is no {stored.name}")
+    old = from_json(json.loads(stored.read_text(encoding="utf-8")))
+    recipe = override(old, changes)
+    for field in dataclasses.fields(recipe):
+        if getattr(recipe, field.name) != getattr(old, field.name) and field.name not in CHANGEABLE:
+            raise ValueError(
+                f"{field.name} decides the steps already done and cannot change in a run; {', '.join(CHANGEABLE)} can"
+            )
+    data, held_out = load_data(recipe)
+    trainer = new_trainer(recipe, data, device)
+    for place in (folder, folder / CHECKPOINTS):
+        sweep(place)
+    for path in reversed(list_checkpoints(folder / CHECKPOINTS)):
+        try:
+            tensors, about = load_checkpoint(path)
+        except ValueError as error:  # a disk's fault, for files are written whole
+            print(f"{error}; going back to the one before it", file=sys.stderr)
+            path.rename(path.with_suffix(".damaged"))
+            continue
+        trainer.load_state(tensors, about, str(path))
+        break
+    if recipe.steps < trainer.steps:
+        raise ValueError(f"{folder} has done {trainer.steps} steps: steps must be at least that, got {recipe.steps}")
+    cut_log(folder / "log.jsonl", trainer.steps)
+    write_atomically(stored, _json(recipe))
+    return _go_on(trainer, recipe, folder, held_out, metric, progress)
+
+
+def _go_on(
+    trainer: Trainer,
+    recipe: Recipe,
+    folder: Path,
+    held_out: LabelledImages,
+    metric: Metric | None,
+    progress: bool,
+) -> TrainedModel:
+    log, model = folder / "log.jsonl", trained(trainer, recipe)
+    history, board = read_log(log), tensorboard(folder / "tensorboard", trainer.steps)
+    before = trainer.steps
+
+    def on_entry(entry: dict) -> None:
+        nonlocal before
+        step, last = entry["step"], before
+        before = step
+        due = step == recipe.steps or step // recipe.save_every > last // recipe.save_every
+        try:
+            if due:
+                entry["held_out_loss"] = held_out_loss(model.network, model.schedule, held_out)
+                entry["metric"] = entry["held_out_loss"] if metric is None else float(metric(model))
+            history.append(entry)
+            append_entry(log, entry)
+        finally:  # a metric that fails, or a log that cannot be written, costs no weights
+            if due:
+                save(trainer, recipe, folder / CHECKPOINTS, entry.get("metric"))
+        if due:
+            plot.save(curves(history), folder / "loss.png")
+        if recipe.sample_every and step // recipe.sample_every > last // recipe.sample_every:
+            (folder / "samples").mkdir(exist_ok=True)
+            plot.save(sample_grid(model), folder / "samples" / f"step-{step:08d}.png")
+        if board is not None:
+            board(entry)
+
+    try:
+        train(trainer, recipe.steps, every=recipe.log_every, on_entry=on_entry, progress=progress)
+    except KeyboardInterrupt as stop:
+        if stop.args:  # it came between two steps; a second Ctrl-C may cut one in two, and then nothing is saved
+            save(trainer, recipe, folder / CHECKPOINTS)
+        raise
+    plot.save(sample_grid(model, progress=progress), folder / "samples.png")
+    return model
+
+
+def save(trainer: Trainer, recipe: Recipe, folder: Path, metric: float | None = None) -> None:
+    """Write the checkpoint of the trainer's step, unless it is there, and remove those that need not be kept."""
+    path = step_path(folder, trainer.steps)
+    if not path.exists():
+        folder.mkdir(exist_ok=True)
+        tensors, about = trainer.state()
+        about |= {"recipe": dataclasses.asdict(recipe), "names": trainer.data.names, "metric": metric}
+        save_checkpoint(path, tensors, about | {"version": __version__, "torch": torch.__version__})
+    prune(folder, recipe.keep)
+
+
+def _new_folder(folder: Path, recipe: Recipe) -> None:
+    """A folder that holds its recipe from the first moment on which it is there."""
+    partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
+    partial.mkdir(parents=True)
+    (partial / "recipe.json").write_bytes(_json(recipe))
+    partial.rename(folder)
+
+
+def _json(recipe: Recipe) -> bytes:
+    return json.dumps(dataclasses.asdict(recipe), indent=2).encode()

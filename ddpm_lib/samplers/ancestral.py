@@ -1,0 +1,60 @@
+"""Ancestral sampling: walk the chain back from noise, one step of p_θ(x_{t−1}|x_t) at a time."""
+
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from ddpm_lib.diffusion.forward import noise_like
+from ddpm_lib.diffusion.posterior import ReverseVar, posterior_mean, posterior_var
+from ddpm_lib.diffusion.schedule import Schedule
+from ddpm_lib.diffusion.targets import x_0_from_eps
+
+OnStep = Callable[[int, Tensor, Tensor], None]
+
+
+@torch.no_grad()
+def ancestral_sample(
+    eps_model: Callable[[Tensor, Tensor], Tensor],
+    schedule: Schedule,
+    x_T: Tensor,
+    *,
+    reverse_var: ReverseVar = posterior_var,
+    clip: bool = True,
+    generator: torch.Generator | None = None,
+    progress: bool = False,
+    on_step: OnStep | None = None,
+) -> Tensor:
+    """All T steps: x_{t−1} = μ̃_t(x_0_hat, x_t) + σ_t·z with z ~ N(0, I), and no noise at t = 1.
+
+    eps_model: called as eps_model(x_t, t) with t of shape (B,), returns ε_θ, shape (B, ...).
+    x_T: the noise to start from, (B, ...); its dtype and device are used throughout.
+    reverse_var: the coefficient that gives σ_t²: `posterior_var` (β̃_t) or `forward_var` (β_t).
+    clip: clamp x_0_hat to [−1, 1] in every step; for images it is decisive, for unbounded data turn it off.
+    on_step: called as on_step(t, x_t, x_0_hat) after every step with the new t = T−1, ..., 0: a trajectory on request.
+    Returns x_0, (B, ...). Source: Ho et al. 2020, Algorithm 2, with their released code's clipping.
+    """
+    x_t = x_T
+    for t in progress_bar(range(schedule.T, 0, -1), progress):
+        x_0_hat = predict_x_0(eps_model, schedule, x_t, t, clip)
+        x_t = posterior_mean(schedule, x_0_hat, x_t, t)
+        if t > 1:
+            x_t = x_t + reverse_var(schedule, t, like=x_t).sqrt() * noise_like(x_t, generator)
+        if on_step is not None:
+            on_step(t - 1, x_t, x_0_hat)
+    return x_t
+
+
+def predict_x_0(
+    eps_model: Callable[[Tensor, Tensor], Tensor], schedule: Schedule, x_t: Tensor, t: int, clip: bool
+) -> Tensor:
+    """The clean image that the model's noise estimate implies at step t, (B, ...), clamped to [−1, 1] if `clip`."""
+    eps_hat = eps_model(x_t, torch.full((len(x_t),), t, device=x_t.device))
+    x_0_hat = x_0_from_eps(schedule, x_t, eps_hat, t)
+    return x_0_hat.clamp(-1, 1) if clip else x_0_hat
+
+
+def progress_bar(steps: Iterable, progress: bool) -> Iterable:
+    """`steps` behind a progress bar, or as they are."""
+    return tqdm(steps, desc="sampling", mininterval=1, leave=False, disable=not progress)

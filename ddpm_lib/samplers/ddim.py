@@ -1,0 +1,72 @@
+"""DDIM: the same network, sampled in few steps, with as much or as little fresh noise as wanted."""
+
+from collections.abc import Callable
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from ddpm_lib.diffusion.forward import noise_like
+from ddpm_lib.diffusion.schedule import Schedule
+from ddpm_lib.diffusion.targets import eps_from_x_0
+from ddpm_lib.samplers.ancestral import OnStep, predict_x_0, progress_bar
+
+
+def strided_t(T: int, steps: int) -> list[int]:
+    """`steps` + 1 times from T down to 0, evenly spaced and rounded: both ends are always there, none twice.
+
+    Raises ValueError unless 1 <= steps <= T. `steps` need not divide T.
+    """
+    if not 1 <= steps <= T:
+        raise ValueError(f"steps must lie in 1..{T}, the schedule's T; got {steps}")
+    return [(2 * T * i + steps) // (2 * steps) for i in range(steps, -1, -1)]
+
+
+def ddim_var(schedule: Schedule, t: int, s: int, eta: float) -> float:
+    """σ² = η²·(1 − ᾱ_s)/(1 − ᾱ_t)·(1 − ᾱ_t/ᾱ_s), the variance of the fresh noise in a step from t to s < t.
+
+    η = 0: none; η = 1: that of ancestral sampling (β̃_t for s = t − 1). 0 at s = 0. Source: Song et al. 2021, Eq. 16;
+    their α is our ᾱ.
+    Raises ValueError unless 0 <= s < t <= T.
+    """
+    if not 0 <= s < t <= schedule.T:
+        raise ValueError(f"expected 0 <= s < t <= {schedule.T}; got t = {t}, s = {s}")
+    now, then = float(schedule.alpha_bar[t]), float(schedule.alpha_bar[s])
+    return eta**2 * (1 - then) / (1 - now) * (1 - now / then)
+
+
+@torch.no_grad()
+def ddim_sample(
+    eps_model: Callable[[Tensor, Tensor], Tensor],
+    schedule: Schedule,
+    x_T: Tensor,
+    *,
+    steps: int = 50,
+    eta: float = 0.0,
+    clip: bool = True,
+    generator: torch.Generator | None = None,
+    progress: bool = False,
+    on_step: OnStep | None = None,
+) -> Tensor:
+    """From t to the next time s of the grid: x_s = √ᾱ_s·x_0_hat + √(1 − ᾱ_s − σ²)·ε_hat + σ·z, with σ² = `ddim_var`.
+
+    eps_model: called as eps_model(x_t, t) with t of shape (B,), returns ε_θ, shape (B, ...).
+    x_T: the noise to start from, (B, ...). steps: 1..T network calls. eta: 0 (deterministic) to 1 (ancestral).
+    clip: clamp x_0_hat to [−1, 1]; ε_hat is recomputed from the clamped x_0_hat, so that the two stay consistent.
+    on_step: called as on_step(s, x_s, x_0_hat) after every step, the last with s = 0.
+    Returns x_0, (B, ...). Raises ValueError for steps or eta out of range. Source: Song et al. 2021, Eq. 12.
+    """
+    if not 0 <= eta <= 1:
+        raise ValueError(f"eta must lie in [0, 1]: 0 is deterministic, 1 ancestral; got {eta}")
+    x = x_T
+    for t, s in progress_bar(list(pairwise(strided_t(schedule.T, steps))), progress):
+        x_0_hat = predict_x_0(eps_model, schedule, x, t, clip)
+        eps_hat = eps_from_x_0(schedule, x, x_0_hat, t)
+        var = ddim_var(schedule, t, s, eta)
+        alpha_bar = float(schedule.alpha_bar[s])
+        x = alpha_bar**0.5 * x_0_hat + max(1 - alpha_bar - var, 0.0) ** 0.5 * eps_hat
+        if var > 0:
+            x = x + var**0.5 * noise_like(x, generator)
+        if on_step is not None:
+            on_step(s, x, x_0_hat)
+    return x
