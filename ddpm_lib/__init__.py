@@ -34,6 +34,7 @@ CHAPTER = {
     "exact.vae": 2,
     "checks.chapter_02": 2,
     "devices": 3,
+    "checks.noise": 3,
     "diffusion.schedule": 3,
     "diffusion.forward": 3,
     "checks.chapter_03": 3,
