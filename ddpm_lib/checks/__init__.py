@@ -16,11 +16,16 @@ from torch import Tensor
 
 KINDS = ("definition", "identity", "implementation")
 CHECKS: dict[str, "Check"] = {}
+NO_SOURCE = "no public source"
 
 
 @dataclass(frozen=True)
 class Wrong:
-    """A wrong version: what is wrong with it, where it is in circulation, and the function itself."""
+    """A wrong version: what is wrong with it, where it is in circulation, and the function itself.
+
+    seen: a public place (owner/repository with the number of a thread, a paper, a library's default), or a text that
+    begins with NO_SOURCE, where none is known and the slip is only plausible.
+    """
 
     what: str
     seen: str
@@ -138,6 +143,13 @@ def holds(name: str, function: Callable | None = None) -> None:
     count = len(found.wrong_versions)
     rejected = f" {count} wrong version{'s' * (count != 1)} rejected." if count else ""
     print(f"{found.title} holds: {found.route}, {found.precision}.{rejected}")
+
+
+def in_circulation(name: str) -> None:
+    """Print the wrong versions of an equation that stand in a public place, and where: one line each."""
+    for wrong in find(name).wrong_versions:
+        if not wrong.seen.startswith(NO_SOURCE):
+            print(f"in circulation: {wrong.what} ({wrong.seen})")
 
 
 def apart(got: Tensor, expected: Tensor) -> float:
