@@ -222,9 +222,9 @@ SHORT = {  # what other programs call a field
 
 
 def did_you_mean(word: str, known: Iterable[str], short: dict[str, str] | None = None) -> str:
-    """ "; did you mean …?" where a word looks like one that is known, or is short for one; else nothing."""
+    """The end of a message, "did you mean …?", for a word that looks like a known one or is short for one; else ""."""
     lower = {name.lower(): name for name in known}
     word = word.strip("-").replace("-", "_").lower()
     likely = [(short or {}).get(word)] + [lower[name] for name in difflib.get_close_matches(word, lower, 1)]
     found = next(filter(None, likely), None)
-    return f"; did you mean {found}?" if found else ""
+    return f" (did you mean {found}?)" if found else ""
