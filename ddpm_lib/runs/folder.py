@@ -23,7 +23,7 @@ except ImportError:  # Windows
     import msvcrt
 
 RECIPE, LOG, LOCK = "recipe.json", "log.jsonl", ".lock"
-ENTRY, PICTURE, HEADER = 1000, 500_000, 150  # bytes, at most or nearly: of a log's entry, a picture, a tensor's name
+ENTRY, PICTURE, HEADER = 1000, 500_000, 115  # bytes, rather too many: of a log's entry, a picture, a tensor's name
 
 
 def command(*words: object) -> str:

@@ -123,7 +123,7 @@ def log_ticks(low: float, high: float, most: int = 9) -> list[float]:
         ticks = [tick for tick in ticks if low <= tick <= high]
         if 2 <= len(ticks) <= most:
             return ticks
-    ticks = MaxNLocator(4, min_n_ticks=2).tick_values(low, high)
+    ticks = MaxNLocator(5, steps=[1, 2, 5, 10], min_n_ticks=2).tick_values(low, high)
     return [float(tick) for tick in ticks if low <= tick <= high]
 
 
