@@ -71,11 +71,15 @@ def feed(
         fits = data.images.device == device or data.images.nbytes <= _room(device, budget)
         images = data.images.to(device) if fits else data.images.cpu()
         return _resident(images, data.labels, rows, device)
-    size = len(data) * data.channels * data.size**2
-    for home in (device, torch.device("cpu")):
-        if size <= _room(home, budget):
-            return _decoded(data, rows, device, home, workers)
+    if (home := decoded_home(data, device, budget)) is not None:
+        return _decoded(data, rows, device, home, workers)
     return _streamed(data, rows, batches(len(data), batch, seed, start), device, workers)
+
+
+def decoded_home(data: ImageFiles, device: torch.device, budget: int | None = None) -> torch.device | None:
+    """Where `feed` keeps the images that it decodes before the first batch; None where it reads them batch by batch."""
+    size = len(data) * data.channels * data.size**2
+    return next((home for home in (device, torch.device("cpu")) if size <= _room(home, budget)), None)
 
 
 def _resident(

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import signal
+import weakref
 from pathlib import Path
 
 import pytest
@@ -209,6 +210,29 @@ def test_what_decides_the_steps_already_done_cannot_change(whole, change):
     with pytest.raises(ValueError, match=f"^{change.split('=')[0]} decides the steps already done .*; steps, root, "):
         go_on(whole, [change])
     assert contents(whole) == before
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/maps"), reason="needs Linux's /proc")
+def test_a_resumed_run_keeps_nothing_of_the_checkpoint_that_it_came_from(tmp_path, monkeypatch):
+    folder, read, loaded, seen = tmp_path / "run", runs.load_checkpoint, [], []
+    stopped(folder, 5)
+
+    def watched(path):
+        tensors, about = read(path)
+        loaded.extend(weakref.ref(tensor) for tensor in tensors.values())
+        return tensors, about
+
+    def metric(model):
+        maps = Path("/proc/self/maps").read_text()
+        files = {os.readlink(link) for link in Path("/proc/self/fd").iterdir() if link.is_symlink() and link.exists()}
+        seen.append(CHECKPOINTS in maps or any(CHECKPOINTS in name for name in files))
+        alive = sum(ref() is not None for ref in loaded)
+        seen.append(alive)
+        return 0.0
+
+    monkeypatch.setattr(runs, "load_checkpoint", watched)
+    resume(folder, device=CPU, progress=False, metric=metric)
+    assert len(loaded) > 50 and seen == [False, 0] * 2  # neither the file nor a copy in memory
 
 
 def test_what_does_not_decide_them_can_and_is_remembered(whole, tmp_path):
