@@ -1,5 +1,6 @@
 """The checks of chapter 10, the U-Net. The routes are plain: rotations step by step, autograd, loops over pixels."""
 
+import copy
 import math
 
 import numpy as np
@@ -7,10 +8,11 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange
 from scipy.signal import correlate2d
-from torch import nn
+from scipy.special import expit
 
 from ddpm_lib.checks import apart, check, largest
 from ddpm_lib.checks.chapter_01 import hermite
+from ddpm_lib.checks.layers import coin_score, made, shaken, slope, start, unlike, unmoved, until_rejected
 from ddpm_lib.networks.blocks import ResidualBlock, SelfAttention
 
 
@@ -272,15 +274,6 @@ def _(x, groups, gain, bias, eps):
     return out
 
 
-def _shuffled(module, seed):
-    """The module in float64, with random numbers in every parameter: what starts at zero could hide a slip."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in module.double().parameters():
-            parameter.copy_(0.6 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64))
-    return module
-
-
 def _numbers(module):
     """Weight and bias of a layer as numpy arrays."""
     return module.weight.detach().numpy(), module.bias.detach().numpy()
@@ -308,21 +301,11 @@ def _conv_by_loops(x, layer):
 
 
 def _silu(x):
-    return x / (1 + np.exp(-x))
+    return x * expit(x)
 
 
-class _Mask(nn.Module):
-    """In dropout's place: a multiplication with known numbers, so that a loop can repeat it."""
-
-    def __init__(self, values):
-        super().__init__()
-        self.values = values
-
-    def forward(self, h):
-        return h * self.values
-
-
-def _block_by_loops(block, x, embedding, groups, scale_shift, mask):
+def _features_by_loops(block, x, embedding, groups, scale_shift):
+    """What enters the block's dropout."""
     h = _conv_by_loops(_silu(_norm_by_loops(x, block.norm_1, groups)), block.conv_1)
     weight, bias = _numbers(block.embedding)
     told = np.array([[row @ _silu(e) + b for row, b in zip(weight, bias, strict=True)] for e in embedding])
@@ -337,31 +320,134 @@ def _block_by_loops(block, x, embedding, groups, scale_shift, mask):
             for c in range(c_out):
                 h[image, c] += told[image, c] * h[image, c]
                 h[image, c] += told[image, c_out + c]
-    shortcut = x if x.shape[1] == c_out else _conv_by_loops(x, block.shortcut)
-    return shortcut + _conv_by_loops(_silu(h) * mask, block.conv_2)
+    return _silu(h)
 
 
-@check("10.6", "residual block", "implementation", "loops over images and channels, in numpy", to=1e-9)
+def _shortcut_by_loops(block, x):
+    return x if x.shape[1] == len(block.conv_2.bias) else _conv_by_loops(x, block.shortcut)
+
+
+def _block_by_loops(block, x, embedding, groups, scale_shift):
+    h = _features_by_loops(block, x, embedding, groups, scale_shift)
+    return _shortcut_by_loops(block, x) + _conv_by_loops(h, block.conv_2)
+
+
+def _shapes(c_in, c_out, embed, scale_shift):
+    """A residual block's parameters."""
+    shapes = {
+        "norm_1": (c_in,),
+        "conv_1": (c_out, c_in, 3, 3),
+        "embedding": (2 * c_out if scale_shift else c_out, embed),
+        "norm_2": (c_out,),
+        "conv_2": (c_out, c_out, 3, 3),
+    } | ({"shortcut": (c_out, c_in, 1, 1)} if c_in != c_out else {})
+    return {f"{name}.weight": shape for name, shape in shapes.items()} | {
+        f"{name}.bias": shape[:1] for name, shape in shapes.items()
+    }
+
+
+def _inputs(random, *shapes):
+    """Numbers of several sizes, one image a thousand times smaller than the others: ε counts there."""
+    inputs = [random.standard_normal(shape) for shape in shapes]
+    inputs[0][-1] *= 1e-3
+    return inputs
+
+
+def _compared(layer, inputs, expected):
+    """The layer's distance from what is expected, in units of the largest number; it must leave its inputs alone.
+
+    Tried as it is, on memory in another order, in training where nothing is dropped, and in float32, which must stay.
+    """
+    unit = max(1.0, np.abs(expected).max())
+    given = [torch.from_numpy(x.copy()) for x in inputs]
+    other = [given[0].to(memory_format=torch.channels_last), *given[1:]]
+    single = copy.deepcopy(layer).float()(*(x.float() for x in given))
+    results = [layer(*given), layer(*other), layer(*given)]
+    distances = [apart(got / unit, expected / unit) for got in results]
+    distances += [apart(now, x) for now, x in zip(given, inputs, strict=True)]
+    return largest(*distances, sum(got.dtype != torch.float64 for got in results) + (single.dtype != torch.float32))
+
+
+@check(
+    "10.6",
+    "residual block",
+    "implementation",
+    "loops over images and channels, in numpy; how it starts, learns and drops",
+    to=1e-9,
+)
 def residual_block(f):
     """f(c_in, c_out, embed, groups=, scale_shift=, dropout=) returns a module, called as module(x, embedding).
 
-    Its layers are norm_1, conv_1, embedding, norm_2, dropout, conv_2 and (where c_in ≠ c_out) shortcut.
+    Its parts with parameters are norm_1, conv_1, embedding, norm_2, conv_2 and (where c_in ≠ c_out) shortcut, each with
+    a weight and a bias, convolutions of 3×3 but for the shortcut's 1×1. Dropout draws from torch's global generator.
     """
-    worst, random = 0.0, np.random.default_rng(0)
-    for c_in, c_out, groups, scale_shift in ((4, 4, 2, False), (6, 4, 2, False), (4, 4, 2, True), (3, 6, 1, True)):
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            block = f(c_in, c_out, 5, groups=groups, scale_shift=scale_shift, dropout=0.25).double()
-        x, embedding = random.standard_normal((2, c_in, 3, 4)), random.standard_normal((2, 5))
-        inputs = torch.from_numpy(x), torch.from_numpy(embedding)
-        start = x if c_in == c_out else _conv_by_loops(x, block.shortcut)
-        worst = largest(worst, apart(block(*inputs), start))  # a new block is its shortcut
-        mask = random.uniform(0.3, 2, (2, c_out, 3, 4))
-        worst += abs(block.dropout.p - 0.25)
-        block.dropout = _Mask(torch.from_numpy(mask))
-        expected = _block_by_loops(_shuffled(block, c_out), x, embedding, groups, scale_shift, mask)
-        worst = largest(worst, apart(block(*inputs), expected))
-    return worst
+    return until_rejected(_distances_of_block(f), residual_block.rejects)
+
+
+def _distances_of_block(f):
+    random = np.random.default_rng(0)
+    for c_in, c_out, groups, scale_shift, size, side in (
+        (4, 4, 2, False, 0.6, (3, 4)),
+        (6, 4, 2, False, 0.6, (4, 2)),
+        (4, 6, 1, False, 0.6, (1, 3)),
+        (4, 4, 2, True, 0.6, (2, 5)),
+        (3, 6, 1, True, 0.6, (3, 3)),
+        (9, 6, 3, True, 1e3, (3, 2)),  # what is cut off somewhere "for stability" is missed
+        (66, 66, 33, True, 0.6, (2, 2)),
+    ):
+        options = {"groups": groups, "scale_shift": scale_shift, "dropout": 0.25}
+        block = made(lambda c_in=c_in, c_out=c_out, options=options: f(c_in, c_out, 5, **options))
+        yield unlike(block, _shapes(c_in, c_out, 5, scale_shift))
+        x, embedding = _inputs(random, (3, c_in, *side), (3, 5))
+        shortcut = _shortcut_by_loops(block.double().eval(), x)
+        yield _compared(block, [x, embedding], shortcut)  # a new block is its shortcut
+        expected = _block_by_loops(shaken(block, c_out, size), x, embedding, groups, scale_shift)
+        yield _compared(block, [x, embedding], expected)
+    for scale_shift in (False, True):
+        options = {"groups": 2, "scale_shift": scale_shift}
+        yield start(lambda options=options: f(64, 32, 48, dropout=0.25, **options), zero="conv_2")
+        yield from _trained(made(lambda options=options: f(6, 4, 5, dropout=0.25, **options)), (6, 3, 4), (5,))
+        for p in (0.25, 0.0, 0.6):
+            yield _dropped(made(lambda p=p, options=options: f(4, 4, 3, dropout=p, **options)), p, **options)
+
+
+def _trained(layer, *shapes, still=None):
+    """That each number of a new layer moves in training, and that gradients are right along all ways."""
+    generator = torch.Generator().manual_seed(2)
+    inputs = [torch.randn(8, *shape, generator=generator, dtype=torch.float64) for shape in shapes]
+    yield float(not layer.training)
+    yield unmoved(layer.double(), inputs, still)
+    yield slope(shaken(layer, 3).eval(), inputs)
+
+
+def _dropped(block, p, groups, scale_shift):
+    """How far the numbers that enter the last convolution in training are from 0 or 1/(1 − p) of themselves.
+
+    What entered it is found by solving the linear equations of that convolution. Which ones are 0 must be decided by
+    coins of their own.
+    """
+    block = shaken(block, 5)
+    x, embedding = _inputs(np.random.default_rng(1), (2, 4, 2, 2), (2, 3))
+    x, embedding = x[:1], embedding[:1]
+    features = _features_by_loops(block, x, embedding, groups, scale_shift).ravel()
+    D = features.size
+    one_by_one = _conv_by_loops(np.eye(D).reshape(D, 4, 2, 2), block.conv_2).reshape(D, D)
+    bias = np.repeat(_numbers(block.conv_2)[1], 4)
+    inverse, worst = np.linalg.inv(one_by_one - bias), 0.0
+
+    def draw():
+        nonlocal worst
+        images = (torch.from_numpy(part).repeat(4000, *[1] * (part.ndim - 1)) for part in (x, embedding))
+        got = block.train()(*images).detach().numpy() - x
+        entered = (got.reshape(-1, D) - bias) @ inverse
+        worst = largest(worst, np.abs(entered * (entered - features / (1 - p))).max())
+        return np.abs(entered) < np.abs(features) / 2
+
+    if p == 0:
+        draw()
+        return worst
+    score = coin_score(draw, p)
+    return largest(worst, score if score > 5 else 0.0)
 
 
 # The right block in pieces, each a function of the block and what it works on. A wrong version replaces one of them.
@@ -490,28 +576,58 @@ def _attention_by_loops(layer, x, groups, heads):
         q, k, v = np.split(weight[:, :, 0, 0] @ pixels[image] + bias[:, None], 3)  # (C, H·W) each
         for mine in np.split(np.arange(c), heads):
             for asking in range(q.shape[1]):
-                likeness = [
-                    math.exp(q[mine, asking] @ k[mine, other] / len(mine) ** 0.5) for other in range(q.shape[1])
-                ]
+                scores = [q[mine, asking] @ k[mine, other] / len(mine) ** 0.5 for other in range(q.shape[1])]
+                likeness = [math.exp(score - max(scores)) for score in scores]
                 for other, weight_of_other in enumerate(likeness):
                     answer[image, mine, asking] += weight_of_other / sum(likeness) * v[mine, other]
     weight_out, bias_out = _numbers(layer.out)
     return x + (weight_out[:, :, 0, 0] @ answer + bias_out[:, None]).reshape(len(x), c, *side)
 
 
-@check("10.8", "self-attention", "implementation", "loops over heads and pixels, in numpy", to=1e-9)
+@check(
+    "10.8",
+    "self-attention",
+    "implementation",
+    "loops over heads and pixels, in numpy; how it starts and learns",
+    to=1e-9,
+)
 def self_attention(f):
-    """f(c, groups=, head_channels=) returns a module. Its layers are norm, qkv (queries, keys, values) and out."""
-    worst, random = 0.0, np.random.default_rng(0)
-    for c, groups, head_channels, heads in ((6, 3, 2, 3), (8, 2, 4, 2), (4, 1, 0, 1)):
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            layer = f(c, groups=groups, head_channels=head_channels).double()
-        x = random.standard_normal((2, c, 2, 3))
-        worst = largest(worst, apart(layer(torch.from_numpy(x)), x))  # a new layer is the identity
-        expected = _attention_by_loops(_shuffled(layer, c), x, groups, heads)
-        worst = largest(worst, apart(layer(torch.from_numpy(x)), expected))
-    return worst
+    """f(c, groups=, head_channels=) returns a module.
+
+    Its parts are norm, qkv (queries, keys, values) and out; the last two are 1×1 convolutions with a bias.
+    """
+    return until_rejected(_distances_of_attention(f), self_attention.rejects)
+
+
+def _distances_of_attention(f):
+    random = np.random.default_rng(0)
+    for c, groups, head_channels, heads, size, side in (
+        (6, 3, 2, 3, 0.6, (2, 3)),
+        (8, 2, 4, 2, 0.6, (3, 2)),
+        (4, 1, 0, 1, 0.6, (2, 4)),
+        (12, 2, 3, 4, 0.6, (1, 3)),
+        (4, 2, 1, 4, 0.6, (3, 1)),
+        (6, 1, 6, 1, 0.6, (1, 1)),
+        (6, 1, 3, 2, 30.0, (2, 3)),  # scores of several thousand
+        (66, 33, 22, 3, 0.6, (2, 2)),
+    ):
+        layer = made(lambda c=c, groups=groups, d=head_channels: f(c, groups=groups, head_channels=d))
+        yield unlike(
+            layer,
+            {
+                **{"norm.weight": (c,), "norm.bias": (c,)},
+                **{"qkv.weight": (3 * c, c, 1, 1), "qkv.bias": (3 * c,)},
+                **{"out.weight": (c, c, 1, 1), "out.bias": (c,)},
+            },
+        )
+        (x,) = _inputs(random, (3, c, *side))
+        yield _compared(layer.double().eval(), [x], x)  # a new layer is the identity
+        expected = _attention_by_loops(shaken(layer, c, size), x, groups, heads)
+        yield _compared(layer, [x], expected)
+        yield _compared(layer.train(), [x], expected)  # nothing is dropped
+    yield start(lambda: f(64, groups=4, head_channels=16), zero="out")
+    keys = {"qkv.bias": torch.arange(18) // 6 == 1}  # the softmax does not see what is added to all keys
+    yield from _trained(made(lambda: f(6, groups=2, head_channels=3)), (6, 3, 4), still=keys)
 
 
 # The right layer in pieces, as above.
