@@ -542,6 +542,310 @@ class Learned(Block):
 wrong("residual block", "the time without a gradient")(Learned)
 
 
+# Self-attention
+
+
+class Attention(SelfAttention):
+    """The right layer; a wrong version overwrites a piece of it."""
+
+    def build(self, c, groups, head_channels):
+        pass
+
+    def __init__(self, c, *, groups, head_channels=0):
+        super().__init__(c, groups=groups, head_channels=head_channels)
+        self.build(c, groups, head_channels)
+
+    def split(self, qkv):
+        return rearrange(qkv, "b (three n c) h w -> three b n (h w) c", three=3, n=self.heads)
+
+    def scores(self, q, k):
+        return q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5
+
+    def weights(self, scores):
+        return scores.softmax(-1)
+
+    def merge(self, attended, side):
+        return rearrange(attended, "b n (h w) c -> b (n c) h w", h=side)
+
+    def join(self, x, branch):
+        return x + branch
+
+    def normed(self, x):
+        return self.norm(x)
+
+    def forward(self, x):
+        q, k, v = self.split(self.qkv(self.normed(x)))
+        return self.join(x, self.out(self.merge(self.weights(self.scores(q, k)) @ v, x.shape[2])))
+
+
+def attention(what, **changed):
+    wrong("self-attention", what)(type("Wrong", (Attention,), changed))
+
+
+def laid(what):
+    """A wrong version whose parts are other ones: build(layer, c, groups, head_channels)."""
+
+    def register(build):
+        attention(what, build=build)
+        return build
+
+    return register
+
+
+def dot(q, k):
+    return q @ k.transpose(-1, -2)
+
+
+attention("not scaled", scores=lambda a, q, k: dot(q, k))
+attention("scaled by d", scores=lambda a, q, k: dot(q, k) / q.shape[-1])
+attention("scaled by √C", scores=lambda a, q, k: dot(q, k) / (q.shape[-1] * a.heads) ** 0.5)
+attention("scaled by √(number of pixels)", scores=lambda a, q, k: dot(q, k) / q.shape[-2] ** 0.5)
+attention("scaled by √(number of heads)", scores=lambda a, q, k: dot(q, k) / a.heads**0.5)
+attention("scaled twice", scores=lambda a, q, k: dot(q * q.shape[-1] ** -0.5, k * q.shape[-1] ** -0.5))
+attention("d to the power −1/4, once", scores=lambda a, q, k: dot(q * q.shape[-1] ** -0.25, k))
+attention("scores cut at ±50", scores=lambda a, q, k: Attention.scores(a, q, k).clamp(-50, 50))
+attention("scores cut at ±1,000", scores=lambda a, q, k: Attention.scores(a, q, k).clamp(-1e3, 1e3))
+attention("queries and keys normalised", scores=lambda a, q, k: dot(F.normalize(q, dim=-1), F.normalize(k, dim=-1)))
+attention("queries and keys swapped", scores=lambda a, q, k: Attention.scores(a, k, q))
+attention("keys detached", scores=lambda a, q, k: Attention.scores(a, q, k.detach()))
+attention("causal", scores=lambda a, q, k: Attention.scores(a, q, k) + torch.full((q.shape[2],) * 2, -1e9).triu(1))
+attention("no pixel looks at itself", scores=lambda a, q, k: Attention.scores(a, q, k) - 1e9 * torch.eye(q.shape[2]))
+attention("minus the squared distance", scores=lambda a, q, k: -torch.cdist(q, k) ** 2 / q.shape[-1] ** 0.5)
+attention("negative scores", scores=lambda a, q, k: -Attention.scores(a, q, k))
+attention("softmax over the queries", weights=lambda a, s: s.softmax(-2))
+attention("softmax over the heads", weights=lambda a, s: s.softmax(1))
+attention("softmax over the batch", weights=lambda a, s: s.softmax(0))
+attention("no softmax", weights=lambda a, s: s / s.shape[-1])
+attention("sigmoid", weights=lambda a, s: s.sigmoid())
+attention("softmax in single precision", weights=lambda a, s: s.float().softmax(-1).to(s.dtype))
+attention("softmax without the maximum", weights=lambda a, s: s.exp() / s.exp().sum(-1, keepdim=True))
+attention("ε in the softmax", weights=lambda a, s: s.softmax(-1) / (s.softmax(-1).sum(-1, keepdim=True) + 1e-6))
+attention("softmax with a 1 more in the sum", weights=lambda a, s: (s - F.softplus(s.logsumexp(-1, keepdim=True))).exp())
+attention("weights transposed", weights=lambda a, s: s.softmax(-1).transpose(-1, -2))
+attention("dropout on the weights", weights=lambda a, s: F.dropout(s.softmax(-1), 0.1, a.training))
+attention("dropout on the weights always", weights=lambda a, s: F.dropout(s.softmax(-1), 0.1))
+attention("weights detached", weights=lambda a, s: s.softmax(-1).detach())
+attention("even weights", weights=lambda a, s: torch.full_like(s, 1 / s.shape[-1]))
+attention("one-hot weights", weights=lambda a, s: F.one_hot(s.argmax(-1), s.shape[-1]).to(s.dtype))
+attention(
+    "v, k, q", split=lambda a, qkv: rearrange(qkv, "b (three n c) h w -> three b n (h w) c", three=3, n=a.heads).flip(0)
+)
+attention(
+    "k, q, v",
+    split=lambda a, qkv: rearrange(qkv, "b (three n c) h w -> three b n (h w) c", three=3, n=a.heads)[[1, 0, 2]],
+)
+for order in (
+    "b (n three c) h w -> three b n (h w) c",
+    "b (three c n) h w -> three b n (h w) c",
+    "b (n c three) h w -> three b n (h w) c",
+    "b (c n three) h w -> three b n (h w) c",
+    "b (c three n) h w -> three b n (h w) c",
+    "b (three n c) h w -> three b n (w h) c",
+):
+    attention(
+        f"split as {order}", split=lambda a, qkv, order=order: rearrange(qkv, order, three=3, n=a.heads)
+    )
+attention(
+    "one head",
+    split=lambda a, qkv: rearrange(qkv, "b (three n c) h w -> three b n (h w) c", three=3, n=1),
+)
+attention("merged as (c n)", merge=lambda a, attended, side: rearrange(attended, "b n (h w) c -> b (c n) h w", h=side))
+attention("merged as (w h)", merge=lambda a, attended, side: rearrange(attended, "b n (w h) c -> b (n c) h w", h=side))
+attention(
+    "pixels merged by a bare reshape",
+    merge=lambda a, attended, side: attended.reshape(len(attended), -1, side, attended.shape[2] // side),
+)
+attention(
+    "heads merged by a bare reshape",
+    merge=lambda a, attended, side: (
+        attended.transpose(-1, -2).transpose(1, 2).reshape(len(attended), -1, side, attended.shape[2] // side)
+    ),
+)
+attention("no shortcut", join=lambda a, x, branch: branch)
+attention("the shortcut starts after the norm", join=lambda a, x, branch: a.norm(x) + branch)
+attention("divided by √2", join=lambda a, x, branch: (x + branch) / 2**0.5)
+attention("subtracted", join=lambda a, x, branch: x - branch)
+attention("the input is overwritten", join=lambda a, x, branch: x.add_(branch))
+attention("the shortcut's gradient is cut off", join=lambda a, x, branch: x.detach() + branch)
+attention("no norm", normed=lambda a, x: x)
+attention("SiLU after the norm", normed=lambda a, x: F.silu(a.norm(x)))
+attention("norm over the channels of a pixel", normed=lambda a, x: F.layer_norm(x.movedim(1, 3), x.shape[1:2]).movedim(3, 1))
+attention("the branch's gradient into x is cut off", normed=lambda a, x: a.norm(x.detach()))
+
+
+class Rows(Attention):
+    def forward(self, x):
+        b, _, h, w = x.shape
+        q, k, v = (rearrange(part, "b n (h w) c -> b n h w c", h=h) for part in self.split(self.qkv(self.norm(x))))
+        attended = self.weights(self.scores(q, k)) @ v
+        return x + self.out(rearrange(attended, "b n h w c -> b (n c) h w"))
+
+
+wrong("self-attention", "attention along rows only")(Rows)
+
+
+class Channels(Attention):
+    def forward(self, x):
+        q, k, v = (part.transpose(-1, -2) for part in self.split(self.qkv(self.norm(x))))
+        attended = (self.weights(self.scores(q, k)) @ v).transpose(-1, -2)
+        return x + self.out(self.merge(attended, x.shape[2]))
+
+
+wrong("self-attention", "channels attend to channels")(Channels)
+
+
+class Linear(Attention):
+    def forward(self, x):
+        q, k, v = self.split(self.qkv(self.norm(x)))
+        attended = q.softmax(-1) / q.shape[-1] ** 0.5 @ (k.softmax(-2).transpose(-1, -2) @ v)
+        return x + self.out(self.merge(attended, x.shape[2]))
+
+
+wrong("self-attention", "linear attention")(Linear)
+
+
+@laid("queries, keys and values without a bias")
+def _(a, c, *_):
+    a.qkv = nn.Conv2d(c, 3 * c, 1, bias=False)
+
+
+@laid("no bias in the last layer")
+def _(a, c, *_):
+    a.out = nn.Conv2d(c, c, 1, bias=False)
+    nn.init.zeros_(a.out.weight)
+
+
+@laid("3×3 convolution for queries, keys and values")
+def _(a, c, *_):
+    a.qkv = nn.Conv2d(c, 3 * c, 3, padding=1)
+
+
+@laid("the last layer is a 3×3 convolution")
+def _(a, c, *_):
+    a.out = nn.Conv2d(c, c, 3, padding=1)
+    nn.init.zeros_(a.out.weight), nn.init.zeros_(a.out.bias)
+
+
+@laid("no norm layer")
+def _(a, *_):
+    a.norm = nn.Identity()
+
+
+@laid("batch norm")
+def _(a, c, *_):
+    a.norm = nn.BatchNorm2d(c, eps=1e-6)
+
+
+@laid("norm without gain and bias")
+def _(a, c, groups, *_):
+    a.norm = nn.GroupNorm(groups, c, eps=1e-6, affine=False)
+
+
+@laid("norm with one group")
+def _(a, *_):
+    a.norm.num_groups = 1
+
+
+@laid("norm with at most 32 groups")
+def _(a, c, groups, *_):
+    a.norm.num_groups = 22 if groups > 32 else groups
+
+
+@laid("norm with ε = 1e-5")
+def _(a, *_):
+    a.norm.eps = 1e-5
+
+
+@laid("always one head")
+def _(a, *_):
+    a.heads = 1
+
+
+@laid("head_channels is the number of heads")
+def _(a, c, groups, head_channels):
+    a.heads = head_channels if head_channels and c % head_channels == 0 else 1
+
+
+@laid("0 head channels: each channel a head")
+def _(a, c, groups, head_channels):
+    a.heads = a.heads if head_channels else c
+
+
+@laid("at most two heads")
+def _(a, c, *_):
+    a.heads = min(a.heads, 2)
+
+
+@laid("the last layer starts at random")
+def _(a, *_):
+    a.out.reset_parameters()
+
+
+@laid("the last layer's bias starts at random")
+def _(a, *_):
+    nn.init.uniform_(a.out.bias, -0.1, 0.1)
+
+
+@laid("the last layer starts at 1e-10")
+def _(a, *_):
+    nn.init.normal_(a.out.weight, std=1e-10)
+
+
+@laid("queries, keys and values start at zero")
+def _(a, *_):
+    nn.init.zeros_(a.qkv.weight), nn.init.zeros_(a.qkv.bias)
+
+
+@laid("queries and keys start at zero")
+def _(a, c, *_):
+    nn.init.zeros_(a.qkv.weight[: 2 * c])
+
+
+@laid("values start at zero")
+def _(a, c, *_):
+    nn.init.zeros_(a.qkv.weight[2 * c :])
+
+
+@laid("weights start as N(0, 1)")
+def _(a, *_):
+    nn.init.normal_(a.qkv.weight)
+
+
+@laid("weights start all alike")
+def _(a, *_):
+    nn.init.constant_(a.qkv.weight, 0.1)
+
+
+@laid("the norm's gain starts at zero")
+def _(a, *_):
+    nn.init.zeros_(a.norm.weight)
+
+
+@laid("queries, keys and values do not learn")
+def _(a, *_):
+    a.qkv.requires_grad_(False)
+
+
+@laid("the norm does not learn")
+def _(a, *_):
+    a.norm.requires_grad_(False)
+
+
+@laid("the last bias does not learn")
+def _(a, *_):
+    a.out.bias.requires_grad_(False)
+
+
+@laid("a learned temperature")
+def _(a, *_):
+    a.temperature = nn.Parameter(torch.ones(()))
+
+
+@laid("position embedding")
+def _(a, c, *_):
+    a.position = nn.Parameter(torch.zeros(1, c, 1, 1))
+
+
 @pytest.mark.parametrize(("name", "what"), WRONG, ids=lambda x: x)
 def test_is_rejected(name, what):
     found = find(name)
