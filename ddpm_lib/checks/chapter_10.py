@@ -1,6 +1,7 @@
 """The checks of chapter 10, the U-Net. The routes are plain: rotations step by step, autograd, loops over pixels."""
 
 import copy
+import inspect
 import math
 
 import numpy as np
@@ -25,18 +26,34 @@ def hands(last, omega):
 
 @check("10.1", "time embedding", "implementation", "clock hands, turned one step at a time", to=2e-4)
 def time_embedding(f):
-    """f(t, width, max_period) returns (B, width), computed in float32: angles up to 999 cost four digits."""
-    worst = 0.0
+    """f(t, width, max_period) returns (B, width), float32 and computed so: angles up to 999 cost four digits.
+
+    t: (B,), integers of 32 or 64 bits. A default of max_period, if there is one, is 10,000.
+    """
+    return until_rejected(_distances_of_embedding(f), time_embedding.rejects)
+
+
+def _distances_of_embedding(f):
     for t, width, period in (
         ([1000, 1, 17, 2, 500, 3], 16, 10_000.0),
         ([7, 1, 400], 4, 500.0),
         ([2, 1, 999, 64], 128, 10_000.0),
+        ([3], 6, 2.0),
+        ([1, 50, 51], 10, 1e6),
+        ([4000, 1001, 1024, 2049], 6, 10_000.0),  # longer chains; few of the hands are fast, so four digits are left
+        (list(range(1, 1001)), 8, 100.0),
     ):
         sines, cosines = hands(max(t), np.geomspace(1, 1 / period, width // 2))
         row = np.array(t) - 1  # published networks count from 0
         expected = np.concatenate([sines[row], cosines[row]], axis=1)
-        worst = largest(worst, apart(f(torch.tensor(t), width, period), expected))
-    return worst
+        for dtype in (torch.int64, torch.int32):
+            given = torch.tensor(t, dtype=dtype)
+            got = f(given, width, period)
+            yield apart(got, expected)
+            yield apart(given, torch.tensor(t))  # it is left as it was
+            yield float(got.dtype != torch.float32)
+    if any(p.default is not p.empty for p in list(inspect.signature(f).parameters.values())[2:3]):
+        yield apart(f(torch.tensor([900, 5]), 8), f(torch.tensor([900, 5]), 8, 10_000.0))
 
 
 def _angles(t, width, max_period, shift=1, gap=1):
@@ -49,13 +66,13 @@ def _angles(t, width, max_period, shift=1, gap=1):
 @time_embedding.wrong("t in place of t − 1", seen="networks whose steps count from 0, copied beside a t from 1")
 def _(t, width, max_period):
     angle = _angles(t, width, max_period, shift=0)
-    return torch.cat([angle.sin(), angle.cos()], 1)
+    return torch.cat([angle.sin(), angle.cos()], 1).float()
 
 
 @time_embedding.wrong("cosines first", seen="openai/guided-diffusion; right for its own weights only")
 def _(t, width, max_period):
     angle = _angles(t, width, max_period)
-    return torch.cat([angle.cos(), angle.sin()], 1)
+    return torch.cat([angle.cos(), angle.sin()], 1).float()
 
 
 @time_embedding.wrong(
@@ -63,7 +80,7 @@ def _(t, width, max_period):
 )
 def _(t, width, max_period):
     angle = _angles(t, width, max_period, gap=0)
-    return torch.cat([angle.sin(), angle.cos()], 1)
+    return torch.cat([angle.sin(), angle.cos()], 1).float()
 
 
 @time_embedding.wrong(
@@ -71,34 +88,38 @@ def _(t, width, max_period):
 )
 def _(t, width, max_period):
     angle = _angles(t, width, max_period)
-    return torch.stack([angle.sin(), angle.cos()], 2).flatten(1)
+    return torch.stack([angle.sin(), angle.cos()], 2).flatten(1).float()
 
 
 @time_embedding.wrong("sine on even rows, cosine on odd rows, not on columns", seen="dataflowr; BrianPulfer issue 9")
 def _(t, width, max_period):
-    table = _angles(torch.arange(1, 1001), width, max_period).repeat(1, 2)
+    table = _angles(torch.arange(1, 4001), width, max_period).repeat(1, 2)
     table[0::2] = table[0::2].sin()
     table[1::2] = table[0::2].cos()  # the cosine of a sine, that of another t
-    return table[t - 1]
+    return table[t - 1].float()
 
 
 @time_embedding.wrong("t/T in place of t − 1", seen="a relative time, handed to frequencies made for whole steps")
 def _(t, width, max_period):
     angle = _angles(t, width, max_period, shift=0) / 1000
-    return torch.cat([angle.sin(), angle.cos()], 1)
+    return torch.cat([angle.sin(), angle.cos()], 1).float()
 
 
 @check("10.2", "a shift in time is a rotation", "identity", "least squares over 200 times", to=1e-9)
 def shift_is_rotation(f):
     """f(omega, k) returns the matrix, (2, 2), that takes (sin ωτ, cos ωτ) to (sin ω(τ + k), cos ω(τ + k))."""
-    worst = 0.0
-    for omega, k in ((1.0, 1), (0.3, 5), (0.02, 40), (0.7, -3)):
+    return until_rejected(_distances_of_rotation(f), shift_is_rotation.rejects)
+
+
+def _distances_of_rotation(f):
+    for omega, k in (
+        *((1.0, 1), (0.3, 5), (0.02, 40), (0.7, -3), (0.4, 0), (2.5, 1), (-0.6, 2)),
+        *((0.9, 999), (0.013, -450), (1e-4, 7), (1e-3, 4000), (0.8, 2.5)),
+    ):
         now, later = (
             np.stack([np.sin(omega * tau), np.cos(omega * tau)], 1) for tau in (np.arange(200), np.arange(200) + k)
         )
-        matrix = np.linalg.lstsq(now, later, rcond=None)[0].T
-        worst = largest(worst, apart(f(omega, k), matrix))
-    return worst
+        yield apart(f(omega, k), np.linalg.lstsq(now, later, rcond=None)[0].T)
 
 
 def _matrix(rows):
@@ -132,13 +153,17 @@ def _(omega, k):
 @check("10.3", "Gram matrix of the embedding", "identity", "inner products of clock hands", to=1e-9)
 def gram(f):
     """f(s, t, omega) returns e(s)·e(t) for one pair of times; omega: the h frequencies, a float64 tensor (h,)."""
-    worst = 0.0
-    for omega in (np.geomspace(1, 1e-4, 8), np.array([0.9, 0.31, 0.05])):
-        rows = np.concatenate(hands(400, omega), axis=1)
-        for s, t in ((1, 1), (3, 1), (1, 8), (400, 90), (250, 251)):
-            inner = rows[s - 1] @ rows[t - 1]
-            worst = largest(worst, abs(float(f(s, t, torch.from_numpy(omega))) - inner))
-    return worst
+    return until_rejected(_distances_of_gram(f), gram.rejects)
+
+
+def _distances_of_gram(f):
+    for omega in (
+        *(np.geomspace(1, 1e-4, 8), np.array([0.9, 0.31, 0.05]), np.array([1.3])),
+        *(np.array([0.2, 1.7, 0.2, 0.01]), np.linspace(0, 3, 40)),
+    ):
+        rows = np.concatenate(hands(999, omega), axis=1)
+        for s, t in ((1, 1), (3, 1), (1, 8), (400, 90), (250, 251), (999, 999), (1000, 1), (2, 1000), (7, 5)):
+            yield abs(float(f(s, t, torch.from_numpy(omega))) - rows[s - 1] @ rows[t - 1])
 
 
 @gram.states
@@ -164,22 +189,32 @@ def _(s, t, omega):
 @check("10.4", "receptive field", "identity", "autograd through a stack of convolutions", to=1e-9)
 def receptive_field(f):
     """f(kernels, strides) returns the extent of the input, in pixels, on which one output pixel depends."""
-    worst = 0.0
+    return until_rejected(_distances_of_field(f), receptive_field.rejects)
+
+
+def _distances_of_field(f):
     for kernels, strides in (
         ((3,), (1,)),
         ((3, 5, 2), (1, 1, 1)),
         ((3, 3, 3, 3), (2, 1, 2, 1)),
         ((5, 1, 3, 4), (1, 3, 2, 2)),
         ((2, 7, 3), (4, 2, 3)),
+        ((), ()),
+        ((1,), (5,)),
+        ((2, 2), (3, 1)),  # with holes: pixels that it does not touch lie between those that it does
+        ((4, 4), (2, 2)),
+        ((11, 3, 3, 3, 3), (4, 2, 1, 1, 2)),
+        ((3,) * 60, (1,) * 60),
+        ((3, 3, 3) * 6, (1, 1, 2) * 6),
+        ((3,) * 11, (2,) * 11),
     ):
-        x = torch.ones(1, 1, 400, dtype=torch.float64, requires_grad=True)
+        x = torch.ones(1, 1, 10_000, dtype=torch.float64, requires_grad=True)
         h = x
         for k, s in zip(kernels, strides, strict=True):
-            h = F.conv1d(h, torch.ones(1, 1, k, dtype=torch.float64), stride=s)
+            h = F.conv1d(h, torch.full((1, 1, k), 1 / k, dtype=torch.float64), stride=s)
         (gradient,) = torch.autograd.grad(h[0, 0, h.shape[2] // 2], x)
         seen = gradient[0, 0].nonzero()
-        worst = largest(worst, abs(float(f(kernels, strides)) - int(seen.max() - seen.min() + 1)))
-    return worst
+        yield abs(float(f(kernels, strides)) - int(seen.max() - seen.min() + 1))
 
 
 @receptive_field.states
@@ -220,14 +255,26 @@ def _(kernels, strides):
 @check("10.5", "group norm", "definition", "PyTorch's group norm, the one that the blocks use", to=1e-9)
 def group_norm(f):
     """f(x, groups, gain, bias, eps) for x (B, C, H, W); gain and bias: (C,)."""
-    worst, generator = 0.0, torch.Generator().manual_seed(0)
-    for shape, groups in (((3, 6, 2, 4), 2), ((2, 12, 3, 1), 3), ((2, 4, 2, 2), 1), ((2, 6, 3, 2), 6)):
+    return until_rejected(_distances_of_norm(f), group_norm.rejects)
+
+
+def _distances_of_norm(f):
+    generator = torch.Generator().manual_seed(0)
+    for shape, groups in (
+        *(((3, 6, 2, 4), 2), ((2, 12, 3, 1), 3), ((2, 4, 2, 2), 1), ((2, 6, 3, 2), 6)),
+        *(((1, 4, 1, 1), 2), ((2, 66, 2, 3), 33), ((2, 8, 20, 20), 2)),
+    ):
         size = torch.randn(shape[:2], generator=generator, dtype=torch.float64)[:, :, None, None].exp()
         x = 0.7 + size * torch.randn(shape, generator=generator, dtype=torch.float64)  # channels of unlike size
         gain, bias = torch.randn(2, shape[1], generator=generator, dtype=torch.float64)
-        for eps in (1e-6, 0.3):
-            worst = largest(worst, apart(f(x, groups, gain, bias, eps), F.group_norm(x, groups, gain, bias, eps)))
-    return worst
+        lonely = torch.zeros_like(x)
+        lonely[:, gain.abs().argmax(), 0, 0] = 100.0
+        for inputs in (x, 1e-3 * x, 1e-7 * x, x + 1e4, 1e4 * x, 0 * x, lonely):  # a bound is felt
+            for eps in (1e-6, 0.3, 1e-12):
+                given = [inputs.clone(), gain.clone(), bias.clone()]
+                got = f(given[0], groups, *given[1:], eps)
+                yield apart(got, F.group_norm(inputs, groups, gain, bias, eps))
+                yield largest(*map(apart, given, (inputs, gain, bias)))  # they are left as they were
 
 
 def _normalised(x, groups, gain, bias, eps, correction=0, dims=(2,)):
@@ -530,20 +577,31 @@ def _(*sizes, **options):
     return block
 
 
-@check("10.7", "scale of the scores", "identity", "the variance of 20,000 simulated scores")
+def _variance(values, chances, times):
+    """The variance of a sum of independent numbers, all with this law on a grid of quarters: its own law, written out.
+
+    values: in quarters, whole numbers.
+    """
+    law = np.zeros(values.max() - values.min() + 1)
+    np.add.at(law, values - values.min(), chances)
+    total = np.ones(1)
+    for _ in range(times):
+        total = np.convolve(total, law)
+    places = (np.arange(len(total)) + times * values.min()) / 4
+    return total @ (places - total @ places) ** 2
+
+
+@check("10.7", "scale of the scores", "identity", "the law of the scores, entry added to entry", to=1e-9)
 def scale_of_the_scores(f):
     """f(d) returns Var(q·k) for q and k with d independent entries of mean 0 and variance 1."""
-    scores, n, random = [], 20_000, np.random.default_rng(0)
-    for d, draw in (
-        (2, random.standard_normal),
-        (5, lambda size: random.uniform(-(3**0.5), 3**0.5, size)),
-        (16, lambda size: random.choice([-1.0, 1.0], size)),
-        (64, random.standard_normal),
-    ):
-        products = (draw((n, d)) * draw((n, d))).sum(1)
-        squares = (products - products.mean()) ** 2
-        scores.append(abs(squares.mean() - float(f(d))) / (squares.std() / n**0.5))
-    return largest(*scores)
+    return until_rejected(_distances_of_scale(f), scale_of_the_scores.rejects)
+
+
+def _distances_of_scale(f):
+    for entries, chances in (((-2, 2), (0.5, 0.5)), ((-4, 0, 4), (1 / 8, 3 / 4, 1 / 8)), ((-1, 4), (0.8, 0.2))):
+        products = np.outer(entries, entries).ravel()  # entries in halves, so products in quarters
+        for d in (1, 2, 3, 5, 16, 64, 100, 512):
+            yield abs(float(f(d)) - _variance(products, np.outer(chances, chances).ravel(), d))
 
 
 @scale_of_the_scores.states
@@ -709,7 +767,11 @@ def _(c, **options):
 @check("10.9", "loss of a network", "identity", "quadrature over image and noise", to=1e-9)
 def loss_of_a_network(f):
     """f(cov, second_moment) returns E(ε − ε̂)², from Cov(ε, ε̂) and E ε̂², for one pixel."""
-    worst, (node, weight) = 0.0, hermite(60)
+    return until_rejected(_distances_of_loss(f), loss_of_a_network.rejects)
+
+
+def _distances_of_loss(f):
+    node, weight = hermite(60)
     x_0, eps = 0.4 + 0.5 * node, node.T  # (60, 1) and (1, 60)
     joint = weight[:, None] * weight[None, :]
     for signal, noise, network in (
@@ -717,6 +779,9 @@ def loss_of_a_network(f):
         (0.6, 0.8, lambda x: 0.2 * x**2 - 0.5 * x + 0.4),
         (0.3, 0.3, lambda x: 0 * x - 0.9),
         (0.5, 0.75**0.5, lambda x: -0.8 * x),
+        (0.5, 0.75**0.5, lambda x: 0 * x),  # a new one
+        (0.0, 1.0, lambda x: x),  # a perfect one
+        (0.1, 0.99**0.5, lambda x: 8 * x - 3),  # far too large
     ):
         eps_hat = network(signal * x_0 + noise * eps)
 
@@ -725,8 +790,7 @@ def loss_of_a_network(f):
 
         cov = mean((eps - mean(eps)) * (eps_hat - mean(eps_hat)))
         got = f(torch.tensor(cov, dtype=torch.float64), torch.tensor(mean(eps_hat**2), dtype=torch.float64))
-        worst = largest(worst, abs(float(got) - mean((eps - eps_hat) ** 2)))
-    return worst
+        yield abs(float(got) - mean((eps - eps_hat) ** 2))
 
 
 @loss_of_a_network.states

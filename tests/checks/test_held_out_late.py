@@ -846,6 +846,288 @@ def _(a, c, *_):
     a.position = nn.Parameter(torch.zeros(1, c, 1, 1))
 
 
+# The time embedding
+
+
+def omegas(half, period, gap=1):
+    return period ** -(torch.arange(half, dtype=torch.float64) / max(half - gap, 1))
+
+
+def embedded(angle, order=("sin", "cos")):
+    return torch.cat([getattr(angle, name)() for name in order], 1).float()
+
+
+def clock(what, tau=lambda t: t - 1, omega=omegas, after=lambda e: e, order=("sin", "cos"), join=None):
+    def embedding(t, width, max_period):
+        angle = tau(t).double()[:, None] * omega(width // 2, max_period)
+        return after(join(angle).float() if join else embedded(angle, order))
+
+    wrong("time embedding", what)(embedding)
+
+
+clock("t", tau=lambda t: t)
+clock("t + 1", tau=lambda t: t + 1)
+clock("t − 2", tau=lambda t: t - 2)
+clock("(t − 1)/1000", tau=lambda t: (t - 1) / 1000)
+clock("1000·t", tau=lambda t: (t - 1) * 1000)
+clock("t is at most 1,000", tau=lambda t: t.clamp(max=1000) - 1)
+clock("t modulo 1,000", tau=lambda t: t.remainder(1000) - 1)
+clock("τ is at least 1", tau=lambda t: (t - 1).clamp(min=1))
+clock("τ relative to the largest t of the batch", tau=lambda t: (t - 1) / t.max() * 999)
+clock("t counted down", tau=lambda t: 1000 - t)
+clock("float16 angles", tau=lambda t: (t - 1).half())
+clock("8-bit t", tau=lambda t: (t - 1).to(torch.uint8))
+clock("cosines first", order=("cos", "sin"))
+clock("sines only", order=("sin", "sin"))
+clock("sine and minus cosine", after=lambda e: torch.cat([e[:, : e.shape[1] // 2], -e[:, e.shape[1] // 2 :]], 1))
+clock("interleaved", join=lambda a: torch.stack([a.sin(), a.cos()], 2).flatten(1))
+clock("h", omega=lambda half, period: omegas(half, period, gap=0))
+clock("h + 1", omega=lambda half, period: omegas(half, period, gap=-1))
+clock("fast hands last", omega=lambda half, period: omegas(half, period).flip(0))
+clock("linear frequencies", omega=lambda half, period: torch.linspace(1, 1 / period, half, dtype=torch.float64))
+clock("the period is always 10,000", omega=lambda half, period: omegas(half, 10_000.0))
+clock("frequencies in turns", omega=lambda half, period: 2 * math.pi * omegas(half, period))
+clock("base e", omega=lambda half, period: torch.exp(-torch.arange(half, dtype=torch.float64)))
+clock("powers of two", omega=lambda half, period: 2.0 ** -torch.arange(half, dtype=torch.float64))
+clock("periods, not frequencies", omega=lambda half, period: 1 / omegas(half, period))
+clock("the period's root", omega=lambda half, period: omegas(half, period**0.5))
+clock("2i/width", omega=lambda half, period: period ** -(2 * torch.arange(half, dtype=torch.float64) / half))
+clock("begins at i = 1", omega=lambda half, period: period ** -((1 + torch.arange(half, dtype=torch.float64)) / half))
+clock("half of the width for the frequencies", omega=lambda half, period: omegas(half, period)[torch.arange(half) // 2])
+clock("the last frequency is 0", omega=lambda half, period: omegas(half, period) * (torch.arange(half) < half - 1))
+clock("normalised", after=lambda e: e / e.norm(dim=1, keepdim=True))
+clock("times √width", after=lambda e: e * e.shape[1] ** 0.5)
+clock("in [0, 1]", after=lambda e: (e + 1) / 2)
+clock("float64", after=lambda e: e.double())
+clock("float16", after=lambda e: e.half())
+clock("bfloat16", after=lambda e: e.bfloat16())
+clock("dropout", after=lambda e: F.dropout(e, 0.1))
+clock("centred over the batch", after=lambda e: e - e.mean(0))
+clock("sorted", tau=lambda t: t.sort()[0] - 1)
+clock("t is changed in place", tau=lambda t: t.sub_(1))
+
+
+@wrong("time embedding", "the default period is 1,000")
+def _(t, width, max_period=1000.0):
+    return embedded((t - 1).double()[:, None] * omegas(width // 2, max_period))
+
+
+@wrong("time embedding", "a table of 1,000 rows, wrapped round")
+def _(t, width, max_period):
+    return embedded(torch.arange(1000.0).double()[:, None] * omegas(width // 2, max_period))[(t.long() - 1) % 1000]
+
+
+@wrong("time embedding", "random frequencies")
+def _(t, width, max_period):
+    return embedded((t - 1).double()[:, None] * torch.rand(width // 2, generator=torch.Generator().manual_seed(0)))
+
+
+# Short statements: one line each
+
+
+def stated(name, **versions):
+    for what, function in versions.items():
+        wrong(name, what.replace("_", " "))(function)
+
+
+def rotated(c, s, form="right"):
+    rows = {"right": [[c, s], [-s, c]], "back": [[c, -s], [s, c]], "mirror": [[c, s], [s, -c]], "minus": [[-c, s], [-s, -c]]}
+    return torch.tensor(rows[form], dtype=torch.float64)
+
+
+stated(
+    "a shift in time is a rotation",
+    transposed=lambda w, k: rotated(math.cos(w * k), math.sin(w * k), "back"),
+    mirror=lambda w, k: rotated(math.cos(w * k), math.sin(w * k), "mirror"),
+    both_signs=lambda w, k: rotated(math.cos(w * k), math.sin(w * k), "minus"),
+    k_alone=lambda w, k: rotated(math.cos(k), math.sin(k)),
+    omega_alone=lambda w, k: rotated(math.cos(w), math.sin(w)),
+    one_step_more=lambda w, k: rotated(math.cos(w * (k + 1)), math.sin(w * (k + 1))),
+    one_step_less=lambda w, k: rotated(math.cos(w * (k - 1)), math.sin(w * (k - 1))),
+    in_turns=lambda w, k: rotated(math.cos(2 * math.pi * w * k), math.sin(2 * math.pi * w * k)),
+    sine_and_cosine_exchanged=lambda w, k: rotated(math.sin(w * k), math.cos(w * k)),
+    small_angles=lambda w, k: rotated(1 - (w * k) ** 2 / 2, w * k),
+    sine_by_a_root=lambda w, k: rotated(math.cos(w * k), (1 - math.cos(w * k) ** 2) ** 0.5),
+    absolute_k=lambda w, k: rotated(math.cos(w * k), math.sin(w * abs(k))),
+    whole_k=lambda w, k: rotated(math.cos(w * int(k)), math.sin(w * int(k))),
+    single_precision=lambda w, k: rotated(float(np.cos(np.float32(w * k))), float(np.sin(np.float32(w * k)))),
+    divided=lambda w, k: rotated(math.cos(k / w), math.sin(k / w)),
+    added=lambda w, k: rotated(math.cos(w + k), math.sin(w + k)),
+    identity=lambda w, k: rotated(1.0, 0.0),
+    no_rotation_for_negative_k=lambda w, k: rotated(math.cos(w * max(k, 0)), math.sin(w * max(k, 0))),
+    at_most_100_steps=lambda w, k: rotated(math.cos(w * min(k, 100)), math.sin(w * min(k, 100))),
+    damped=lambda w, k: 0.999 ** abs(k) * rotated(math.cos(w * k), math.sin(w * k)),
+)
+stated(
+    "Gram matrix of the embedding",
+    sum_of_times=lambda s, t, w: ((s + t) * w).cos().sum(),
+    sum_of_taus=lambda s, t, w: ((s + t - 2) * w).cos().sum(),
+    mean=lambda s, t, w: ((s - t) * w).cos().mean(),
+    sine=lambda s, t, w: ((s - t) * w).sin().sum(),
+    both=lambda s, t, w: ((s - t) * w).cos().sum() + ((s - t) * w).sin().sum(),
+    doubled=lambda s, t, w: 2 * ((s - t) * w).cos().sum(),
+    halved=lambda s, t, w: ((s - t) * w).cos().sum() / 2,
+    squared=lambda s, t, w: ((s - t) * w).cos().square().sum(),
+    one_off=lambda s, t, w: ((s - t - 1) * w).cos().sum(),
+    cosine_of_the_sum=lambda s, t, w: ((s - t) * w.sum()).cos() * len(w),
+    product=lambda s, t, w: ((s - t) * w).cos().prod(),
+    not_negative=lambda s, t, w: ((s - t) * w).cos().sum().clamp(min=0),
+    first_hand_left_out=lambda s, t, w: ((s - t) * w[1:]).cos().sum(),
+    last_hand_left_out=lambda s, t, w: ((s - t) * w[:-1]).cos().sum(),
+    in_turns=lambda s, t, w: (2 * math.pi * (s - t) * w).cos().sum(),
+    root=lambda s, t, w: ((s - t) * w).cos().sum() / len(w) ** 0.5,
+    Gaussian=lambda s, t, w: (-(((s - t) * w) ** 2) / 2).exp().sum(),
+    sines_only=lambda s, t, w: (((s - 1) * w).sin() * ((t - 1) * w).sin()).sum(),
+    minus=lambda s, t, w: (((s - 1) * w).cos() * ((t - 1) * w).cos() - ((s - 1) * w).sin() * ((t - 1) * w).sin()).sum(),
+    near_times_only=lambda s, t, w: (min(abs(s - t), 500) * w).cos().sum(),
+    each_frequency_once=lambda s, t, w: ((s - t) * w.unique()).cos().sum(),
+    wider_than_32=lambda s, t, w: ((s - t) * w[:32]).cos().sum(),
+)
+
+
+def field(step):
+    """From (size, jump, k, s) to (size, jump), layer by layer."""
+
+    def measure(kernels, strides):
+        size, jump = 1, 1
+        for k, s in zip(kernels, strides, strict=True):
+            size, jump = step(size, jump, k, s)
+        return size
+
+    return measure
+
+
+right_field = field(lambda r, j, k, s: (r + (k - 1) * j, j * s))
+stated(
+    "receptive field",
+    own_stride=field(lambda r, j, k, s: (r + (k - 1) * j * s, j * s)),
+    no_strides=field(lambda r, j, k, s: (r + k - 1, j)),
+    k=field(lambda r, j, k, s: (r + k * j, j * s)),
+    half_kernels=field(lambda r, j, k, s: (r + k // 2 * j, j * s)),
+    twice_half_kernels=field(lambda r, j, k, s: (r + 2 * (k // 2) * j, j * s)),
+    even_kernels_as_odd=field(lambda r, j, k, s: (r + 2 * ((k - 1) // 2) * j, j * s)),
+    strides_added=field(lambda r, j, k, s: (r + (k - 1) * j, j + s - 1)),
+    last_stride_only=field(lambda r, j, k, s: (r + (k - 1) * j, s)),
+    size_times_stride=field(lambda r, j, k, s: (r * s + k - 1, j)),
+    from_zero=lambda kernels, strides: right_field(kernels, strides) - 1,
+    backwards=lambda kernels, strides: right_field(kernels[::-1], strides[::-1]),
+    product_of_kernels=lambda kernels, strides: math.prod(kernels),
+    sum_of_kernels=lambda kernels, strides: sum(kernels),
+    first_kernel_everywhere=lambda kernels, strides: right_field([*kernels[:1]] * len(kernels), strides),
+    always_3=lambda kernels, strides: right_field([3] * len(kernels), strides),
+    at_most_256=lambda kernels, strides: min(right_field(kernels, strides), 256),
+    at_most_1024=lambda kernels, strides: min(right_field(kernels, strides), 1024),
+    one_layer_at_least=lambda kernels, strides: right_field(kernels or (3,), strides or (1,)),
+    the_largest_kernel=lambda kernels, strides: max(kernels, default=1) * math.prod(strides),
+    without_holes=lambda kernels, strides: min(right_field(kernels, strides), math.prod(kernels)),
+    the_area=lambda kernels, strides: right_field(kernels, strides) ** 2,
+    strides_of_at_most_2=lambda kernels, strides: right_field(kernels, [min(s, 2) for s in strides]),
+    last_layer_left_out=lambda kernels, strides: right_field(kernels[:-1], strides[:-1]),
+    odd_by_force=lambda kernels, strides: right_field(kernels, strides) // 2 * 2 + 1,
+)
+
+
+def normed(x, groups, gain, bias, eps, shift=None, scale=None, correction=0):
+    """Group norm with another shift or scale, functions of the grouped numbers, (B, groups, n)."""
+    grouped = x.reshape(len(x), groups, -1)
+    mean = grouped.mean(2, keepdim=True) if shift is None else shift(grouped)
+    var = grouped.var(2, correction=correction, keepdim=True) if grouped.shape[2] > correction else 0 * mean
+    z = (grouped - mean) / ((var + eps).sqrt() if scale is None else scale(grouped, var, eps))
+    return z.reshape(x.shape) * gain[:, None, None] + bias[:, None, None]
+
+
+def norm(what, change):
+    wrong("group norm", what)(change)
+
+
+def spread(what, scale):
+    norm(what, lambda x, G, gain, bias, eps: normed(x, G, gain, bias, eps, scale=scale))
+
+
+norm("n − 1", lambda x, G, gain, bias, eps: normed(x, G, gain, bias, eps, correction=1))
+norm("one group", lambda x, G, gain, bias, eps: normed(x, 1, gain, bias, eps))
+norm("instance norm", lambda x, G, gain, bias, eps: normed(x, x.shape[1], gain, bias, eps))
+norm("two groups", lambda x, G, gain, bias, eps: normed(x, 2, gain, bias, eps))
+norm("C/G groups", lambda x, G, gain, bias, eps: normed(x, x.shape[1] // G, gain, bias, eps))
+norm("at most 32 groups", lambda x, G, gain, bias, eps: normed(x, 22 if G > 32 else G, gain, bias, eps))
+norm("no gain", lambda x, G, gain, bias, eps: normed(x, G, gain * 0 + 1, bias, eps))
+norm("no bias", lambda x, G, gain, bias, eps: normed(x, G, gain, bias * 0, eps))
+norm("gain + 1", lambda x, G, gain, bias, eps: normed(x, G, gain + 1, bias, eps))
+norm("gain and bias exchanged", lambda x, G, gain, bias, eps: normed(x, G, bias, gain, eps))
+norm("gain of the group's first channel", lambda x, G, gain, bias, eps: normed(x, G, gain.reshape(G, -1)[:, :1].expand(G, len(gain) // G).flatten(), bias, eps))
+norm("bias before gain", lambda x, G, gain, bias, eps: normed(x, G, gain, bias * gain, eps))
+norm("ε = 1e-5", lambda x, G, gain, bias, eps: normed(x, G, gain, bias, 1e-5))
+norm("ε = 1e-6", lambda x, G, gain, bias, eps: normed(x, G, gain, bias, 1e-6))
+norm("no ε", lambda x, G, gain, bias, eps: normed(x, G, gain, bias, 0.0))
+norm("ε at least 1e-6", lambda x, G, gain, bias, eps: normed(x, G, gain, bias, max(eps, 1e-6)))
+norm("ε squared", lambda x, G, gain, bias, eps: normed(x, G, gain, bias, eps**2))
+norm("no mean", lambda x, G, gain, bias, eps: normed(x, G, gain, bias, eps, shift=lambda g: 0 * g[:, :, :1]))
+norm("median", lambda x, G, gain, bias, eps: normed(x, G, gain, bias, eps, shift=lambda g: g.median(2, keepdim=True)[0]))
+norm("clamped at ±10", lambda x, G, gain, bias, eps: normed(x, G, gain, bias, eps).clamp(-10, 10))
+norm("single precision", lambda x, G, gain, bias, eps: normed(x.float(), G, gain.float(), bias.float(), eps).double())
+norm("input clamped", lambda x, G, gain, bias, eps: normed(x.clamp(-1e4, 1e4), G, gain, bias, eps))
+norm("in place", lambda x, G, gain, bias, eps: x.copy_(normed(x, G, gain, bias, eps)))
+norm("channel last", lambda x, G, gain, bias, eps: normed(x.movedim(1, 3), G, gain, bias, eps).movedim(3, 1) if x.shape[1] == x.shape[2] == x.shape[3] else normed(x.transpose(2, 3).reshape(x.shape), G, gain, bias, eps) + 1e-3)
+norm("variance of the batch", lambda x, G, gain, bias, eps: normed(x, G, gain, bias, eps, scale=lambda g, v, e: (v.mean(0) + e).sqrt()))
+norm("mean of the batch", lambda x, G, gain, bias, eps: normed(x, G, gain, bias, eps, shift=lambda g: g.mean((0, 2), keepdim=True)))
+norm("dealt out", lambda x, G, gain, bias, eps: normed(x.unflatten(1, (-1, G)).transpose(1, 2).flatten(1, 2), G, gain, bias, eps).unflatten(1, (G, -1)).transpose(1, 2).flatten(1, 2))
+spread("no root", lambda g, v, e: v + e)
+spread("ε outside", lambda g, v, e: v.sqrt() + e)
+spread("√ε outside", lambda g, v, e: v.sqrt() + e**0.5)
+spread("the larger of both", lambda g, v, e: v.sqrt().clamp(min=e**0.5))
+spread("variance at least 1e-5", lambda g, v, e: (v.clamp(min=1e-5) + e).sqrt())
+spread("variance at least 1e-12", lambda g, v, e: (v.clamp(min=1e-12) + e).sqrt())
+spread("root mean square", lambda g, v, e: (g.square().mean(2, keepdim=True) + e).sqrt())
+spread("mean absolute deviation", lambda g, v, e: (g - g.mean(2, keepdim=True)).abs().mean(2, keepdim=True) + e)
+spread("E x² − (E x)²", lambda g, v, e: (g.square().mean(2, keepdim=True) - g.mean(2, keepdim=True) ** 2).clamp(min=0).add(e).sqrt())
+spread("divided by √n", lambda g, v, e: ((v + e) * g.shape[2]).sqrt())
+spread("ε twice", lambda g, v, e: (v + 2 * e).sqrt())
+spread("no division", lambda g, v, e: torch.ones_like(v))
+spread("detached in the variance", lambda g, v, e: (v + e).sqrt() * (1 + 1e-6))
+stated(
+    "scale of the scores",
+    root=lambda d: d**0.5,
+    square=lambda d: d**2,
+    twice=lambda d: 2 * d,
+    one=lambda d: 1,
+    one_less=lambda d: d - 1,
+    one_more=lambda d: d + 1,
+    inverse=lambda d: 1 / d,
+    at_most_64=lambda d: min(d, 64),
+    at_most_256=lambda d: min(d, 256),
+    at_least_2=lambda d: max(d, 2),
+    half=lambda d: d / 2,
+    three_times=lambda d: 3 * d,
+    d_to_the_3_2=lambda d: d**1.5,
+    logarithm=lambda d: 1 + math.log(d),
+    unbiased=lambda d: d * d / (d - 1) if d > 1 else 1,
+    next_power_of_two=lambda d: 2 ** math.ceil(math.log2(d)),
+)
+stated(
+    "loss of a network",
+    once=lambda c, m: 1 - c + m,
+    plus=lambda c, m: 1 + 2 * c + m,
+    taken_off=lambda c, m: 1 - m,
+    both_taken_off=lambda c, m: 1 - 2 * c - m,
+    independent=lambda c, m: 1 + m,
+    no_one=lambda c, m: m - 2 * c,
+    perfect=lambda c, m: 1 - c,
+    squared_covariance=lambda c, m: 1 - 2 * c**2 + m,
+    best_scale=lambda c, m: 1 - c**2 / m.clamp(min=1e-12),
+    variance_for_the_moment=lambda c, m: 1 - 2 * c + m - c**2,
+    root=lambda c, m: (1 - 2 * c + m).clamp(min=0) ** 0.5,
+    half=lambda c, m: (1 - 2 * c + m) / 2,
+    at_most_1=lambda c, m: (1 - 2 * c + m).clamp(max=1),
+    covariance_at_most_1=lambda c, m: 1 - 2 * c.clamp(max=1) + m,
+    covariance_not_negative=lambda c, m: 1 - 2 * c.clamp(min=0) + m,
+    moment_at_most_10=lambda c, m: 1 - 2 * c + m.clamp(max=10),
+    at_least_1e_6=lambda c, m: (1 - 2 * c + m).clamp(min=1e-6),
+    correlation=lambda c, m: 1 - 2 * c / m.clamp(min=1e-12).sqrt() + m,
+    square_of_the_difference=lambda c, m: (1 - c) ** 2 + m,
+    single_precision=lambda c, m: (1 - 2 * c.float() + m.float()).double(),
+)
+
+
 @pytest.mark.parametrize(("name", "what"), WRONG, ids=lambda x: x)
 def test_is_rejected(name, what):
     found = find(name)
