@@ -1128,6 +1128,312 @@ stated(
 )
 
 
+# Batches
+
+
+def epoch_by_epoch(order, cut=None):
+    """batches(n, batch, seed, start) from order(n, seed, epoch, batch)."""
+
+    def batches(n, batch, seed, start):
+        epoch, place = divmod(start * batch, n)
+        row = order(n, seed, epoch, batch)[place:]
+        while True:
+            while len(row) < batch:
+                epoch += 1
+                row = np.concatenate([row, order(n, seed, epoch, batch)])
+            yield torch.as_tensor(row[:batch])
+            row = row[batch:]
+
+    return batches
+
+
+def order(n, *seed):
+    return np.random.default_rng(seed).permutation(n)
+
+
+right_batches = epoch_by_epoch(lambda n, s, e, b: order(n, s, e))
+
+
+def orders(what, change):
+    wrong("batches", what)(epoch_by_epoch(change))
+
+
+def in_blocks(n, size, *seed):
+    random = np.random.default_rng(seed)
+    return np.concatenate([random.permutation(np.arange(a, min(a + size, n))) for a in range(0, n, size)])
+
+
+def blocks_in_order(n, size, *seed):
+    random, starts = np.random.default_rng(seed), list(range(0, n, size))
+    return np.concatenate([np.arange(a, min(a + size, n)) for a in random.permutation(starts)])
+
+
+def blocks_and_within(n, size, *seed):
+    random, starts = np.random.default_rng(seed), list(range(0, n, size))
+    return np.concatenate([random.permutation(np.arange(a, min(a + size, n))) for a in random.permutation(starts)])
+
+
+def buffered(n, size, *seed):
+    """tf.data's shuffle(buffer_size)."""
+    random, buffer, out = np.random.default_rng(seed), [], []
+    for i in range(n):
+        if len(buffer) < size:
+            buffer.append(i)
+            continue
+        k = random.integers(len(buffer))
+        out.append(buffer[k])
+        buffer[k] = i
+    return np.array(out + list(random.permutation(buffer)))
+
+
+for period in (1, 2, 8, 10, 32, 100, 256, 1000, 1024, 2000):
+    orders(f"orders repeat after {period} epochs", lambda n, s, e, b, period=period: order(n, s, e % period))
+orders("orders repeat after 65,536 epochs", lambda n, s, e, b: order(n, s, e % 2**16))
+orders("orders repeat after 100,000 epochs", lambda n, s, e, b: order(n, s, e % 100_000))
+orders("no new order from epoch 1,000 on", lambda n, s, e, b: order(n, s, min(e, 1000)))
+orders("no new order from epoch 50,000 on", lambda n, s, e, b: order(n, s, min(e, 50_000)))
+for size in (16, 256, 1024, 8192, 100_000):
+    orders(f"shuffled within blocks of {size}", lambda n, s, e, b, size=size: in_blocks(n, size, s, e))
+orders("blocks of 100 in a new order", lambda n, s, e, b: blocks_in_order(n, 100, s, e))
+orders("blocks of 2 in a new order", lambda n, s, e, b: blocks_in_order(n, 2, s, e))
+orders("blocks of 1,000 in a new order and shuffled within", lambda n, s, e, b: blocks_and_within(n, 1000, s, e))
+orders("blocks of 10,000 in a new order and shuffled within", lambda n, s, e, b: blocks_and_within(n, 10_000, s, e))
+orders("a buffer of 1,000", lambda n, s, e, b: buffered(n, 1000, s, e))
+orders("a buffer of 10,000", lambda n, s, e, b: buffered(n, 10_000, s, e))
+orders("batches shuffled, not images", lambda n, s, e, b: blocks_in_order(n, b, s, e))
+orders("seed + epoch", lambda n, s, e, b: order(n, s + e))
+orders("seed · epoch", lambda n, s, e, b: order(n, s * e))
+orders("1,000·seed + epoch", lambda n, s, e, b: order(n, 1000 * s + e))
+orders("65,536·seed + epoch", lambda n, s, e, b: order(n, 65_536 * s + e))
+orders("seed xor epoch", lambda n, s, e, b: order(n, s ^ e))
+orders("seed alone", lambda n, s, e, b: order(n, s))
+orders("epoch alone", lambda n, s, e, b: order(n, e))
+orders("8 bits of the seed", lambda n, s, e, b: order(n, s % 256, e))
+orders("16 bits of the seed", lambda n, s, e, b: order(n, s % 2**16, e))
+orders("65,536 orders in all", lambda n, s, e, b: order(n, (s * 7919 + e * 104_729) % 2**16))
+orders("the seed is 0 or 1", lambda n, s, e, b: order(n, int(bool(s)), e))
+orders("epochs 0 and 1 are alike", lambda n, s, e, b: order(n, s, max(e, 1)))
+orders("the first epoch is in order", lambda n, s, e, b: order(n, s, e) if e else np.arange(n))
+orders("every second epoch backwards", lambda n, s, e, b: order(n, s, e // 2)[:: 1 - 2 * (e % 2)].copy())
+orders("every epoch rolled on", lambda n, s, e, b: np.roll(order(n, s), e))
+orders("rolled at random", lambda n, s, e, b: np.roll(order(n, s), order(n, s, e)[0]))
+orders("relabelled: i + shift mod n", lambda n, s, e, b: (order(n, s) + e) % n)
+orders("the last order swapped once", lambda n, s, e, b: swapped(order(n, s), s, e))
+orders("in order", lambda n, s, e, b: np.arange(n))
+orders("backwards", lambda n, s, e, b: np.arange(n)[::-1].copy())
+orders("steps of a number without common factor", lambda n, s, e, b: stride(n, s, e))
+orders("other orders for other batches", lambda n, s, e, b: order(n, s, e, b))
+orders("a naive shuffle: swap with any place", lambda n, s, e, b: naive(n, s, e))
+orders("Sattolo's: one cycle", lambda n, s, e, b: sattolo(n, s, e))
+orders("dealt out to 4 workers", lambda n, s, e, b: dealt(n, 4, s, e))
+orders("dealt out to 16 workers", lambda n, s, e, b: dealt(n, 16, s, e))
+orders("two halves, each shuffled", lambda n, s, e, b: in_blocks(n, (n + 1) // 2, s, e))
+orders("two halves, interleaved", lambda n, s, e, b: dealt(n, 2, s, e))
+orders("image 0 first", lambda n, s, e, b: np.concatenate([[0], 1 + order(n - 1, s, e)]) if n > 1 else np.zeros(1, int))
+orders("no shuffle for fewer than 4", lambda n, s, e, b: order(n, s, e) if n > 3 else np.arange(n))
+orders("no shuffle for more than 100,000", lambda n, s, e, b: order(n, s, e) if n < 100_000 else np.arange(n))
+orders("one image twice", lambda n, s, e, b: np.where(order(n, s, e) == n - 1, 0, order(n, s, e)))
+orders("1..n", lambda n, s, e, b: order(n, s, e) + 1)
+orders("drawn with replacement", lambda n, s, e, b: np.random.default_rng((s, e)).integers(0, n, n))
+orders("32-bit integers", lambda n, s, e, b: order(n, s, e).astype(np.int32))
+orders("floats", lambda n, s, e, b: order(n, s, e).astype(np.float32))
+orders("the global generator of numpy is used", lambda n, s, e, b: np.random.permutation(n))  # noqa: NPY002
+orders("torch's global generator is seeded", lambda n, s, e, b: seeded_globally(n, s, e))
+orders("numpy's global generator is seeded", lambda n, s, e, b: seeded_numpy(n, s, e))
+orders("the pairs alike in two epochs", lambda n, s, e, b: order(n, s, e - e % 2 if e > 9 else e))
+
+
+def swapped(row, *seed):
+    i, j = np.random.default_rng(seed).integers(0, len(row), 2)
+    row[i], row[j] = row[j], row[i]
+    return row
+
+
+def stride(n, *seed):
+    random = np.random.default_rng(seed)
+    step = random.choice([a for a in random.integers(1, n + 1, 200) if math.gcd(int(a), n) == 1] or [1])
+    return (random.integers(n) + step * np.arange(n)) % n
+
+
+def naive(n, *seed):
+    random, row = np.random.default_rng(seed), np.arange(n)
+    for i, j in enumerate(random.integers(0, n, n)):
+        row[i], row[j] = row[j], row[i]
+    return row
+
+
+def sattolo(n, *seed):
+    random, row = np.random.default_rng(seed), np.arange(n)
+    for i in range(n - 1, 0, -1):
+        j = random.integers(0, i)
+        row[i], row[j] = row[j], row[i]
+    return row
+
+
+def dealt(n, workers, *seed):
+    """Each worker shuffles its own images; they take turns."""
+    random = np.random.default_rng(seed)
+    parts = [random.permutation(np.arange(k, n, workers)) for k in range(workers)]
+    row = np.empty(n, int)
+    for k, part in enumerate(parts):
+        row[k::workers] = part
+    return row
+
+
+def seeded_globally(n, s, e):
+    torch.manual_seed(1_000_003 * s + e)
+    return torch.randperm(n).numpy()
+
+
+def seeded_numpy(n, s, e):
+    np.random.seed((1_000_003 * s + e) % 2**32)  # noqa: NPY002
+    return np.random.permutation(n)  # noqa: NPY002
+
+
+def fed(what):
+    return wrong("batches", what)
+
+
+@fed("starts with batch 0 always")
+def _(n, batch, seed, start):
+    yield from right_batches(n, batch, seed, 0)
+
+
+@fed("start counts images")
+def _(n, batch, seed, start):
+    row = right_batches(n, 1, seed, start)
+    while True:
+        yield torch.cat(list(islice(row, batch)))
+
+
+@fed("start counts epochs")
+def _(n, batch, seed, start):
+    yield from right_batches(n, batch, seed, start * n // math.gcd(n, batch))
+
+
+@fed("start is off by one")
+def _(n, batch, seed, start):
+    yield from right_batches(n, batch, seed, start + 1)
+
+
+@fed("a resumed run skips the batch in hand")
+def _(n, batch, seed, start):
+    yield from right_batches(n, batch, seed, start + (start > 0))
+
+
+@fed("a resumed run begins its epoch anew")
+def _(n, batch, seed, start):
+    yield from right_batches(n, batch, seed, start * batch // n * n // batch if start else 0)
+
+
+@fed("a resumed run has other orders")
+def _(n, batch, seed, start):
+    yield from epoch_by_epoch(lambda n, s, e, b: order(n, s, e, start))(n, batch, seed, start)
+
+
+@fed("start modulo 10,000")
+def _(n, batch, seed, start):
+    yield from right_batches(n, batch, seed, start % 10_000)
+
+
+@fed("start modulo an epoch's batches")
+def _(n, batch, seed, start):
+    yield from right_batches(n, batch, seed, start % max(1, n // batch))
+
+
+@fed("the rest of an epoch is dropped")
+def _(n, batch, seed, start):
+    whole = max(1, n // batch)
+    while True:
+        row = np.resize(order(n, seed, start // whole), whole * batch)
+        yield torch.from_numpy(row[start % whole * batch :][:batch])
+        start += 1
+
+
+@fed("a smaller last batch")
+def _(n, batch, seed, start):
+    count = -(-n // batch)
+    while True:
+        yield torch.from_numpy(order(n, seed, start // count)[start % count * batch :][:batch])
+        start += 1
+
+
+@fed("a batch is filled up from the beginning of its own epoch")
+def _(n, batch, seed, start):
+    count = -(-n // batch)
+    while True:
+        row = np.resize(order(n, seed, start // count), count * batch)
+        yield torch.from_numpy(row[start % count * batch :][:batch])
+        start += 1
+
+
+@fed("a batch never holds an image twice")
+def _(n, batch, seed, start):
+    for rows in right_batches(n, batch, seed, start):
+        yield rows if batch > n or len(rows.unique()) == batch else torch.from_numpy(order(n, seed, 1)[:batch])
+
+
+@fed("a batch is at most n images")
+def _(n, batch, seed, start):
+    yield from right_batches(n, min(n, batch), seed, start)
+
+
+@fed("ends after 5 epochs")
+def _(n, batch, seed, start):
+    yield from islice(right_batches(n, batch, seed, start), max(0, 5 * n // batch - start))
+
+
+@fed("ends after 1,000 epochs")
+def _(n, batch, seed, start):
+    yield from islice(right_batches(n, batch, seed, start), max(0, 1000 * n // batch - start))
+
+
+@fed("sorted within a batch")
+def _(n, batch, seed, start):
+    for rows in right_batches(n, batch, seed, start):
+        yield rows.sort()[0]
+
+
+@fed("shuffled within a batch only")
+def _(n, batch, seed, start):
+    while True:
+        rows = np.arange(start * batch, (start + 1) * batch) % n
+        yield torch.from_numpy(np.random.default_rng((seed, start)).permutation(rows))
+        start += 1
+
+
+@fed("one tensor, filled anew")
+def _(n, batch, seed, start):
+    same = torch.zeros(batch, dtype=torch.int64)
+    for rows in right_batches(n, batch, seed, start):
+        yield same.copy_(rows)
+
+
+@fed("lists")
+def _(n, batch, seed, start):
+    for rows in right_batches(n, batch, seed, start):
+        yield rows.tolist()
+
+
+@fed("shape (batch, 1)")
+def _(n, batch, seed, start):
+    for rows in right_batches(n, batch, seed, start):
+        yield rows[:, None]
+
+
+@fed("each image with probability batch/n (Poisson)")
+def _(n, batch, seed, start):
+    random = np.random.default_rng((seed, start))
+    while True:
+        yield torch.from_numpy(np.resize(np.flatnonzero(random.random(n) < batch / n), batch).astype(np.int64))
+
+
+@fed("numpy arrays")
+def _(n, batch, seed, start):
+    for rows in right_batches(n, batch, seed, start):
+        yield rows.numpy()
+
+
 @pytest.mark.parametrize(("name", "what"), WRONG, ids=lambda x: x)
 def test_is_rejected(name, what):
     found = find(name)
