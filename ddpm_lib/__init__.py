@@ -55,6 +55,7 @@ CHAPTER = {
     "networks.blocks": 10,
     "networks.unet": 10,
     "networks.interop": 10,
+    "checks.layers": 10,
     "checks.chapter_10": 10,
     "images.image_files": 11,
     "images.datasets": 11,

@@ -1,64 +1,142 @@
 """The checks of chapter 11, training. The routes count, minimise, or keep every past weight and average at the end."""
 
 import copy
+import math
+import random
 from fractions import Fraction
 from itertools import combinations, islice
 
 import numpy as np
 import torch
+from scipy import stats
 from scipy.optimize import minimize
-from torch import nn
+from torch import Tensor, nn
 
 from ddpm_lib.checks import apart, check, largest
+from ddpm_lib.checks.layers import until_rejected
 
 BROKEN = 1000.0  # the z of a promise without chance in it, for each thing that breaks it
-
-
-def take(batches, count):
-    """The first `count` batches, one beside the other: (count, batch), float64, so that NaN may come along."""
-    return torch.stack([torch.as_tensor(rows).double() for rows in islice(batches, count)])
 
 
 @check(
     "11.1",
     "batches",
     "implementation",
-    "epochs counted, runs resumed at every batch, the orders of 3,000 seeds",
+    "epochs counted, runs resumed at every batch, the orders of 4,000 epochs and 2,000 seeds",
 )
 def batches(f):
     """f(n, batch, seed, start) yields batches of indices without end: (batch,), int64, the first is number `start`."""
-    broken = []
-    for n, batch in ((7, 3), (5, 5), (10, 4), (3, 8)):
+    return until_rejected(_scores_of_batches(f), batches.rejects)
+
+
+def take(batches, count):
+    """The first `count` batches, all taken before the first is looked at."""
+    return list(islice(batches, count))
+
+
+def _row(f, n, batch, seed, start, count):
+    """`count` batches laid end to end, float64; NaN if there are fewer."""
+    parts = take(f(n, batch, seed, start), count)
+    return torch.cat(parts).double() if len(parts) == count else torch.full((count * batch,), math.nan).double()
+
+
+def _globals():
+    """The states of the generators that belong to everybody."""
+    name, keys, *rest = np.random.get_state()  # noqa: NPY002
+    return torch.get_rng_state().tolist(), random.getstate(), keys.tolist(), rest
+
+
+def _scores_of_batches(f):
+    everybodys = _globals()
+    for n, batch in ((7, 3), (5, 5), (10, 4), (3, 8), (1, 1), (1, 4), (2, 1), (6, 12), (13, 1), (9, 64)):
         count = 6 * n  # batches: a whole number of epochs, 6·batch
-        stream = take(f(n, batch, 3, 0), count)
-        epochs = stream.flatten().reshape(-1, n)
-        broken += [apart(epochs.sort(1).values, torch.arange(n).double().expand(len(epochs), n))]
-        broken += [apart(take(f(n, batch, 3, k), 4), stream[k : k + 4]) for k in range(count - 4)]
-        broken += [apart(take(f(n, batch, 3, 0), 4), stream[:4])]
-    orders = [take(f(1000, 100, seed, 0), 60).flatten().reshape(6, 1000) for seed in (0, 1)]
-    pairs = combinations(torch.cat(orders), 2)  # other epochs, other seeds, other orders
-    scores = [np.abs(np.corrcoef(a, b)[0, 1]) * 1000**0.5 for a, b in pairs]
-    scores += [abs(np.corrcoef(row[1:], row[:-1])[0, 1]) * 1000**0.5 for row in orders[0]]  # neighbours part
-    # Of four images, every order in the first epoch, beside every first image of the second, comes equally often.
-    n, seeds = 4, 3000
-    orders = torch.stack([take(f(n, n, seed, 0), 2).flatten()[: n + 1] for seed in range(seeds)])
-    _, counts = orders.unique(dim=0, return_counts=True)
-    cells, expected = 96, seeds / 96
-    chi_square = ((counts - expected) ** 2 / expected).sum() + (cells - len(counts)) * expected
-    scores += [float(chi_square - (cells - 1)) / (2 * (cells - 1)) ** 0.5]
-    return largest(*scores, *(BROKEN * distance for distance in broken))
+        parts = take(f(n, batch, 3, 0), count)
+        right = [isinstance(x, Tensor) and (x.dtype, x.shape, x.device.type) == (torch.int64, (batch,), "cpu") for x in parts]
+        yield BROKEN * (count - sum(right))
+        stream = torch.cat(parts).double()
+        epochs = stream.reshape(-1, n)
+        yield BROKEN * apart(epochs.sort(1).values, torch.arange(n).double().expand(len(epochs), n))
+        for k in range(count - 4):
+            yield BROKEN * apart(_row(f, n, batch, 3, k, 4), stream[k * batch : (k + 4) * batch])
+        yield BROKEN * apart(_row(f, n, n, 3, 0, 6), stream[: 6 * n])  # the row is the same, wherever it is cut
+        pairs = zip(f(n, batch, 3, 0), f(n, batch, 4, 0), f(n, batch, 3, 1), strict=True)  # side by side
+        first, _, second = (torch.cat(parts).double() for parts in zip(*islice(pairs, 4), strict=True))
+        yield BROKEN * largest(apart(first, stream[: 4 * batch]), apart(second, stream[batch : 5 * batch]))
+    far = _row(f, 7, 3, 3, 70_000, 14)  # from the beginning of an epoch
+    yield BROKEN * apart(far.reshape(-1, 7).sort(1).values, torch.arange(7).double().expand(6, 7))
+    yield BROKEN * apart(_row(f, 7, 3, 3, 70_003, 11), far[9:])
+    yield BROKEN * (_globals() != everybodys)
+    yield from _scores_of_small_orders(f)
+    yield from _scores_of_many_orders(f)
+    yield from _scores_of_large_orders(f)
+
+
+def _scores_of_large_orders(f):
+    """One order is like noise; so is each beside the others, of other epochs and seeds."""
+    for n, batch, epochs, seeds in ((1000, 100, 6, 2), (20_000, 16, 1, 1), (300_000, 30_000, 2, 1)):
+        orders = torch.cat([_row(f, n, batch, seed, 0, epochs * n // batch).reshape(epochs, n) for seed in range(seeds)])
+        z = (orders.numpy() - (n - 1) / 2) / ((n**2 - 1) / 12) ** 0.5
+        for order in z:
+            yield _likeness(order, 1)
+        for a, b in combinations([np.linspace(-(3**0.5), 3**0.5, n), *z], 2):
+            yield abs(a @ b) / n**0.5
+        place = np.arange(n)
+        for m in (2, 3, 4, 5, 7, 8, 10, 16, 32, 64):  # images dealt out to m workers, or m to each
+            for part in (place % m, place * m // n):
+                table = np.bincount(part * m + orders[0].numpy().astype(int) % m, minlength=m**2)
+                yield _chi_square(table, n / m**2, (m - 1) ** 2)
+
+
+def _likeness(row, first):
+    """Of a row of standardised numbers with itself, a distance further on: the largest |z| of all distances."""
+    lags = np.fft.irfft(np.abs(np.fft.rfft(row, 2 * len(row))) ** 2)[first : len(row)]
+    return np.abs(lags).max() / len(row) ** 0.5 - 3  # among many distances, one reaches 3 by chance
+
+
+def _chi_square(count, expected, freedom):
+    """How far counts are from those expected: the z that is as unlikely as their χ²."""
+    return float(stats.norm.isf(stats.chi2.sf(((count - expected) ** 2 / expected).sum(), freedom)))
+
+
+def _scores_of_many_orders(f):
+    """No order comes again, in no other epoch and with no other seed, nor one that is like it."""
+    n = 20
+    orders = _row(f, n, n, 0, 0, 4000)
+    yield _likeness((orders.numpy() - (n - 1) / 2) / ((n**2 - 1) / 12) ** 0.5, n)
+    others = [_row(f, n, n, 0, start, 20) for start in (2**16, 100_000)]
+    seeds = (*range(1, 30), 42, 255, 256, 257, 999, 1000, 2**15, 2**16, 2**31, 2**32 - 1)
+    others += [_row(f, n, n, seed, 0, 5) for seed in seeds]
+    rows = torch.cat([orders, *others]).reshape(-1, n)
+    yield BROKEN * (len(rows) - len(rows.unique(dim=0)))
+
+
+def _scores_of_small_orders(f):
+    """Of few images, each order comes equally often, after each first image of the epoch before."""
+    for n, count in ((2, 400), (3, 600), (4, 4000)):
+        orders = _row(f, n, n, 1, 0, count).reshape(-1, n)
+        yield _evenness(orders, math.factorial(n))
+        yield _evenness(torch.cat([orders[1::2], orders[::2, :1]], 1), math.factorial(n) * n)
+    orders = torch.stack([_row(f, 4, 4, seed, 0, 2)[:5] for seed in range(2000)])
+    yield _evenness(orders, 96)
+
+
+def _evenness(rows, cells):
+    """Whether each of `cells` possible rows comes equally often."""
+    _, count = rows.unique(dim=0, return_counts=True)
+    count = np.concatenate([count.numpy(), np.zeros(max(0, cells - len(count)))])
+    return _chi_square(count, len(rows) / cells, cells - 1)
 
 
 def _epochs(n, batch, order, start):
     """Batch after batch from the epochs order(0), order(1), ..., laid end to end."""
-    position = start * batch
+    epoch, place = divmod(start * batch, n)
+    row = order(epoch)[place:]
     while True:
-        rows = []
-        while len(rows) < batch:
-            epoch, place = divmod(position, n)
-            rows.append(int(order(epoch)[place]))
-            position += 1
-        yield torch.tensor(rows)
+        while len(row) < batch:
+            epoch += 1
+            row = np.concatenate([row, order(epoch)])
+        yield torch.as_tensor(row[:batch])
+        row = row[batch:]
 
 
 def _shuffled(n, *seed):
@@ -67,9 +145,9 @@ def _shuffled(n, *seed):
 
 @batches.wrong("drawn with replacement: a third of the images is missed in an epoch", seen="randint for the indices")
 def _(n, batch, seed, start):
-    random = np.random.default_rng((seed, start))
+    draws = np.random.default_rng((seed, start))
     while True:
-        yield torch.from_numpy(random.integers(0, n, batch))
+        yield torch.from_numpy(draws.integers(0, n, batch))
 
 
 @batches.wrong("the same order in every epoch", seen="a seed that is set at the beginning of each epoch")
@@ -104,7 +182,7 @@ def _(n, batch, seed, start):
 @batches.wrong("drawn from torch's global generator", seen="DataLoader(shuffle=True), resumed with a new seed")
 def _(n, batch, seed, start):
     drawn = {}
-    return _epochs(n, batch, lambda epoch: drawn.setdefault(epoch, torch.randperm(n)), start)
+    return _epochs(n, batch, lambda epoch: drawn.setdefault(epoch, torch.randperm(n).numpy()), start)
 
 
 ADAMW = {"rate": 0.1, "beta_1": 0.8, "beta_2": 0.95, "eps": 0.03, "decay": 0.2}  # uneven: errors cannot hide
