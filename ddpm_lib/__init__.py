@@ -27,6 +27,7 @@ ROOMS = {
 CHAPTER = {
     "plot": 0,
     "checks": 0,
+    "checks.guard": 0,
     "checks.chapter_00": 0,
     "gaussian": 1,
     "checks.chapter_01": 1,
