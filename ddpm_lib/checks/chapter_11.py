@@ -51,7 +51,9 @@ def _scores_of_batches(f):
     for n, batch in ((7, 3), (5, 5), (10, 4), (3, 8), (1, 1), (1, 4), (2, 1), (6, 12), (13, 1), (9, 64)):
         count = 6 * n  # batches: a whole number of epochs, 6·batch
         parts = take(f(n, batch, 3, 0), count)
-        right = [isinstance(x, Tensor) and (x.dtype, x.shape, x.device.type) == (torch.int64, (batch,), "cpu") for x in parts]
+        right = [
+            isinstance(x, Tensor) and (x.dtype, x.shape, x.device.type) == (torch.int64, (batch,), "cpu") for x in parts
+        ]
         yield BROKEN * (count - sum(right))
         stream = torch.cat(parts).double()
         epochs = stream.reshape(-1, n)
@@ -74,7 +76,9 @@ def _scores_of_batches(f):
 def _scores_of_large_orders(f):
     """One order is like noise; so is each beside the others, of other epochs and seeds."""
     for n, batch, epochs, seeds in ((1000, 100, 6, 2), (20_000, 16, 1, 1), (300_000, 30_000, 2, 1)):
-        orders = torch.cat([_row(f, n, batch, seed, 0, epochs * n // batch).reshape(epochs, n) for seed in range(seeds)])
+        orders = torch.cat(
+            [_row(f, n, batch, seed, 0, epochs * n // batch).reshape(epochs, n) for seed in range(seeds)]
+        )
         z = (orders.numpy() - (n - 1) / 2) / ((n**2 - 1) / 12) ** 0.5
         for order in z:
             yield _likeness(order, 1)

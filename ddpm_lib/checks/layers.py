@@ -46,7 +46,9 @@ def unlike(layer: nn.Module, shapes: dict[str, tuple[int, ...]]) -> float:
     """
     expected = {name: (shape, torch.float32, True) for name, shape in shapes.items()}
     tensors = [*layer.named_parameters(), *layer.named_buffers()]
-    got = {name: (tuple(x.shape), x.dtype, x.requires_grad) for name, x in tensors}  # one that is used twice stands once
+    got = {
+        name: (tuple(x.shape), x.dtype, x.requires_grad) for name, x in tensors
+    }  # one that is used twice stands once
     different = {name for name in got.keys() | expected.keys() if got.get(name) != expected.get(name)}
     return float(sum(math.prod(table[name][0]) for table in (got, expected) for name in different & table.keys()))
 

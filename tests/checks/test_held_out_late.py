@@ -330,9 +330,7 @@ tells("film before the norm", film=lambda b, h, s, t: b.norm_2(h * (1 + s) + t))
 tells("1 − scale", film=lambda b, h, s, t: b.norm_2(h) * (1 - s) + t)
 tells(
     "scale and shift interleaved",
-    film=lambda b, h, s, t: (
-        b.norm_2(h) * (1 + torch.cat([s, t], 1)[:, ::2]) + torch.cat([s, t], 1)[:, 1::2]
-    ),
+    film=lambda b, h, s, t: b.norm_2(h) * (1 + torch.cat([s, t], 1)[:, ::2]) + torch.cat([s, t], 1)[:, 1::2],
 )
 
 
@@ -610,7 +608,7 @@ attention("queries and keys swapped", scores=lambda a, q, k: Attention.scores(a,
 attention("keys detached", scores=lambda a, q, k: Attention.scores(a, q, k.detach()))
 attention("causal", scores=lambda a, q, k: Attention.scores(a, q, k) + torch.full((q.shape[2],) * 2, -1e9).triu(1))
 attention("no pixel looks at itself", scores=lambda a, q, k: Attention.scores(a, q, k) - 1e9 * torch.eye(q.shape[2]))
-attention("minus the squared distance", scores=lambda a, q, k: -torch.cdist(q, k) ** 2 / q.shape[-1] ** 0.5)
+attention("minus the squared distance", scores=lambda a, q, k: -(torch.cdist(q, k) ** 2) / q.shape[-1] ** 0.5)
 attention("negative scores", scores=lambda a, q, k: -Attention.scores(a, q, k))
 attention("softmax over the queries", weights=lambda a, s: s.softmax(-2))
 attention("softmax over the heads", weights=lambda a, s: s.softmax(1))
@@ -620,7 +618,9 @@ attention("sigmoid", weights=lambda a, s: s.sigmoid())
 attention("softmax in single precision", weights=lambda a, s: s.float().softmax(-1).to(s.dtype))
 attention("softmax without the maximum", weights=lambda a, s: s.exp() / s.exp().sum(-1, keepdim=True))
 attention("ε in the softmax", weights=lambda a, s: s.softmax(-1) / (s.softmax(-1).sum(-1, keepdim=True) + 1e-6))
-attention("softmax with a 1 more in the sum", weights=lambda a, s: (s - F.softplus(s.logsumexp(-1, keepdim=True))).exp())
+attention(
+    "softmax with a 1 more in the sum", weights=lambda a, s: (s - F.softplus(s.logsumexp(-1, keepdim=True))).exp()
+)
 attention("weights transposed", weights=lambda a, s: s.softmax(-1).transpose(-1, -2))
 attention("dropout on the weights", weights=lambda a, s: F.dropout(s.softmax(-1), 0.1, a.training))
 attention("dropout on the weights always", weights=lambda a, s: F.dropout(s.softmax(-1), 0.1))
@@ -642,9 +642,7 @@ for order in (
     "b (c three n) h w -> three b n (h w) c",
     "b (three n c) h w -> three b n (w h) c",
 ):
-    attention(
-        f"split as {order}", split=lambda a, qkv, order=order: rearrange(qkv, order, three=3, n=a.heads)
-    )
+    attention(f"split as {order}", split=lambda a, qkv, order=order: rearrange(qkv, order, three=3, n=a.heads))
 attention(
     "one head",
     split=lambda a, qkv: rearrange(qkv, "b (three n c) h w -> three b n (h w) c", three=3, n=1),
@@ -669,7 +667,9 @@ attention("the input is overwritten", join=lambda a, x, branch: x.add_(branch))
 attention("the shortcut's gradient is cut off", join=lambda a, x, branch: x.detach() + branch)
 attention("no norm", normed=lambda a, x: x)
 attention("SiLU after the norm", normed=lambda a, x: F.silu(a.norm(x)))
-attention("norm over the channels of a pixel", normed=lambda a, x: F.layer_norm(x.movedim(1, 3), x.shape[1:2]).movedim(3, 1))
+attention(
+    "norm over the channels of a pixel", normed=lambda a, x: F.layer_norm(x.movedim(1, 3), x.shape[1:2]).movedim(3, 1)
+)
 attention("the branch's gradient into x is cut off", normed=lambda a, x: a.norm(x.detach()))
 
 
@@ -931,7 +931,12 @@ def stated(name, **versions):
 
 
 def rotated(c, s, form="right"):
-    rows = {"right": [[c, s], [-s, c]], "back": [[c, -s], [s, c]], "mirror": [[c, s], [s, -c]], "minus": [[-c, s], [-s, -c]]}
+    rows = {
+        "right": [[c, s], [-s, c]],
+        "back": [[c, -s], [s, c]],
+        "mirror": [[c, s], [s, -c]],
+        "minus": [[-c, s], [-s, -c]],
+    }
     return torch.tensor(rows[form], dtype=torch.float64)
 
 
@@ -1054,7 +1059,12 @@ norm("no gain", lambda x, G, gain, bias, eps: normed(x, G, gain * 0 + 1, bias, e
 norm("no bias", lambda x, G, gain, bias, eps: normed(x, G, gain, bias * 0, eps))
 norm("gain + 1", lambda x, G, gain, bias, eps: normed(x, G, gain + 1, bias, eps))
 norm("gain and bias exchanged", lambda x, G, gain, bias, eps: normed(x, G, bias, gain, eps))
-norm("gain of the group's first channel", lambda x, G, gain, bias, eps: normed(x, G, gain.reshape(G, -1)[:, :1].expand(G, len(gain) // G).flatten(), bias, eps))
+norm(
+    "gain of the group's first channel",
+    lambda x, G, gain, bias, eps: normed(
+        x, G, gain.reshape(G, -1)[:, :1].expand(G, len(gain) // G).flatten(), bias, eps
+    ),
+)
 norm("bias before gain", lambda x, G, gain, bias, eps: normed(x, G, gain, bias * gain, eps))
 norm("ε = 1e-5", lambda x, G, gain, bias, eps: normed(x, G, gain, bias, 1e-5))
 norm("ε = 1e-6", lambda x, G, gain, bias, eps: normed(x, G, gain, bias, 1e-6))
@@ -1062,15 +1072,38 @@ norm("no ε", lambda x, G, gain, bias, eps: normed(x, G, gain, bias, 0.0))
 norm("ε at least 1e-6", lambda x, G, gain, bias, eps: normed(x, G, gain, bias, max(eps, 1e-6)))
 norm("ε squared", lambda x, G, gain, bias, eps: normed(x, G, gain, bias, eps**2))
 norm("no mean", lambda x, G, gain, bias, eps: normed(x, G, gain, bias, eps, shift=lambda g: 0 * g[:, :, :1]))
-norm("median", lambda x, G, gain, bias, eps: normed(x, G, gain, bias, eps, shift=lambda g: g.median(2, keepdim=True)[0]))
+norm(
+    "median", lambda x, G, gain, bias, eps: normed(x, G, gain, bias, eps, shift=lambda g: g.median(2, keepdim=True)[0])
+)
 norm("clamped at ±10", lambda x, G, gain, bias, eps: normed(x, G, gain, bias, eps).clamp(-10, 10))
 norm("single precision", lambda x, G, gain, bias, eps: normed(x.float(), G, gain.float(), bias.float(), eps).double())
 norm("input clamped", lambda x, G, gain, bias, eps: normed(x.clamp(-1e4, 1e4), G, gain, bias, eps))
 norm("in place", lambda x, G, gain, bias, eps: x.copy_(normed(x, G, gain, bias, eps)))
-norm("channel last", lambda x, G, gain, bias, eps: normed(x.movedim(1, 3), G, gain, bias, eps).movedim(3, 1) if x.shape[1] == x.shape[2] == x.shape[3] else normed(x.transpose(2, 3).reshape(x.shape), G, gain, bias, eps) + 1e-3)
-norm("variance of the batch", lambda x, G, gain, bias, eps: normed(x, G, gain, bias, eps, scale=lambda g, v, e: (v.mean(0) + e).sqrt()))
-norm("mean of the batch", lambda x, G, gain, bias, eps: normed(x, G, gain, bias, eps, shift=lambda g: g.mean((0, 2), keepdim=True)))
-norm("dealt out", lambda x, G, gain, bias, eps: normed(x.unflatten(1, (-1, G)).transpose(1, 2).flatten(1, 2), G, gain, bias, eps).unflatten(1, (G, -1)).transpose(1, 2).flatten(1, 2))
+norm(
+    "channel last",
+    lambda x, G, gain, bias, eps: (
+        normed(x.movedim(1, 3), G, gain, bias, eps).movedim(3, 1)
+        if x.shape[1] == x.shape[2] == x.shape[3]
+        else normed(x.transpose(2, 3).reshape(x.shape), G, gain, bias, eps) + 1e-3
+    ),
+)
+norm(
+    "variance of the batch",
+    lambda x, G, gain, bias, eps: normed(x, G, gain, bias, eps, scale=lambda g, v, e: (v.mean(0) + e).sqrt()),
+)
+norm(
+    "mean of the batch",
+    lambda x, G, gain, bias, eps: normed(x, G, gain, bias, eps, shift=lambda g: g.mean((0, 2), keepdim=True)),
+)
+norm(
+    "dealt out",
+    lambda x, G, gain, bias, eps: (
+        normed(x.unflatten(1, (-1, G)).transpose(1, 2).flatten(1, 2), G, gain, bias, eps)
+        .unflatten(1, (G, -1))
+        .transpose(1, 2)
+        .flatten(1, 2)
+    ),
+)
 spread("no root", lambda g, v, e: v + e)
 spread("ε outside", lambda g, v, e: v.sqrt() + e)
 spread("√ε outside", lambda g, v, e: v.sqrt() + e**0.5)
@@ -1079,7 +1112,10 @@ spread("variance at least 1e-5", lambda g, v, e: (v.clamp(min=1e-5) + e).sqrt())
 spread("variance at least 1e-12", lambda g, v, e: (v.clamp(min=1e-12) + e).sqrt())
 spread("root mean square", lambda g, v, e: (g.square().mean(2, keepdim=True) + e).sqrt())
 spread("mean absolute deviation", lambda g, v, e: (g - g.mean(2, keepdim=True)).abs().mean(2, keepdim=True) + e)
-spread("E x² − (E x)²", lambda g, v, e: (g.square().mean(2, keepdim=True) - g.mean(2, keepdim=True) ** 2).clamp(min=0).add(e).sqrt())
+spread(
+    "E x² − (E x)²",
+    lambda g, v, e: (g.square().mean(2, keepdim=True) - g.mean(2, keepdim=True) ** 2).clamp(min=0).add(e).sqrt(),
+)
 spread("divided by √n", lambda g, v, e: ((v + e) * g.shape[2]).sqrt())
 spread("ε twice", lambda g, v, e: (v + 2 * e).sqrt())
 spread("no division", lambda g, v, e: torch.ones_like(v))
