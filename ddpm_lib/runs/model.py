@@ -10,15 +10,21 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from ddpm_lib import __version__, plot
+from ddpm_lib.devices import default_device
+from ddpm_lib.diffusion.schedule import Schedule
+from ddpm_lib.networks.unet import UNet
+from ddpm_lib.runs.recipes import Recipe, from_json
 from ddpm_lib.samplers.ancestral import OnStep
-from ddpm_lib.training.checkpoint import best_checkpoint, list_checkpoints, load_checkpoint, load_weights, save_checkpoint
 from ddpm_lib.samplers.ddim import ddim_sample
 from ddpm_lib.samplers.guidance import guided
-from ddpm_lib.devices import default_device
-from ddpm_lib.runs.recipes import Recipe, from_json
-from ddpm_lib.diffusion.schedule import Schedule
+from ddpm_lib.training.checkpoint import (
+    best_checkpoint,
+    list_checkpoints,
+    load_checkpoint,
+    load_weights,
+    save_checkpoint,
+)
 from ddpm_lib.training.trainer import ema_name
-from ddpm_lib.networks.unet import UNet
 
 CHECKPOINTS = "checkpoints"  # the folder within a run's
 

@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ddpm_lib.images import data, datasets
 from ddpm_lib.diffusion.cosine import cosine_schedule
 from ddpm_lib.diffusion.schedule import Schedule, linear_schedule
+from ddpm_lib.images import data, datasets
 from ddpm_lib.networks.unet import UNet
 
 DATA: dict[str, Callable[["Recipe"], tuple]] = {

@@ -11,6 +11,12 @@ import torch
 from torch import Tensor
 
 from ddpm_lib import __version__, plot
+from ddpm_lib.devices import default_device
+from ddpm_lib.images.data import LabelledImages, check_images
+from ddpm_lib.images.image_files import ImageFiles
+from ddpm_lib.runs.model import CHECKPOINTS, TrainedModel, sample_grid
+from ddpm_lib.runs.recipes import DATA, Recipe, from_json, override
+from ddpm_lib.samplers.guidance import drop_labels
 from ddpm_lib.training.checkpoint import (
     list_checkpoints,
     load_checkpoint,
@@ -20,14 +26,8 @@ from ddpm_lib.training.checkpoint import (
     sweep,
     write_atomically,
 )
-from ddpm_lib.images.data import LabelledImages, check_images
-from ddpm_lib.samplers.guidance import drop_labels
-from ddpm_lib.images.image_files import ImageFiles
-from ddpm_lib.training.monitor import append_entry, curves, cut_log, held_out_loss, read_log, tensorboard
-from ddpm_lib.runs.recipes import DATA, Recipe, from_json, override
 from ddpm_lib.training.loop import linear_rate, train
-from ddpm_lib.runs.model import CHECKPOINTS, TrainedModel, sample_grid
-from ddpm_lib.devices import default_device
+from ddpm_lib.training.monitor import append_entry, curves, cut_log, held_out_loss, read_log, tensorboard
 from ddpm_lib.training.trainer import Trainer
 
 HELD_OUT = 512  # images in the held-out loss

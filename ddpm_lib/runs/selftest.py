@@ -10,11 +10,11 @@ from pathlib import Path
 
 import torch
 
-from ddpm_lib.training.checkpoint import load_checkpoint
+from ddpm_lib.devices import default_device
 from ddpm_lib.images.image_files import ImageFiles
 from ddpm_lib.runs.recipes import Recipe
 from ddpm_lib.runs.run import load_data, new_trainer, save, trained
-from ddpm_lib.devices import default_device
+from ddpm_lib.training.checkpoint import load_checkpoint
 from ddpm_lib.training.trainer import Step, Trainer
 
 FILES = 256  # that are read, of a data set in files
@@ -95,7 +95,9 @@ def _say_resume(trainer: Trainer, recipe: Recipe, place: Path, say: Callable[[st
     again.load_state(*load_checkpoint(path))
     again.step()
     resumed, _ = again.state()
-    off = float(torch.stack([(t.double() - uninterrupted[name].double()).abs().max() for name, t in resumed.items()]).max())
+    off = float(
+        torch.stack([(t.double() - uninterrupted[name].double()).abs().max() for name, t in resumed.items()]).max()
+    )
     if not math.isfinite(off) or (trainer.device.type == "cpu" and off != 0):
         raise ArithmeticError(f"a resumed step differs from an uninterrupted one by {off:g}")
     say(f"resume   from a {path.stat().st_size / 1e9:.2f} GB checkpoint; the next step differs by {off:.2g}")

@@ -7,8 +7,8 @@ import json
 import pytest
 import torch
 
-from ddpm_lib.runs.recipes import NETWORK, RECIPES, from_json, override, recipe
 from ddpm_lib.networks.unet import UNet
+from ddpm_lib.runs.recipes import NETWORK, RECIPES, from_json, override, recipe
 
 
 @pytest.mark.parametrize("name", RECIPES)

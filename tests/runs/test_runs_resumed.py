@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from ddpm_lib.runs import run as runs
-from ddpm_lib.training.checkpoint import list_checkpoints, load_checkpoint, step_path
 from ddpm_lib.images.data import LabelledImages
+from ddpm_lib.runs import run as runs
+from ddpm_lib.runs.model import CHECKPOINTS, load
 from ddpm_lib.runs.recipes import DATA, override, recipe
 from ddpm_lib.runs.run import CHANGEABLE, resume, run
+from ddpm_lib.training.checkpoint import list_checkpoints, load_checkpoint, step_path
 from ddpm_lib.training.loop import linear_rate
-from ddpm_lib.runs.model import CHECKPOINTS, load
 from ddpm_lib.training.trainer import Trainer
 
 CPU = torch.device("cpu")

@@ -10,15 +10,15 @@ import pytest
 import torch
 from PIL import Image
 
-from ddpm_lib.runs import selftest
 from ddpm_lib.__main__ import main
 from ddpm_lib.images.data import LabelledImages
 from ddpm_lib.images.feed import feed
 from ddpm_lib.images.image_files import ImageFiles
+from ddpm_lib.networks.unet import UNet
+from ddpm_lib.runs import selftest
 from ddpm_lib.runs.recipes import DATA, RECIPES, override, recipe
 from ddpm_lib.runs.selftest import self_test
 from ddpm_lib.training.trainer import Trainer
-from ddpm_lib.networks.unet import UNet
 
 CPU = torch.device("cpu")
 SMALL = ["width=4", "multipliers=1,2", "blocks=1", "groups=2", "attention=4", "head_channels=4", "size=8", "workers=0"]
