@@ -20,6 +20,7 @@ from ddpm_lib.training.trainer import Trainer
 try:
     import fcntl
 except ImportError:  # Windows
+    fcntl = None
     import msvcrt
 
 RECIPE, LOG, LOCK = "recipe.json", "log.jsonl", ".lock"
@@ -66,7 +67,7 @@ def locked(folder: Path) -> Iterator[None]:
 
 def _lock(file: TextIO) -> bool:
     try:
-        if "fcntl" in globals():
+        if fcntl:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         else:
             file.seek(1 << 30)  # there nobody reads: on Windows what is locked cannot be
