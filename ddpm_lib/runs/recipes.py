@@ -65,6 +65,7 @@ class Recipe:
     label_dropout: float = 0.1
     seed: int = 0
     workers: int = 4
+    memory_budget_gb: float = 0.0  # of 10^9 bytes, that the images may take; 0: a quarter of the memory that is free
     # the run folder: `keep` checkpoints and the best stay; sample_every = 0 draws samples at the end only
     log_every: int = 100
     save_every: int = 5000
@@ -82,13 +83,13 @@ class Recipe:
         for key in ("T", "steps", "batch", "log_every", "save_every", "keep", "sample_steps"):
             if getattr(self, key) < 1:
                 raise ValueError(f"{key} must be at least 1, got {getattr(self, key)}")
-        for key in ("warmup", "seed", "workers", "sample_every", "classes"):
+        for key in ("warmup", "seed", "workers", "sample_every", "classes", "memory_budget_gb"):
             if getattr(self, key) < 0:
                 raise ValueError(f"{key} must be at least 0, got {getattr(self, key)}")
         for key in ("label_dropout", "eta"):
             if not 0 <= getattr(self, key) <= 1:
                 raise ValueError(f"{key} must lie in [0, 1], got {getattr(self, key)}")
-        for key in ("learning_rate", "final_rate", "clip_norm", "scale", "weight_decay"):
+        for key in ("learning_rate", "final_rate", "clip_norm", "scale", "weight_decay", "memory_budget_gb"):
             if not math.isfinite(getattr(self, key)):
                 raise ValueError(f"{key} must be finite, got {getattr(self, key)}")
         if self.save_every < self.log_every:

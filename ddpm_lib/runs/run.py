@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -21,6 +22,8 @@ from ddpm_lib.training.checkpoint import (
     write_atomically,
 )
 from ddpm_lib.images.data import LabelledImages, check_images
+from ddpm_lib.images.decoded import decode
+from ddpm_lib.images.fingerprint import check_same
 from ddpm_lib.samplers.guidance import drop_labels
 from ddpm_lib.images.image_files import ImageFiles
 from ddpm_lib.training.monitor import append_entry, curves, cut_log, held_out_loss, read_log, tensorboard
@@ -32,7 +35,7 @@ from ddpm_lib.training.trainer import Trainer
 
 HELD_OUT = 512  # images in the held-out loss
 CHANGEABLE = ("steps", "root", "workers", "log_every", "save_every", "keep", "sample_every", "sample_steps", "eta")
-CHANGEABLE += ("scale",)
+CHANGEABLE += ("scale", "memory_budget_gb")
 Metric = Callable[[TrainedModel], float]
 
 
@@ -49,7 +52,10 @@ def load_data(recipe: Recipe) -> tuple[LabelledImages | ImageFiles, LabelledImag
             f"set classes={found}, or classes=0 to train without labels"
         )
     rows = torch.arange(min(HELD_OUT, len(held_out))) * len(held_out) // min(HELD_OUT, len(held_out))
-    images = held_out.images[rows] if isinstance(held_out, LabelledImages) else torch.stack([held_out[i] for i in rows])
+    if isinstance(held_out, LabelledImages):
+        images = held_out.images[rows]
+    else:
+        images = torch.cat(list(decode(held_out.subset(rows), recipe.workers)))
     some = LabelledImages(images, None if held_out.labels is None else held_out.labels[rows], held_out.names)
     for part in (data, some):
         if isinstance(part, LabelledImages):
@@ -72,6 +78,7 @@ def new_trainer(recipe: Recipe, data: LabelledImages | ImageFiles, device: torch
         data,
         rate=linear_rate(recipe.warmup, recipe.steps, recipe.final_rate),
         prepare_labels=prepare_labels,
+        memory_budget=math.ceil(recipe.memory_budget_gb * 1e9) or None,
         **{name: getattr(recipe, name) for name in options},
     )
 
@@ -102,6 +109,7 @@ def run(
         raise FileExistsError(f"{folder} exists, and a run is never overwritten: name another folder, or resume it")
     data, held_out = load_data(recipe)
     trainer = new_trainer(recipe, data, device)
+    trainer.open()  # a broken file shall leave no folder behind
     _new_folder(folder, recipe)
     return _go_on(trainer, recipe, folder, held_out, metric, progress)
 
@@ -113,13 +121,15 @@ def resume(
     device: torch.device | None = None,
     metric: Metric | None = None,
     progress: bool = True,
+    other_data: bool = False,
 ) -> TrainedModel:
     """Go on with a run from its last whole checkpoint, or from its beginning if none was saved yet.
 
     On a CPU the weights at the end are those of a run that was never interrupted, bit for bit. changes: "field=value"
     for fields that do not decide the steps already done, `steps` among them (the learning rate then follows the new
     course). No checkpoint is overwritten; what the log says of steps after the checkpoint is forgotten, for they come
-    again. Raises FileNotFoundError where there is no run, ValueError for another field.
+    again. other_data: go on, with a warning, although the images are not those that the run was trained on.
+    Raises FileNotFoundError where there is no run, ValueError for another field, or for other images.
     """
     folder = Path(folder)
     stored = folder / "recipe.json"
@@ -143,6 +153,7 @@ def resume(
             print(f"{error}; going back to the one before it", file=sys.stderr)
             path.rename(path.with_suffix(".damaged"))
             continue
+        check_same(about.get("data"), trainer.fingerprint, path, other_data=other_data)
         trainer.load_state(tensors, about, str(path))
         break
     if recipe.steps < trainer.steps:
