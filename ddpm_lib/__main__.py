@@ -2,7 +2,8 @@
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
+import traceback
+from collections.abc import Sequence
 from itertools import count
 from pathlib import Path
 
@@ -11,8 +12,9 @@ import torch
 
 from ddpm_lib import plot
 from ddpm_lib.networks.interop import save_diffusers
+from ddpm_lib.runs.folder import LOG
 from ddpm_lib.runs.model import CHECKPOINTS, export, load
-from ddpm_lib.runs.recipes import RECIPES, override, recipe
+from ddpm_lib.runs.recipes import RECIPES, did_you_mean, override, recipe
 from ddpm_lib.runs.run import CHANGEABLE, resume, run
 from ddpm_lib.runs.selftest import self_test
 from ddpm_lib.training.checkpoint import list_checkpoints
@@ -33,7 +35,9 @@ def parser() -> argparse.ArgumentParser:
             help="override any field of the recipe: steps=100 width=48 attention=4,8",
         )
     train.add_argument(
-        "--out", type=Path, help="the run folder, which must not exist (default: the next free runs/RECIPE)"
+        "--out",
+        type=Path,
+        help="the run folder: a new one, or that of a run without a checkpoint (default: the next free runs/RECIPE)",
     )
     resume = commands.add_parser("resume", help="go on with a run that was interrupted, or for longer")
     resume.add_argument("run", type=Path, help="a run folder")
@@ -68,14 +72,20 @@ def parser() -> argparse.ArgumentParser:
             "--which", choices=["last", "best"], default="last", help="of a folder's checkpoints (default last)"
         )
     for command in (check, train, resume, sample):
-        command.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: a GPU where there is one)")
+        command.add_argument("--device", help="cpu, cuda, cuda:1, mps, ... (default: a GPU where there is one)")
+    for command in commands.choices.values():
+        command.add_argument("--traceback", action="store_true", help="of a problem, say where in the code it arose")
     return top
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit status: 0, 1 for a problem that its message names, 130 after Ctrl-C."""
     top = parser()
-    options, rest = top.parse_known_args(arguments)  # fields may also stand behind the options
+    words = sys.argv[1:] if arguments is None else arguments
+    first = next((word for word in words if not word.startswith("-")), None)
+    if first is not None and first not in COMMANDS:
+        top.error(f"unknown command {first!r}{did_you_mean(first, COMMANDS)}; there are: {', '.join(COMMANDS)}")
+    options, rest = top.parse_known_args(words)  # fields may also stand behind the options
     takes_fields = hasattr(options, "fields")
     if rest and (not takes_fields or any(word.startswith("-") for word in rest)):
         top.error(f"unrecognized arguments: {' '.join(rest)}")
@@ -83,41 +93,41 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options.fields += rest
     try:
         return COMMANDS[options.command](options)
-    except KeyboardInterrupt:
-        print("stopped", file=sys.stderr)
+    except KeyboardInterrupt as stop:
+        print("\n" + "; ".join([str(stop) or "stopped", *_notes(stop)]), file=sys.stderr)
         return 130
     except (ValueError, TypeError, OSError, FloatingPointError, RuntimeError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        if options.traceback:
+            traceback.print_exc()
+        print("; ".join([f"error: {error}", *_notes(error)]), file=sys.stderr)
         return 1
 
 
+def _notes(error: BaseException) -> Sequence[str]:
+    return getattr(error, "__notes__", ())
+
+
 def _check(options: argparse.Namespace) -> int:
-    return 0 if self_test(override(recipe(options.recipe), options.fields), device=_device(options)) else 1
+    chosen = override(recipe(options.recipe), options.fields)
+    return 0 if self_test(chosen, device=_device(options), trace=options.traceback) else 1
 
 
 def _train(options: argparse.Namespace) -> int:
     chosen = override(recipe(options.recipe), options.fields)
     folder = options.out or next(path for path in _numbered(Path("runs") / chosen.name) if not path.exists())
     print(f"training {chosen.name} for {chosen.steps} steps of {chosen.batch} images into {folder}")
-    return _watched(folder, lambda: run(chosen, folder, device=_device(options)))
+    run(chosen, folder, device=_device(options))
+    return _finished(folder)
 
 
 def _resume(options: argparse.Namespace) -> int:
     print(f"resuming {options.run}")
-    others = {"device": _device(options), "other_data": options.other_data}
-    return _watched(options.run, lambda: resume(options.run, options.fields, **others))
+    resume(options.run, options.fields, device=_device(options), other_data=options.other_data)
+    return _finished(options.run)
 
 
-def _watched(folder: Path, work: Callable) -> int:
-    try:
-        work()
-    except KeyboardInterrupt as stop:
-        kept = list_checkpoints(folder / CHECKPOINTS)
-        what = f"the last checkpoint is {kept[-1]}" if kept else "nothing was saved yet"
-        then = f"; go on with python -m ddpm_lib resume {folder}" if folder.exists() else ""
-        print(f"\n{stop or 'stopped'}: {what}{then}", file=sys.stderr)
-        return 130
-    print(f"log      {folder / 'log.jsonl'}\nweights  {list_checkpoints(folder / CHECKPOINTS)[-1]}")
+def _finished(folder: Path) -> int:
+    print(f"log      {folder / LOG}\nweights  {list_checkpoints(folder / CHECKPOINTS)[-1]}")
     print(f"curves   {folder / 'loss.png'}\nsamples  {folder / 'samples.png'}")
     return 0
 

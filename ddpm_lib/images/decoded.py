@@ -19,6 +19,7 @@ from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
 from ddpm_lib.images import image_files
+from ddpm_lib.images.data import LabelledImages
 from ddpm_lib.images.image_files import ADVICE, ImageFiles, file_size
 from ddpm_lib.images.workers import loaded
 
@@ -54,6 +55,13 @@ def decode(data: ImageFiles, workers: int) -> Iterator[Tensor]:
         raise ValueError(
             f"{len(broken)} of {len(data)} image files are broken:{_listed(causes)}\n{ADVICE.removeprefix('. ')}"
         )
+
+
+def some_of(data: LabelledImages | ImageFiles, most: int, workers: int) -> LabelledImages:
+    """At most so many of the data, spread evenly over them, in memory; files are decoded by `workers` processes."""
+    rows = torch.arange(min(most, len(data))) * len(data) // min(most, len(data))
+    images = data.images[rows] if isinstance(data, LabelledImages) else torch.cat([*decode(data.subset(rows), workers)])
+    return LabelledImages(images, None if data.labels is None else data.labels[rows], data.names)
 
 
 def kept(data: ImageFiles, workers: int) -> Path | None:

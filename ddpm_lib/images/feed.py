@@ -69,14 +69,19 @@ def feed(
         images = data.images.to(device) if fits else data.images.cpu()
         return _resident(images, data.labels, rows, device)
     path = kept(data, workers)
-    for home in (device, torch.device("cpu")):
-        if len(data) * image_bytes(data) <= _room(home, budget):
-            return _resident(_all(data, path, workers, home), data.labels, rows, device)
+    if (home := decoded_home(data, device, budget)) is not None:
+        return _resident(_all(data, path, workers, home), data.labels, rows, device)
     if path is None:
         for _ in decode(data, workers):
             pass  # a broken file shall be found now, not when its turn comes, hours later
     source = data if path is None else DecodedImages(data, path)
     return _streamed(source, data.labels, rows, batches(len(data), batch, seed, start), device, workers)
+
+
+def decoded_home(data: ImageFiles, device: torch.device, budget: int | None = None) -> torch.device | None:
+    """Where `feed` keeps the images of files while it goes on; None where the workers read them batch by batch."""
+    size = len(data) * image_bytes(data)
+    return next((home for home in (device, torch.device("cpu")) if size <= _room(home, budget)), None)
 
 
 def _all(data: ImageFiles, path: Path | None, workers: int, home: torch.device) -> Tensor:

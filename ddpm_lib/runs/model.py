@@ -15,7 +15,8 @@ from ddpm_lib.training.checkpoint import best_checkpoint, list_checkpoints, load
 from ddpm_lib.samplers.ddim import ddim_sample
 from ddpm_lib.samplers.guidance import guided
 from ddpm_lib.devices import default_device
-from ddpm_lib.runs.recipes import Recipe, from_json
+from ddpm_lib.runs.recipes import Recipe
+from ddpm_lib.runs.stored import from_json, to_json
 from ddpm_lib.diffusion.schedule import Schedule
 from ddpm_lib.training.trainer import ema_name
 from ddpm_lib.networks.unet import UNet
@@ -121,7 +122,7 @@ def export(source: str | Path, out: str | Path, *, weights: str = "ema", which: 
         recipe = dataclasses.replace(recipe, ema_decays=(decay,))
     prefix = "model." if weights == "model" else ema_name(recipe.ema_decays[0])
     tensors = {f"{prefix}{name}": tensor.half() for name, tensor in model.network.state_dict().items()}
-    about = {"recipe": dataclasses.asdict(recipe), "names": model.names, "version": __version__}
+    about = {"recipe": to_json(recipe), "names": model.names, "version": __version__}
     save_checkpoint(out, tensors, about)
     return Path(out)
 

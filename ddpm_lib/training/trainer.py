@@ -40,7 +40,8 @@ class Trainer:
     timesteps: draws t (None: uniform). workers: processes that read files. memory_budget: bytes that the images may
     take on the device, or else in the machine's memory (None: a quarter of what is free there).
     On a CPU the same seed, network, data and number of threads give the same weights, however often the run was
-    interrupted; on a GPU nearly, for some of its gradients add in no fixed order.
+    interrupted; on a GPU nearly, for some of its gradients add in no fixed order. Apple's GPU (MPS) is provided for,
+    and its generator saved like CUDA's, but nothing has been run on one yet.
     Raises ValueError or TypeError for options or data that cannot be trained on.
     """
 
@@ -159,7 +160,9 @@ class Trainer:
                 moments = {kind: tensors[f"optimiser.{kind}.{name}"].to(self.device) for kind in kinds}
                 self.optimiser.state[parameter] = {kind: tensor.clone() for kind, tensor in moments.items()}
         random = _under(tensors, "random.")
-        if missing := ", ".join(sorted({"host", "noise", "torch"} - random.keys())):
+        same_kind = about["device"] == self.device.type
+        needed = self._generators().keys() if same_kind else {"host", "noise", "torch"}
+        if missing := ", ".join(sorted(needed - random.keys())):
             raise ValueError(f"{origin} has no state of the random generator {missing}: it can be sampled, not resumed")
         self.timesteps.load_state(_under(tensors, "timesteps."))
         if self.images is not None:
@@ -167,10 +170,12 @@ class Trainer:
         self.steps, self.images = about["step"], None
         self.host.set_state(random["host"])
         torch.set_rng_state(random["torch"])
-        if about["device"] == self.device.type:
+        if same_kind:
             self.noise.set_state(random["noise"])
-            if "cuda" in random:
+            if self.device.type == "cuda":
                 torch.cuda.set_rng_state(random["cuda"], self.device)
+            elif self.device.type == "mps":
+                torch.mps.set_rng_state(random["mps"])
             return
         fresh = int(np.random.SeedSequence((self.seed, self.steps)).generate_state(1)[0])
         self.noise.manual_seed(fresh)
@@ -184,6 +189,8 @@ class Trainer:
         states = {"host": self.host.get_state(), "noise": self.noise.get_state(), "torch": torch.get_rng_state()}
         if self.device.type == "cuda":
             states["cuda"] = torch.cuda.get_rng_state(self.device)
+        elif self.device.type == "mps":
+            states["mps"] = torch.mps.get_rng_state()
         return states
 
 

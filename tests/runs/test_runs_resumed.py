@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from ddpm_lib.runs import run as runs
-from ddpm_lib.training.checkpoint import list_checkpoints, load_checkpoint, step_path
 from ddpm_lib.images.data import LabelledImages
+from ddpm_lib.runs import run as runs
+from ddpm_lib.runs.model import CHECKPOINTS, load
 from ddpm_lib.runs.recipes import DATA, override, recipe
 from ddpm_lib.runs.run import CHANGEABLE, resume, run
+from ddpm_lib.training.checkpoint import list_checkpoints, load_checkpoint, step_path
 from ddpm_lib.training.loop import linear_rate
-from ddpm_lib.runs.model import CHECKPOINTS, load
 from ddpm_lib.training.trainer import Trainer
 
 CPU = torch.device("cpu")
@@ -214,7 +214,7 @@ def test_what_decides_the_steps_already_done_cannot_change(whole, change):
 def test_what_does_not_decide_them_can_and_is_remembered(whole, tmp_path):
     stopped(tmp_path / "run", 8)
     changes = {"steps": 8, "root": "elsewhere", "workers": 0, "log_every": 2, "save_every": 3, "keep": 1}
-    changes |= {"sample_every": 5, "sample_steps": 3, "eta": 0.25, "scale": 1.5}
+    changes |= {"sample_every": 5, "sample_steps": 3, "eta": 0.25, "scale": 1.5, "memory_budget_gb": 0.5}
     assert set(changes) == set(CHANGEABLE)
     model = go_on(tmp_path / "run", [f"{name}={value}" for name, value in changes.items()])
     stored = json.loads((tmp_path / "run" / "recipe.json").read_text())
