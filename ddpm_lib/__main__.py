@@ -42,6 +42,9 @@ def parser() -> argparse.ArgumentParser:
     resume = commands.add_parser("resume", help="go on with a run that was interrupted, or for longer")
     resume.add_argument("run", type=Path, help="a run folder")
     resume.add_argument("fields", nargs="*", metavar="field=value", help=f"change {', '.join(CHANGEABLE)}")
+    resume.add_argument(
+        "--other-data", action="store_true", help="go on although the images have changed since the run was started"
+    )
     sample = commands.add_parser("sample", help="draw labelled images from a run")
     sample.add_argument("run", type=Path, help="a run folder, a checkpoint or an exported file")
     sample.add_argument("--labels", type=int, nargs="+", help="one image each (default: every class once)")
@@ -119,7 +122,7 @@ def _train(options: argparse.Namespace) -> int:
 
 def _resume(options: argparse.Namespace) -> int:
     print(f"resuming {options.run}")
-    resume(options.run, options.fields, device=_device(options))
+    resume(options.run, options.fields, device=_device(options), other_data=options.other_data)
     return _finished(options.run)
 
 

@@ -277,7 +277,7 @@ if __name__ == "__main__":
 @contextmanager
 def started(folder, method, files, workers):
     (folder / "program.py").write_text(PROGRAM)
-    command = [sys.executable, str(folder / "program.py"), method, str(files.paths[0].parents[1]), workers]
+    command = [sys.executable, str(folder / "program.py"), method, str(files.root), workers]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     with subprocess.Popen(command, start_new_session=True, text=True, **pipes) as process:
         try:
