@@ -1,4 +1,4 @@
-"""Self-attention: that PyTorch's fused kernel is the one that runs, what it saves, and that its answers are the same."""
+"""Self-attention: PyTorch's fused kernel is the one that runs, what it saves, and that its answers are the same."""
 
 import pytest
 import torch
