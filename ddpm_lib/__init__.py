@@ -21,7 +21,7 @@ ROOMS = {
     "evaluation": (*GROUND, "images", "samplers"),
     "runs": (*GROUND, "diffusion", "images", "networks", "samplers", "training", "evaluation"),
     "checks": (*GROUND, "diffusion", "exact", "images", "networks", "samplers", "training", "evaluation"),
-    "__main__": (*GROUND, "networks", "training", "runs"),
+    "__main__": (*GROUND, "networks", "samplers", "training", "runs"),
 }
 
 CHAPTER = {
