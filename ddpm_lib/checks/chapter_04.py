@@ -495,7 +495,7 @@ def _(schedule, x_t, mean, t):
     return (1 - a).sqrt() / beta * (x_t - mean)
 
 
-@dataclass
+@dataclass(frozen=True, eq=False)
 class Data:
     """A mixture of Gaussians, and a grid of x_0 for it."""
 
@@ -528,6 +528,7 @@ REVERSE = [  # data, schedule, t, x_t
 FIRST = [(NEAR, SHORT, 1, 0.2), (NEAR, ONE, 1, -0.4), (NEAR, LONG, 1, 0.3), (WIDE, ONE, 1, 1.0), (FINE, FAINT, 1, 0.0)]
 
 
+@functools.cache
 def reverse_step_on_a_grid(data, schedule, t, x_t, points=801):
     """Grid of x_{t−1}, and q(x_{t−1}|x_t) on it, for mixture data: Bayes' rule on the marginal, by quadrature."""
     if t == 1:

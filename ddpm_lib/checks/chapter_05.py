@@ -1,6 +1,8 @@
 """The checks of chapter 5, the bound. For linear chains all of it is Gaussian, so the joint density of x_0..x_T is one
 matrix: the bound, its terms and its gap are compared with what that matrix says, or with quadrature."""
 
+import copy
+import functools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -291,11 +293,10 @@ def _(schedule, x_0, mean=0.0, var=1.0):
     return _kl(*_end(schedule, x_0, schedule.T - 1), mean, var).flatten(1).sum(1)
 
 
-@check("5.4", "denoising term", "implementation", "Bayes' rule and quadrature, pixel by pixel", to=1e-8)
-@stop_at(1e-5)
-def denoising(f):
-    """f(schedule, x_0, x_t, mean, var, t) returns the divergence of each image."""
-    random = np.random.default_rng(1)
+@functools.cache
+def denoising_cases():
+    """Cases of arguments (schedule, x_0, x_t, mean, var, t), and the divergence of each image."""
+    random, found = np.random.default_rng(1), []
     for schedule, t, shape, size in (
         (SHORT, [2, 4, 3], (3, 3, 3, 3), 1.3),  # first: here a sum over the wrong axes gives numbers, not an error
         (TINY, [3, 2, 2], (3, 1, 2, 3), 1.3),
@@ -317,13 +318,24 @@ def denoising(f):
         nearly = truth[0] + 0.02 * truth[1].sqrt(), 1.03 * truth[1]
         for m, v in ((mean, each_image), (mean, each_pixel), nearly):
             exact = per_image(kl_of_a_step(schedule, t, x_0, x_t, m, v), x_0)
-            yield disturbs(f, schedule, x_0, x_t, m, v, t)
-            yield off(f(schedule, x_0, x_t, m, v, t), exact, 1 + exact)
-        yield slope_off(lambda m: f(schedule, x_0, x_t, m, each_image, t), mean)  # noqa: B023
-        yield slope_off(lambda log: f(schedule, x_0, x_t, mean, log.exp(), t), each_pixel.log(), size=1e-3)  # noqa: B023
-        one = [image[-1:] for image in (x_0, x_t, mean)]
-        exact = per_image(kl_of_a_step(schedule, t[-1:], *one, 0.8 * beta[-1:]), one[0])
-        yield off(f(schedule, *one, float(0.8 * beta[-1]), int(t[-1])), exact, 1 + exact)
+            found.append(((schedule, x_0, x_t, m, v, t), exact))
+        one, v = [image[-1:] for image in (x_0, x_t, mean)], 0.8 * float(beta[-1])
+        exact = per_image(kl_of_a_step(schedule, t[-1:], *one, v), one[0])
+        found.append(((schedule, *one, v, int(t[-1])), exact))
+    return found
+
+
+@check("5.4", "denoising term", "implementation", "Bayes' rule and quadrature, pixel by pixel", to=1e-8)
+@stop_at(1e-5)
+def denoising(f):
+    """f(schedule, x_0, x_t, mean, var, t) returns the divergence of each image."""
+    for (schedule, x_0, x_t, mean, var, t), exact in copy.deepcopy(denoising_cases()):
+        yield disturbs(f, schedule, x_0, x_t, mean, var, t)
+        yield off(f(schedule, x_0, x_t, mean, var, t), exact, 1 + exact)
+        width = float(torch.as_tensor(var).max()) ** 0.5
+        yield slope_off(lambda m: f(schedule, x_0, x_t, m, var, t), mean, size=width)  # noqa: B023
+        if isinstance(var, torch.Tensor):
+            yield slope_off(lambda log: f(schedule, x_0, x_t, mean, log.exp(), t), var.log(), size=1e-3)  # noqa: B023
 
 
 def kl_of_a_step(schedule, t, x_0, x_t, model_mean, model_var):
@@ -728,6 +740,7 @@ class Gaps:
     steps_given_x_0: list
 
 
+@functools.cache
 def gaps(schedule, model, end):
     """The gaps of a model for data N(*DATA), by conditioning in the joint Gaussian and quadrature."""
     mean, cov = chain(DATA, forward_links(schedule))
@@ -778,7 +791,7 @@ def gap(f):
     ):
         q, p = chain(DATA, forward_links(schedule)), joint_of_model(model, end)
         exact = float(kl_divergence_full(*q, *p))
-        found = gaps(schedule, model, end)
+        found = copy.deepcopy(gaps(schedule, model, end))
         yield disturbs(f, found)
         yield off(float(f(found)), exact, 1 + exact)
 

@@ -1,6 +1,8 @@
 """The checks of chapter 6, L_simple: the weights against divergences by quadrature, the targets against geometry and
 autograd, the exact denoiser and the floor of the loss against quadrature over the noise."""
 
+import copy
+import functools
 import math
 from collections.abc import Iterator
 
@@ -24,7 +26,6 @@ from ddpm_lib.checks.chapter_04 import (
     linear_in_images,
     off,
     peak,
-    slope_off,
     stop_at,
     takes,
 )
@@ -48,6 +49,7 @@ STEPS = {
 }
 
 
+@functools.cache
 def weight_by_quadrature(schedule, t, var, x_0=0.4, eps=-0.7, eps_hat=2.6):
     """By how many nats a squared error of 1 in ε raises the divergence of one step back."""
     scale, noise_var = walk(schedule)
@@ -270,7 +272,9 @@ def random_step(f):
     for schedule in (TINY, SHORT, LONG, TWO, ONE):
         T, n = schedule.T, 1_500_000
         t = f(schedule, n, _seeded(7))
-        in_range = t.dtype == torch.int64 and t.shape == (n,) and t.device.type == "cpu" and 1 <= t.min() <= t.max() <= T
+        in_range = (
+            t.dtype == torch.int64 and t.shape == (n,) and t.device.type == "cpu" and 1 <= t.min() <= t.max() <= T
+        )
         yield 0.0 if in_range and f(schedule, 1, _seeded(7)).shape == (1,) else NEVER
         yield _heeds_the_generator(lambda g: f(schedule, n, g), t, T)  # noqa: B023
         if T > 1:
@@ -598,6 +602,7 @@ def pairs_of_mixture(alpha_bar, size, nodes=24):
     return x_0.ravel(), eps.ravel(), (weight * w).ravel(), x_t.ravel()
 
 
+@functools.cache
 def grid_of_x_t(alpha_bar, size):
     """A grid of x_t, the probability of each of its points, and the score there."""
     x = max(size, (1 - alpha_bar) ** 0.5) * np.linspace(-9, 9, 20_001)
@@ -605,20 +610,26 @@ def grid_of_x_t(alpha_bar, size):
     return x, q / q.sum(), score_of_mixture(x, alpha_bar, size)
 
 
+@functools.cache
+def denoised_by_quadrature(alpha_bar, size):
+    """Points x_t and E[x_0|x_t]."""
+    weight, mean, var = MIX
+    std = (1 - alpha_bar) ** 0.5
+    x_t = max(size, std) * np.linspace(-2, 2, 41)
+    reach = 12 * std / alpha_bar**0.5  # the data lie within ±3, in units of their size
+    low, high = (np.clip(x_t / alpha_bar**0.5 + side, -3 * size, 3 * size) for side in (-reach, reach))
+    x_0 = low[:, None] + (high - low)[:, None] * np.linspace(0, 1, 3001)
+    data = (weight * np.exp(log_normal(x_0[..., None], size * mean, size**2 * var))).sum(-1)
+    joint = np.exp(log_normal(x_t[:, None], alpha_bar**0.5 * x_0, 1 - alpha_bar)) * data
+    return x_t, (joint * x_0).sum(1) / joint.sum(1)
+
+
 @check("6.11", "Tweedie's formula", "identity", "quadrature of E[x_0|x_t] over the data", to=1e-8)
 @stop_at(1e-5)
 def tweedie(f):
     """f(x_t, score, alpha_bar) returns E[x_0|x_t]."""
-    weight, mean, var = MIX
     for alpha_bar, size in SHARES:
-        std = (1 - alpha_bar) ** 0.5
-        x_t = max(size, std) * np.linspace(-2, 2, 41)
-        reach = 12 * std / alpha_bar**0.5  # the data lie within ±3, in units of their size
-        low, high = (np.clip(x_t / alpha_bar**0.5 + side, -3 * size, 3 * size) for side in (-reach, reach))
-        x_0 = low[:, None] + (high - low)[:, None] * np.linspace(0, 1, 6001)
-        data = (weight * np.exp(log_normal(x_0[..., None], size * mean, size**2 * var))).sum(-1)
-        joint = np.exp(log_normal(x_t[:, None], alpha_bar**0.5 * x_0, 1 - alpha_bar)) * data
-        exact = (joint * x_0).sum(1) / joint.sum(1)
+        x_t, exact = copy.deepcopy(denoised_by_quadrature(alpha_bar, size))
         score = score_of_mixture(x_t, alpha_bar, size)
         yield disturbs(f, x_t, score, alpha_bar)
         yield off(f(x_t, score, alpha_bar), exact, size)
@@ -717,17 +728,12 @@ def noise_by_quadrature(mixture, x_t, scale, std):
     return eps.reshape(K, D), mixture.weight.log().numpy() + log_area.reshape(K, D).sum(1)
 
 
-def exact_noise(mixture, schedule, x_t, t, labels=None):
-    """E[ε|x_t] for each of x_t (n, D), t (n,) and labels (n,), of which K stands for none."""
-    scale, var = walk(schedule)
-    found, K = [], len(mixture.weight)
-    for i, (x, step) in enumerate(zip(x_t, t.tolist(), strict=True)):
-        eps, log_p = noise_by_quadrature(mixture, x, float(scale[step]), float(var[step]) ** 0.5)
-        if labels is not None and labels[i] != K:
-            found.append(eps[labels[i]])
-        else:
-            found.append(np.exp(log_p - logsumexp(log_p)) @ eps)
-    return torch.from_numpy(np.array(found))
+def exact_noise(parts, labels):
+    """E[ε|x_t] of points whose components are given, as by `noise_by_quadrature`; K stands for no label."""
+    rows = []
+    for (eps, log_p), label in zip(parts, labels.tolist(), strict=True):
+        rows.append(eps[label] if label < len(eps) else np.exp(log_p - logsumexp(log_p)) @ eps)
+    return torch.from_numpy(np.array(rows))
 
 
 def noise_on_a_plane(mixture, schedule, x_t, t):
@@ -751,11 +757,10 @@ def random_mixture(K, D, size=1.0, spread=0.5, seed=0):
     return GaussianMixture(*(torch.from_numpy(v) for v in (weight, mean, var)))
 
 
-@check("6.13", "exact denoiser", "implementation", "quadrature over the noise, and over the data", to=1e-9)
-@stop_at(1e-6)
-def exact_denoiser(f):
-    """f(mixture, schedule) returns a function of (x_t, t), and of (x_t, t, labels) if it can, which is E[ε|x_t]."""
-    random = np.random.default_rng(9)
+@functools.cache
+def denoiser_cases():
+    """Cases (mixture, schedule, x_t, t, [(labels, E[ε|x_t])]); first come labels that stand for none."""
+    random, found = np.random.default_rng(9), []
     for mixture, schedule, t, reach in (
         (random_mixture(3, 3), SHORT, [4, 1, 2], 1.0),  # first: here a wrong axis gives numbers, not an error
         (BLOBS, SHORT, [1, 3, 2, 4], 40.0),  # far from all data, where densities are 0 in floating point
@@ -769,17 +774,28 @@ def exact_denoiser(f):
         (random_mixture(3, 500, spread=2.0), SHORT, [3, 2], 2.0),  # as many numbers as an image: products underflow
         (random_mixture(3, 2), LONG, [1, 1000, 30, 400], 1.0),
     ):
+        K, t = len(mixture.weight), torch.tensor(t)
         x_t = torch.from_numpy(reach * random.standard_normal((len(t), mixture.mean.shape[1])))
-        t, denoiser = torch.tensor(t), f(mixture, schedule)
-        exact = exact_noise(mixture, schedule, x_t, t)
+        scale, std = walk(schedule)[0], walk(schedule)[1].sqrt()
+        parts = [noise_by_quadrature(mixture, x, *map(float, (scale[s], std[s]))) for x, s in zip(x_t, t, strict=True)]
+        labels = torch.arange(len(t)).flip(0) % (K + 1)
+        every = torch.full_like(t, K), labels, (labels + 1) % (K + 1)
+        found.append((mixture, schedule, x_t, t, [(some, exact_noise(parts, some)) for some in every]))
+    return found
+
+
+@check("6.13", "exact denoiser", "implementation", "quadrature over the noise, and over the data", to=1e-9)
+@stop_at(1e-6)
+def exact_denoiser(f):
+    """f(mixture, schedule) returns a function of (x_t, t), and of (x_t, t, labels) if it can, which is E[ε|x_t]."""
+    for mixture, schedule, x_t, t, with_labels in copy.deepcopy(denoiser_cases()):
+        denoiser, exact = f(mixture, schedule), with_labels[0][1]
         yield disturbs(denoiser, x_t, t)
         yield off(denoiser(x_t, t), exact, 1 + exact.abs())
         yield off(denoiser(x_t[-1:], int(t[-1])), exact[-1:], 1 + exact[-1:].abs())
         if takes(denoiser, 3):
-            labels = torch.arange(len(t)).flip(0) % (len(mixture.weight) + 1)
-            for given in (labels, (labels + 1) % (len(mixture.weight) + 1), torch.full_like(t, len(mixture.weight))):
-                exact = exact_noise(mixture, schedule, x_t, t, given)
-                yield off(denoiser(x_t, t, given), exact, 1 + exact.abs())
+            for labels, exact in with_labels:
+                yield off(denoiser(x_t, t, labels), exact, 1 + exact.abs())
     t = torch.tensor([1, 3, 2, 4])
     x_t = torch.tensor([[0.2, -0.4], [-0.9, 0.3], [0.5, 0.7], [-0.3, -1.2]], dtype=torch.float64)
     exact = noise_on_a_plane(BLOBS, SHORT, x_t, t)
