@@ -5,6 +5,7 @@ Here too: what all checks of functions of (schedule, images, t) share, schedules
 
 import copy
 import functools
+import inspect
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -70,6 +71,15 @@ def same(a, b) -> bool:
     return a == b
 
 
+def takes(f, count: int) -> bool:
+    """Whether f can be called with this many arguments. What is optional is tried only where it is offered."""
+    try:
+        inspect.signature(f).bind(*[None] * count)
+    except TypeError:
+        return False
+    return True
+
+
 def slope_off(f, *inputs, size=1.0) -> float:
     """What autograd says of a move of each input, against differences of values `size` apart (linear: any size)."""
     worst = 0.0
@@ -110,7 +120,7 @@ class Batch:
 SHAPES = [  # schedule, t, shape, size of x_0, size of ε
     (SHORT, [4, 1, 3, 2], (4, 4, 4, 4), 2.0, 2.0),  # first: here factors along a wrong axis give numbers, not an error
     (LONG, [1, 2, 3, 50, 500, 999, 1000], (7, 1, 2, 3), 2.0, 2.0),
-    (SHORT, [4, 1, 1, 3, 2], (5, 3, 2, 1), 50.0, 20.0),  # and no two sizes equal, t in no order, values beyond clips
+    (SHORT, [4, 1, 1, 3, 2], (5, 3, 2, 1), 500.0, 200.0),  # and no two sizes equal, t in no order, values beyond clips
     (TWO, [2, 1, 2], (3, 3, 1, 2), 2.0, 2.0),
     (ONE, [1, 1], (2, 2, 1, 3), 2.0, 2.0),
     (FAINT, [2, 1], (2, 2, 2, 1), 2 * UNIT, 2.0),
@@ -485,7 +495,7 @@ def _(schedule, x_t, mean, t):
     return (1 - a).sqrt() / beta * (x_t - mean)
 
 
-@dataclass
+@dataclass(frozen=True, eq=False)
 class Data:
     """A mixture of Gaussians, and a grid of x_0 for it."""
 
@@ -518,6 +528,7 @@ REVERSE = [  # data, schedule, t, x_t
 FIRST = [(NEAR, SHORT, 1, 0.2), (NEAR, ONE, 1, -0.4), (NEAR, LONG, 1, 0.3), (WIDE, ONE, 1, 1.0), (FINE, FAINT, 1, 0.0)]
 
 
+@functools.cache
 def reverse_step_on_a_grid(data, schedule, t, x_t, points=801):
     """Grid of x_{t−1}, and q(x_{t−1}|x_t) on it, for mixture data: Bayes' rule on the marginal, by quadrature."""
     if t == 1:
