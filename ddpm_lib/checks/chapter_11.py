@@ -42,7 +42,7 @@ def _row(f, n, batch, seed, start, count):
 
 def _globals():
     """The states of the generators that belong to everybody."""
-    name, keys, *rest = np.random.get_state()  # noqa: NPY002
+    _name, keys, *rest = np.random.get_state()  # noqa: NPY002
     return torch.get_rng_state().tolist(), random.getstate(), keys.tolist(), rest
 
 

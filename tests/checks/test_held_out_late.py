@@ -675,7 +675,7 @@ attention("the branch's gradient into x is cut off", normed=lambda a, x: a.norm(
 
 class Rows(Attention):
     def forward(self, x):
-        b, _, h, w = x.shape
+        _b, _, h, _w = x.shape
         q, k, v = (rearrange(part, "b n (h w) c -> b n h w c", h=h) for part in self.split(self.qkv(self.norm(x))))
         attended = self.weights(self.scores(q, k)) @ v
         return x + self.out(rearrange(attended, "b n h w c -> b (n c) h w"))
