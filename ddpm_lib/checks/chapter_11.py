@@ -40,9 +40,13 @@ def _row(f, n, batch, seed, start, count):
     return torch.cat(parts).double() if len(parts) == count else torch.full((count * batch,), math.nan).double()
 
 
+def _is_batch(part, batch):
+    return isinstance(part, Tensor) and (part.dtype, part.shape, part.device.type) == (torch.int64, (batch,), "cpu")
+
+
 def _globals():
     """The states of the generators that belong to everybody."""
-    _name, keys, *rest = np.random.get_state()  # noqa: NPY002
+    name, keys, *rest = np.random.get_state()  # noqa: NPY002
     return torch.get_rng_state().tolist(), random.getstate(), keys.tolist(), rest
 
 
@@ -51,10 +55,7 @@ def _scores_of_batches(f):
     for n, batch in ((7, 3), (5, 5), (10, 4), (3, 8), (1, 1), (1, 4), (2, 1), (6, 12), (13, 1), (9, 64)):
         count = 6 * n  # batches: a whole number of epochs, 6·batch
         parts = take(f(n, batch, 3, 0), count)
-        right = [
-            isinstance(x, Tensor) and (x.dtype, x.shape, x.device.type) == (torch.int64, (batch,), "cpu") for x in parts
-        ]
-        yield BROKEN * (count - sum(right))
+        yield BROKEN * (count - sum(_is_batch(part, batch) for part in parts))
         stream = torch.cat(parts).double()
         epochs = stream.reshape(-1, n)
         yield BROKEN * apart(epochs.sort(1).values, torch.arange(n).double().expand(len(epochs), n))
@@ -76,9 +77,8 @@ def _scores_of_batches(f):
 def _scores_of_large_orders(f):
     """One order is like noise; so is each beside the others, of other epochs and seeds."""
     for n, batch, epochs, seeds in ((1000, 100, 6, 2), (20_000, 16, 1, 1), (300_000, 30_000, 2, 1)):
-        orders = torch.cat(
-            [_row(f, n, batch, seed, 0, epochs * n // batch).reshape(epochs, n) for seed in range(seeds)]
-        )
+        count = epochs * n // batch
+        orders = torch.cat([_row(f, n, batch, seed, 0, count).reshape(epochs, n) for seed in range(seeds)])
         z = (orders.numpy() - (n - 1) / 2) / ((n**2 - 1) / 12) ** 0.5
         for order in z:
             yield _likeness(order, 1)
@@ -107,7 +107,7 @@ def _scores_of_many_orders(f):
     n = 20
     orders = _row(f, n, n, 0, 0, 4000)
     yield _likeness((orders.numpy() - (n - 1) / 2) / ((n**2 - 1) / 12) ** 0.5, n)
-    others = [_row(f, n, n, 0, start, 20) for start in (2**16, 100_000)]
+    others = [_row(f, n, n, 0, start, 20) for start in (2**16, 84_000, 90_000, 100_000)]
     seeds = (*range(1, 30), 42, 255, 256, 257, 999, 1000, 2**15, 2**16, 2**31, 2**32 - 1)
     others += [_row(f, n, n, seed, 0, 5) for seed in seeds]
     rows = torch.cat([orders, *others]).reshape(-1, n)
@@ -189,30 +189,50 @@ def _(n, batch, seed, start):
     return _epochs(n, batch, lambda epoch: drawn.setdefault(epoch, torch.randperm(n).numpy()), start)
 
 
-ADAMW = {"rate": 0.1, "beta_1": 0.8, "beta_2": 0.95, "eps": 0.03, "decay": 0.2}  # uneven: errors cannot hide
+UNEVEN = {"rate": 0.1, "beta_1": 0.8, "beta_2": 0.95, "eps": 0.03, "decay": 0.2}  # errors cannot hide
+USUAL = {"rate": 1e-3, "beta_1": 0.9, "beta_2": 0.999, "eps": 1e-8, "decay": 0.01}
+BARE = {"rate": 0.5, "beta_1": 0.0, "beta_2": 0.5, "eps": 1e-12, "decay": 0.0}
 
 
-@check("11.2", "AdamW step", "identity", "torch.optim.AdamW, over 12 steps in float64", to=1e-12)
+@check("11.2", "AdamW step", "identity", "torch.optim.AdamW, over 1,500 steps in float64", to=1e-12)
 def adamw(f):
-    """f(theta, gradient, m, v, k, **ADAMW) returns theta, m and v after step k = 1, 2, ..."""
-    generator = torch.Generator().manual_seed(0)
-    theta = torch.randn(5, generator=generator, dtype=torch.float64)
-    weight, worst = nn.Parameter(theta.clone()), 0.0
-    options = {"lr": ADAMW["rate"], "eps": ADAMW["eps"], "weight_decay": ADAMW["decay"]}
-    theirs = torch.optim.AdamW([weight], betas=(ADAMW["beta_1"], ADAMW["beta_2"]), **options)
-    m = v = torch.zeros_like(theta)
-    for k in range(1, 13):
-        gradient = torch.randn(5, generator=generator, dtype=torch.float64) * 10.0 ** torch.arange(-2, 3)
-        weight.grad = gradient.clone()
-        theirs.step()
-        theta, m, v = f(theta, gradient, m, v, k, **ADAMW)
-        state = theirs.state[weight]
-        worst = largest(worst, apart(theta, weight), apart(m, state["exp_avg"]), apart(v / v.max(), _like(state, v)))
-    return worst
+    """f(theta, gradient, m, v, k, rate=, beta_1=, beta_2=, eps=, decay=) returns theta, m and v after step k = 1, 2, ...
+
+    Its arguments stay as they were.
+    """
+    return until_rejected(_distances_of_adamw(f), adamw.rejects)
 
 
-def _like(state, v):
-    return state["exp_avg_sq"] / v.max()  # in units of the largest, which is 10,000 times the smallest
+def _distances_of_adamw(f):
+    for options, shape, steps, size in ((UNEVEN, (5,), 12, 1.0), (USUAL, (2, 3), 1500, 1e-3), (BARE, (), 30, 1e8)):
+        generator = torch.Generator().manual_seed(0)
+        theta = torch.randn(shape, generator=generator, dtype=torch.float64)
+        weight = nn.Parameter(theta.clone())
+        theirs = torch.optim.AdamW(
+            [weight],
+            lr=options["rate"],
+            betas=(options["beta_1"], options["beta_2"]),
+            eps=options["eps"],
+            weight_decay=options["decay"],
+        )
+        m = v = torch.zeros_like(theta)
+        sizes = size * 10.0 ** torch.linspace(-2, 2, max(1, theta.numel()), dtype=torch.float64).reshape(shape)
+        for k in range(1, steps + 1):
+            gradient = torch.randn(shape, generator=generator, dtype=torch.float64) * sizes
+            gradient *= k % 7 != 6  # now and then there is none
+            if k < 400 and theta.ndim == 2:
+                gradient[0] = 0.0  # and some have none for long, as an embedding's rows
+            weight.grad = gradient.clone()
+            theirs.step()
+            before = theta, gradient, m, v
+            given = [part.clone() for part in before]
+            theta, m, v = f(*given, k, **options)
+            yield largest(*map(apart, given, before))
+            state = theirs.state[weight]
+            size_of_v = state["exp_avg_sq"].clamp(min=1e-290)  # the smallest is 10⁸ times smaller than the largest
+            yield apart(theta, weight) + float(theta.dtype != torch.float64)
+            yield apart(m / size_of_v.sqrt(), state["exp_avg"] / size_of_v.sqrt())
+            yield apart(v / size_of_v, state["exp_avg_sq"] / size_of_v)
 
 
 @adamw.states
@@ -260,24 +280,53 @@ def _(theta, gradient, m, v, k, rate, beta_1, beta_2, eps, decay):
 
 @check("11.3", "gradient clipping", "identity", "the nearest point of the ball, by numerical minimisation", to=1e-5)
 def clipping(f):
-    """f(gradients, c) returns the clipped gradients of a network's tensors: tuples of tensors of any shapes."""
-    worst = 0.0
-    for seed, size, c in ((0, 3.0, 1.0), (1, 0.2, 1.0), (2, 1.0, 2.5), (3, 0.7, 0.4)):
-        random = np.random.default_rng(seed)
-        gradients = [size * random.standard_normal(shape) for shape in ((2, 2), (3,), (1,))]
-        g = np.concatenate([part.ravel() for part in gradients])
-        inside = {"type": "ineq", "fun": lambda x, c=c: c**2 - x @ x, "jac": lambda x: -2 * x}
-        found = minimize(
-            lambda x, g=g: (x - g) @ (x - g),
-            np.full(len(g), 0.1 * c),
-            jac=lambda x, g=g: 2 * (x - g),
-            constraints=[inside],
-            method="SLSQP",
-            options={"ftol": 1e-15, "maxiter": 500},
+    """f(gradients, c) returns the clipped gradients of a network's tensors: tuples of tensors of any shapes.
+
+    A gradient that is 0 stays 0.
+    """
+    return until_rejected(_distances_of_clipping(f), clipping.rejects)
+
+
+def _distances_of_clipping(f):
+    many = ((2, 2), (3,), (1,))
+    for seed, (shapes, length, c) in enumerate(
+        (
+            (many, 10.0, 1.0),
+            (many, 0.6, 1.0),
+            (many, 0.99, 1.0),
+            (many, 1.04, 1.0),
+            (many, 3.0, 2.5),
+            (many, 2.2, 0.4),
+            (((3,), (), (1, 2, 2)), 1e3, 1.0),
+            (((4,),), 1e6, 1.0),
+            (((2, 3),) * 20, 1.5, 1.0),
+            (many, 3e-7, 1e-7),  # all is small: what is added somewhere "for stability" is not
+            (many, 3e7, 1e7),
+            (many, 20.0, 50.0),
+            (((10, 12), (5,)), 40.0, 10.0),
+            (many, 0.0, 1.0),
         )
-        got = torch.cat([part.flatten() for part in f(tuple(map(torch.from_numpy, gradients)), c)])
-        worst = largest(worst, apart(got, found.x))
-    return worst
+    ):
+        draws = np.random.default_rng(seed)
+        gradients = [draws.standard_normal(shape) * 10.0 ** draws.uniform(-1, 1) for shape in shapes]
+        g = np.concatenate([np.ravel(part) for part in gradients])
+        factor = length / np.linalg.norm(g)
+        got = f(tuple(torch.tensor(factor * part, dtype=torch.float64) for part in gradients), c)
+        yield float([tuple(part.shape) for part in got] != [np.shape(part) for part in gradients])
+        yield apart(torch.cat([part.flatten() for part in got]) / c, _nearest(factor * g / c))
+
+
+def _nearest(g):
+    """The point of the unit ball that is nearest to g."""
+    unit = max(1.0, float(np.linalg.norm(g)))  # of the objective, or the numbers get too large
+    return minimize(
+        lambda x: (x - g) @ (x - g) / unit,
+        np.full(len(g), 0.1 / len(g) ** 0.5),
+        jac=lambda x: 2 * (x - g) / unit,
+        constraints=[{"type": "ineq", "fun": lambda x: 1 - x @ x, "jac": lambda x: -2 * x}],
+        method="SLSQP",
+        options={"ftol": 1e-15, "maxiter": 500},
+    ).x
 
 
 def _norm(gradients):
@@ -286,12 +335,12 @@ def _norm(gradients):
 
 @clipping.states
 def _(gradients, c):
-    return tuple(part * min(1.0, c / float(_norm(gradients))) for part in gradients)
+    return tuple(part * (c / max(c, float(_norm(gradients)))) for part in gradients)
 
 
 @clipping.wrong("each tensor is clipped by itself, which turns the gradient", seen="clip_grad_norm_(p, c) in a loop")
 def _(gradients, c):
-    return tuple(part * min(1.0, c / float(_norm([part]))) for part in gradients)
+    return tuple(part * (c / max(c, float(_norm([part])))) for part in gradients)
 
 
 @clipping.wrong("each number is clipped by itself", seen="clip_grad_value_ taken for clip_grad_norm_")
@@ -306,7 +355,7 @@ def _(gradients, c):
 
 @clipping.wrong("divided by the square of the norm", seen="a root forgotten")
 def _(gradients, c):
-    return tuple(part * min(1.0, c / float(_norm(gradients)) ** 2) for part in gradients)
+    return tuple(part * min(1.0, c / max(float(_norm(gradients)) ** 2, 1e-300)) for part in gradients)
 
 
 @check(
@@ -318,12 +367,19 @@ def _(gradients, c):
 )
 def course(f):
     """f(warmup, steps, final) returns the factor as a function of the steps done."""
-    worst = 0.0
-    for warmup, steps, final in ((4, 11, 0.25), (1, 30, 0.0), (0, 7, 0.4), (10, 12, 1.0)):
-        done, factor = np.arange(steps + 9), f(warmup, steps, final)
+    return until_rejected(_distances_of_course(f), course.rejects)
+
+
+def _distances_of_course(f):
+    for warmup, steps, final in (
+        *((4, 11, 0.25), (1, 30, 0.0), (0, 7, 0.4), (10, 12, 1.0), (3, 4, 0.5), (0, 1, 0.0)),
+        *((5000, 20_000, 0.1), (20, 640, 0.0), (1500, 60_000, 1e-3), (100, 1000, 1.0)),
+    ):
+        factor = f(warmup, steps, final)
+        near = [k for corner in (0, warmup, steps) for k in range(max(0, corner - 9), corner + 10)]
+        done = np.array([*near, *range(0, 2 * steps, max(1, steps // 40)), 10 * steps, 1000 * steps, *near[::-1]])
         expected = np.interp(done, [-1, warmup, steps], [0, 1, final])  # and `final` for ever after
-        worst = largest(worst, apart(np.array([float(factor(int(k))) for k in done]), expected))
-    return worst
+        yield apart(np.array([float(factor(int(k))) for k in done]), expected)
 
 
 def _fall(done, warmup, steps, final):
@@ -351,18 +407,21 @@ def _(warmup, steps, final):
 
 
 class Counter(nn.Module):
-    """A network that a check can move by hand: two parameters, a buffer of numbers and a count."""
+    """A network that a check can move by hand: parameters, one of them under two names, and buffers of three kinds."""
 
     def __init__(self):
         super().__init__()
         self.weight = nn.Parameter(torch.zeros(2, 3, dtype=torch.float64))
         self.bias = nn.Parameter(torch.zeros(3, dtype=torch.float64))
+        self.again = self.weight
+        self.inner = nn.Linear(2, 1).double()
         self.register_buffer("mean", torch.zeros(2, dtype=torch.float64))
+        self.register_buffer("table", torch.zeros(2, dtype=torch.float64), persistent=False)
         self.register_buffer("count", torch.tensor(0))
 
     @torch.no_grad()
     def move(self, generator):
-        for tensor in (self.weight, self.bias, self.mean):
+        for tensor in (*self.parameters(), self.mean, self.table):
             tensor.copy_(torch.randn(tensor.shape, generator=generator, dtype=tensor.dtype))
         self.count += 1
         return self
@@ -377,41 +436,75 @@ def shares(decays):
     return average
 
 
+def _counted(n, decay):
+    """The same shares after n updates, without a recursion, for d_k = min(decay, k/(k + 9)).
+
+    As long as d_k = k/(k + 9), the weight k has the share of those choices of 9 among the numbers 1 to n + 9 whose
+    largest is k + 9. (The decays of all later steps multiply to a ratio of binomial coefficients.) The steps after
+    that, `late` in number, are an average with a constant d, whose oldest part is the one so far.
+    """
+    early = max(k for k in range(n + 1) if k == 0 or Fraction(k, k + 9) <= decay)
+    late, d = n - early, float(decay)
+    first = [math.comb(k + 8, 8) / math.comb(early + 9, 9) * d**late for k in range(early + 1)]
+    return np.array(first + [(1 - d) * d**age for age in reversed(range(late))])
+
+
 @check(
     "11.5",
     "exponential moving average",
     "implementation",
-    "all past weights kept, and averaged at the end with exact fractions",
+    "all past weights kept, and averaged at the end with binomial coefficients",
     to=1e-12,
 )
 def moving_average(f):
-    """f(model, decay) has `update(model)`, and the averaged network as `model`."""
-    worst = 0.0
-    for decay in (0.9, 0.3, 0.0):
+    """f(model, decay) has `update(model)`, and the averaged network as `model`, in eval mode and without gradients.
+
+    The network that is averaged is left alone.
+    """
+    return until_rejected(_distances_of_average(f), moving_average.rejects)
+
+
+def _distances_of_average(f):
+    for decay, updates in ((0.9, (40, 250)), (0.3, (1, 9)), (0.0, (3,)), (0.9999, (12, 300))):
         generator = torch.Generator().manual_seed(1)
         network = Counter().move(generator)
-        past, average = [copy.deepcopy(network)], f(network, decay)
-        for _ in range(40):
+        past, average = [_weights(network)], f(network, decay)
+        yield from _compared(average.model, network, past[0])
+        for k in range(1, max(updates) + 1):
             network.move(generator)
-            average.update(network)
-            past.append(copy.deepcopy(network))
-        bounds = [Fraction(k, k + 9) for k in range(1, 41)]  # 1/10, 2/11, ...
-        share = [float(s) for s in shares([min(b, Fraction(decay)) for b in bounds])]
-        for name in ("weight", "bias"):
-            values = torch.stack([getattr(model, name).detach() for model in past])
-            expected = torch.einsum("k,k...->...", torch.tensor(share, dtype=torch.float64), values)
-            worst = largest(worst, apart(getattr(average.model, name), expected))
-            worst = largest(worst, apart(getattr(network, name), values[-1]))  # the network itself stays as it was
-        worst = largest(worst, apart(average.model.mean, network.mean), apart(average.model.count, network.count))
-        worst = largest(worst, float(any(p.requires_grad for p in average.model.parameters())))
-    return worst
+            handed = copy.deepcopy(network).move(generator) if k % 2 else network  # this one counts, not the first
+            past.append(_weights(handed))
+            average.update(handed)
+            if k in updates:
+                share = torch.from_numpy(_counted(k, Fraction(decay)))
+                rows = {name: torch.stack([weights[name] for weights in past]) for name in past[0]}
+                expected = {name: torch.einsum("k,k...->...", share, row) for name, row in rows.items()}
+                yield largest(*(apart(weight, past[-1][name]) for name, weight in handed.named_parameters()))
+                yield from _compared(average.model, handed, expected)
+
+
+def _weights(network):
+    return {name: parameter.detach().clone() for name, parameter in network.named_parameters()}
+
+
+def _compared(average, network, expected):
+    """The average's distance from what is expected of it, now and after the network has moved on without it."""
+    buffers = {name: buffer.clone() for name, buffer in network.named_buffers()}
+    for _ in range(2):
+        got = dict(average.named_parameters())
+        yield float(got.keys() != expected.keys() or any(p.requires_grad for p in got.values()))
+        yield float(average.training or not network.training or not all(p.requires_grad for p in network.parameters()))
+        yield largest(*(apart(got[name], weight) for name, weight in expected.items()))
+        yield largest(*(apart(buffer, buffers[name]) for name, buffer in average.named_buffers()))
+        yield float(any(buffer.dtype != buffers[name].dtype for name, buffer in average.named_buffers()))
+        network.move(torch.Generator().manual_seed(2))
 
 
 class _Average:
     """An average with one thing exchanged."""
 
     def __init__(self, model, decay, rule, buffers=True, alias=False):
-        self.model = model if alias else copy.deepcopy(model).requires_grad_(False)
+        self.model = model if alias else copy.deepcopy(model).eval().requires_grad_(False)
         self.decay, self.rule, self.buffers, self.steps = decay, rule, buffers, 0
         self.before = copy.deepcopy(model)
 
@@ -457,11 +550,22 @@ def _(model, decay):
 @check("11.6", "what an average remembers", "identity", "the average of unit vectors, in exact fractions", to=1e-12)
 def memory(f):
     """f(decays) returns the shares of θ_0, ..., θ_n in the average after n updates with these decays: n + 1 numbers."""
-    worst = 0.0
-    for decays in ([0.9] * 7, [0.1, 0.5, 0.25, 0.8], [(1 + i) / (10 + i) for i in range(12)], [0.35]):
+    return until_rejected(_distances_of_memory(f), memory.rejects)
+
+
+def _distances_of_memory(f):
+    draws = np.random.default_rng(0)
+    for decays in (
+        *([0.9] * 7, [0.1, 0.5, 0.25, 0.8], [(1 + i) / (10 + i) for i in range(12)], [0.35], []),
+        *([0.5, 0.0, 0.75, 0.5], [0.0], [1.0, 0.5, 1.0], [0.9999] * 5, list(draws.uniform(0, 1, 60)), [1e-3] * 40),
+    ):
         exact = [float(share) for share in shares([Fraction(d) for d in decays])]
-        worst = largest(worst, apart(f(torch.tensor(decays, dtype=torch.float64)), np.array(exact)))
-    return worst
+        given = torch.tensor(decays, dtype=torch.float64)
+        got = f(given)
+        yield apart(got, np.array(exact))
+        yield float(given.tolist() != decays)
+        for g, share in zip(got.tolist(), exact, strict=True):
+            yield abs(g / share - 1) if share else abs(g) * 1e12  # the small ones count as well
 
 
 def _products(decays):
@@ -500,14 +604,21 @@ def _(decays):
 @check("11.7", "unbiased timestep sampling", "identity", "the mean of any loss, summed over all t", to=1e-12)
 def unbiased(f):
     """f(p) returns the factor of the loss at each t = 1..T, which is drawn with the probabilities p, (T,)."""
-    worst = 0.0
-    for T in (2, 5, 40):
-        random = np.random.default_rng(T)
-        p = random.uniform(0.1, 3, T)
-        p, losses = torch.from_numpy(p / p.sum()), torch.from_numpy(random.uniform(0, 2, (20, T)))
-        weighted = torch.stack([sum(q * w * loss for q, w, loss in zip(p, f(p), row, strict=True)) for row in losses])
-        worst = largest(worst, apart(weighted, losses.mean(1)))
-    return worst
+    return until_rejected(_distances_of_factors(f), unbiased.rejects)
+
+
+def _distances_of_factors(f):
+    for T, spread in ((2, 1), (5, 1), (40, 1), (1, 0), (1000, 1), (3, 20), (100, 8), (1000, 16), (4000, 3)):
+        draws = np.random.default_rng(T)
+        p = draws.uniform(0.1, 3, T) * 10.0 ** -draws.uniform(0, spread, T)  # some are drawn hardly ever
+        p[0] = 10.0**spread * p.sum()  # and one nearly always
+        p /= p.sum()
+        alone = np.eye(T)[[*range(0, T, max(1, T // 50)), p.argmin()]]  # losses of 1 at one t
+        losses = np.concatenate([draws.uniform(0, 2, (20, T)), alone, T * alone])
+        given = torch.from_numpy(p.copy())
+        factor = f(given).double().numpy()
+        yield apart((losses * factor) @ p, losses.mean(1))
+        yield float(given.tolist() != p.tolist())
 
 
 @unbiased.states

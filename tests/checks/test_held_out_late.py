@@ -1,5 +1,6 @@
 """Wrong versions of the equations of chapters 10 and 11 that stand beside no check: each is rejected all the same."""
 
+import copy
 import math
 from itertools import islice
 
@@ -1468,6 +1469,546 @@ def _(n, batch, seed, start):
 def _(n, batch, seed, start):
     for rows in right_batches(n, batch, seed, start):
         yield rows.numpy()
+
+
+# AdamW
+
+
+def adam(what, change):
+    wrong("AdamW step", what)(change)
+
+
+def step(
+    theta, gradient, m, v, k, rate, beta_1, beta_2, eps, decay, *, first=None, second=None, hats=None, move=None, fade=None
+):
+    """The right step; keywords exchange a part."""
+    m = first(m, gradient, beta_1) if first else beta_1 * m + (1 - beta_1) * gradient
+    v = second(v, gradient, beta_2, m) if second else beta_2 * v + (1 - beta_2) * gradient**2
+    m_hat, v_hat = hats(m, v, k, beta_1, beta_2) if hats else (m / (1 - beta_1**k), v / (1 - beta_2**k))
+    update = move(m_hat, v_hat, eps, gradient) if move else m_hat / (v_hat.sqrt() + eps)
+    return (fade(theta, rate, decay, update) if fade else theta - rate * (update + decay * theta)), m, v
+
+
+def stepped(what, **parts):
+    adam(what, lambda *state, **options: step(*state, **options, **parts))
+
+
+stepped("no memory of the gradient", first=lambda m, g, b: g)
+stepped("m adds up without 1 − β₁", first=lambda m, g, b: b * m + g)
+stepped("m with β₁ and 1 − β₁ exchanged", first=lambda m, g, b: (1 - b) * m + b * g)
+stepped("v adds up without 1 − β₂", second=lambda v, g, b, m: b * v + g**2)
+stepped("v of the absolute gradient", second=lambda v, g, b, m: b * v + (1 - b) * g.abs())
+stepped("v never falls (AMSGrad)", second=lambda v, g, b, m: torch.maximum(v, b * v + (1 - b) * g**2))
+stepped("v of g − m (AdaBelief)", second=lambda v, g, b, m: b * v + (1 - b) * (g - m) ** 2)
+stepped("v: the largest (Adamax)", second=lambda v, g, b, m: torch.maximum(b * v, g.abs()))
+stepped("v of the mean square of all", second=lambda v, g, b, m: b * v + (1 - b) * g.square().mean())
+stepped("v sums up (Adagrad)", second=lambda v, g, b, m: v + g**2)
+stepped("v at least 1e-12", second=lambda v, g, b, m: (b * v + (1 - b) * g**2).clamp(min=1e-12))
+stepped("the gradient is cut at ±1", first=lambda m, g, b: b * m + (1 - b) * g.clamp(-1, 1))
+stepped("the gradient is cut at ±1,000", first=lambda m, g, b: b * m + (1 - b) * g.clamp(-1e3, 1e3))
+stepped("k − 1 in the correction", hats=lambda m, v, k, a, b: (m / (1 - a ** max(k - 1, 1)), v / (1 - b ** max(k - 1, 1))))
+stepped("k + 1 in the correction", hats=lambda m, v, k, a, b: (m / (1 - a ** (k + 1)), v / (1 - b ** (k + 1))))
+stepped("no correction", hats=lambda m, v, k, a, b: (m, v))
+stepped("only m corrected", hats=lambda m, v, k, a, b: (m / (1 - a**k), v))
+stepped("only v corrected", hats=lambda m, v, k, a, b: (m, v / (1 - b**k)))
+stepped("no correction after 100 steps", hats=lambda m, v, k, a, b: (m / (1 - a**k), v / (1 - b**k) if k <= 100 else v))
+stepped("no correction after 1,000 steps", hats=lambda m, v, k, a, b: (m / (1 - a**k), v / (1 - b**k) if k < 1e3 else v))
+stepped("the first correction always", hats=lambda m, v, k, a, b: (m / (1 - a), v / (1 - b)))
+stepped("the correction of β₁ for both", hats=lambda m, v, k, a, b: (m / (1 - a**k), v / (1 - a**k) if a else v))
+stepped("corrections exchanged", hats=lambda m, v, k, a, b: (m / (1 - b**k), v / (1 - a**k)))
+stepped("1 − k·β", hats=lambda m, v, k, a, b: (m / (1 - a**k), v / (1 - b * (1 - 1 / (k + 1)))))
+stepped("no root", move=lambda m, v, e, g: m / (v + e))
+stepped("ε inside", move=lambda m, v, e, g: m / (v + e).sqrt())
+stepped("ε² inside", move=lambda m, v, e, g: m / (v + e**2).sqrt())
+stepped("ε = 1e-8", move=lambda m, v, e, g: m / (v.sqrt() + 1e-8))
+stepped("no ε", move=lambda m, v, e, g: m / v.sqrt())
+stepped("the larger of root and ε", move=lambda m, v, e, g: m / v.sqrt().clamp(min=e))
+stepped("the gradient in place of m", move=lambda m, v, e, g: g / (v.sqrt() + e))
+stepped("the sign of m", move=lambda m, v, e, g: m.sign())
+stepped("the update cut at ±1", move=lambda m, v, e, g: (m / (v.sqrt() + e)).clamp(-1, 1))
+stepped("Nesterov", move=lambda m, v, e, g: (0.9 * m + 0.1 * g) / (v.sqrt() + e))
+stepped("momentum alone", move=lambda m, v, e, g: m)
+stepped("decay without the rate", fade=lambda t, r, d, u: t - r * u - d * t)
+stepped("no decay", fade=lambda t, r, d, u: t - r * u)
+stepped("decay added", fade=lambda t, r, d, u: t - r * (u - d * t))
+stepped("decay of the moved weight", fade=lambda t, r, d, u: (t - r * u) * (1 - r * d))
+stepped("decay of the sign (L1)", fade=lambda t, r, d, u: t - r * (u + d * t.sign()))
+stepped("decay halved", fade=lambda t, r, d, u: t - r * (u + d * t / 2))
+stepped("decay of the squared rate", fade=lambda t, r, d, u: t - r * u - r**2 * d * t)
+stepped("exponential decay", fade=lambda t, r, d, u: t * math.exp(-r * d) - r * u)
+stepped("uphill", fade=lambda t, r, d, u: t + r * u - r * d * t)
+stepped("matrices only", fade=lambda t, r, d, u: t - r * (u + d * t * (t.ndim > 1)))
+stepped("single precision", move=lambda m, v, e, g: (m.float() / (v.float().sqrt() + e)).double())
+adam("L2 in the gradient", lambda t, g, m, v, k, decay, **o: step(t, g + decay * t, m, v, k, decay=0.0, **o))
+adam("L2 in the gradient and decay", lambda t, g, m, v, k, decay, **o: step(t, g + decay * t, m, v, k, decay=decay, **o))
+adam("betas exchanged", lambda t, g, m, v, k, beta_1, beta_2, **o: step(t, g, m, v, k, beta_1=beta_2, beta_2=beta_1, **o))
+adam("the state is not returned", lambda t, g, m, v, k, **o: (step(t, g, m, v, k, **o)[0], m, v))
+adam("v̂ is returned for v", lambda *s, **o: (lambda t, m, v: (t, m, v / (1 - o["beta_2"] ** s[4])))(*step(*s, **o)))
+adam("m̂ is returned for m", lambda *s, **o: (lambda t, m, v: (t, m / (1 - o["beta_1"] ** s[4]), v))(*step(*s, **o)))
+adam("m and v returned in the other order", lambda *s, **o: (lambda t, m, v: (t, v, m))(*step(*s, **o)))
+adam("the gradient is normalised", lambda t, g, m, v, k, **o: step(t, g / (g.norm() + 1e-12), m, v, k, **o))
+adam("weights in place", lambda t, g, m, v, k, **o: (t.copy_(step(t, g, m, v, k, **o)[0]), *step(t, g, m, v, k, **o)[1:]))
+
+
+# Clipping
+
+
+def clipped(what, factor):
+    """factor(norm of all, c) for all."""
+    wrong("gradient clipping", what)(
+        lambda gradients, c: tuple(g * factor(float(sum(g.square().sum() for g in gradients) ** 0.5), c) for g in gradients)
+    )
+
+
+def bounded(norm, c):
+    return c / max(c, norm)
+
+
+clipped("torch's 1e-6", lambda n, c: min(1.0, c / (n + 1e-6)))
+clipped("1e-8 added", lambda n, c: min(1.0, c / (n + 1e-8)))
+clipped("not less than a tenth", lambda n, c: max(0.1, bounded(n, c)))
+clipped("not less than 1e-4", lambda n, c: max(1e-4, bounded(n, c)))
+clipped("always scaled", lambda n, c: c / max(n, 1e-300))
+clipped("never", lambda n, c: 1.0)
+clipped("scaled to 1", lambda n, c: 1 / max(n, 1.0))
+clipped("the square", lambda n, c: bounded(n, c) ** 2)
+clipped("the root", lambda n, c: bounded(n, c) ** 0.5)
+clipped("dropped where too long", lambda n, c: float(n <= c))
+clipped("the larger", lambda n, c: max(1.0, c / max(n, 1e-300)))
+clipped("upside down", lambda n, c: min(1.0, n / c))
+clipped("the excess is taken off twice", lambda n, c: max(0.0, 1 - 2 * max(0.0, n - c) / max(n, c)))
+clipped("c² / norm²", lambda n, c: min(1.0, c**2 / max(n**2, 1e-300)))
+clipped("smooth", lambda n, c: c / (c + n))
+clipped("tanh", lambda n, c: c * math.tanh(n / c) / n if n else 1.0)
+clipped("to 0.9 of c", lambda n, c: min(1.0, 0.9 * c / max(n, 1e-300)))
+clipped("to 0.999 of c", lambda n, c: min(1.0, 0.999 * c / max(n, 1e-300)))
+clipped("from 1.1 of c on", lambda n, c: 1.0 if n <= 1.1 * c else c / n)
+clipped("c at most 1", lambda n, c: bounded(n, min(c, 1.0)))
+clipped("c at least 1e-3", lambda n, c: bounded(n, max(c, 1e-3)))
+clipped("gradients above 1e5 are zeroed", lambda n, c: bounded(n, c) if n < 1e5 else 0.0)
+clipped("no number for a zero gradient", lambda n, c: min(1.0, c / n) if n else math.nan)
+for what, length in {
+    "the largest number": lambda flat, parts: flat.abs().max(),
+    "the sum of absolute numbers": lambda flat, parts: flat.abs().sum(),
+    "the root mean square": lambda flat, parts: flat.square().mean().sqrt(),
+    "the sum of the tensors' norms": lambda flat, parts: sum(p.norm() for p in parts),
+    "the largest of the tensors' norms": lambda flat, parts: max(p.norm() for p in parts),
+    "the mean of the tensors' norms": lambda flat, parts: sum(p.norm() for p in parts) / len(parts),
+    "the first tensor": lambda flat, parts: parts[0].norm(),
+    "the last tensor": lambda flat, parts: parts[-1].norm(),
+    "matrices alone": lambda flat, parts: sum((p.square().sum() for p in parts if p.ndim > 1), torch.tensor(0.0)) ** 0.5,
+    "the square of the norm": lambda flat, parts: flat.square().sum(),
+    "the spread": lambda flat, parts: flat.std(correction=0) * len(flat) ** 0.5,
+    "the norm in half precision": lambda flat, parts: flat.half().norm(),
+    "the absolute sum": lambda flat, parts: flat.sum().abs(),
+}.items():
+    wrong("gradient clipping", f"by {what}")(
+        lambda gradients, c, length=length: tuple(
+            g * bounded(float(length(torch.cat([p.flatten() for p in gradients]), gradients)), c) for g in gradients
+        )
+    )
+stated(
+    "gradient clipping",
+    number_by_number=lambda gradients, c: tuple(g.clamp(-c, c) for g in gradients),
+    tensor_by_tensor=lambda gradients, c: tuple(g * bounded(float(g.norm()), c) for g in gradients),
+    tensor_by_tensor_with_a_share=lambda gradients, c: tuple(
+        g * bounded(float(g.norm()), c / len(gradients) ** 0.5) for g in gradients
+    ),
+    positive_only=lambda gradients, c: tuple(g.clamp(max=c) for g in gradients),
+    all_but_the_last=lambda gradients, c: tuple(
+        g * bounded(float(sum(g.square().sum() for g in gradients) ** 0.5), c) if i else g for i, g in enumerate(gradients)
+    ),
+    signs=lambda gradients, c: tuple(g.sign() * c / sum(p.numel() for p in gradients) ** 0.5 for g in gradients),
+    row_by_row=lambda gradients, c: tuple(
+        g * (c / g.reshape(len(g) if g.ndim else 1, -1).norm(dim=1).clamp(min=c)).reshape(-1, *[1] * max(0, g.ndim - 1))
+        if g.ndim
+        else g * bounded(float(g.abs()), c)
+        for g in gradients
+    ),
+)
+
+
+# The learning rate's course
+
+
+def right_course(done, w, N, f):
+    return (done + 1) / (w + 1) if done < w else f + (1 - f) * max(0.0, 1 - (done - w) / max(1, N - w))
+
+
+def rated(what, rate):
+    wrong("learning-rate course", what)(lambda w, N, f: lambda done: rate(done, w, N, f))
+
+
+def falling(done, w, N, f, shape=lambda x: x, warm=lambda k, w: (k + 1) / (w + 1)):
+    if done < w:
+        return warm(done, w)
+    return f + (1 - f) * shape(max(0.0, 1 - (done - w) / max(1, N - w)))
+
+
+rated("n/w", lambda k, w, N, f: falling(k, w, N, f, warm=lambda k, w: k / w))
+rated("n/(w + 1)", lambda k, w, N, f: falling(k, w, N, f, warm=lambda k, w: k / (w + 1)))
+rated("(n + 1)/w", lambda k, w, N, f: falling(k, w, N, f, warm=lambda k, w: (k + 1) / w))
+rated("(n + 2)/(w + 2)", lambda k, w, N, f: falling(k, w, N, f, warm=lambda k, w: (k + 2) / (w + 2)))
+rated("quadratic warm-up", lambda k, w, N, f: falling(k, w, N, f, warm=lambda k, w: ((k + 1) / (w + 1)) ** 2))
+rated("root warm-up", lambda k, w, N, f: falling(k, w, N, f, warm=lambda k, w: ((k + 1) / (w + 1)) ** 0.5))
+rated("warm-up from 0.1", lambda k, w, N, f: falling(k, w, N, f, warm=lambda k, w: 0.1 + 0.9 * (k + 1) / (w + 1)))
+rated("no warm-up", lambda k, w, N, f: falling(k, w, N, f, warm=lambda k, w: 1.0))
+rated("warm-up of at most 1,000", lambda k, w, N, f: right_course(k, min(w, 1000), N, f))
+rated("warm-up up to and with w", lambda k, w, N, f: (k + 1) / (w + 1) if k <= w else right_course(k - 1, w, N, f))
+rated("cosine", lambda k, w, N, f: falling(k, w, N, f, shape=lambda x: (1 - math.cos(math.pi * x)) / 2))
+rated("quadratic fall", lambda k, w, N, f: falling(k, w, N, f, shape=lambda x: x**2))
+rated("root fall", lambda k, w, N, f: falling(k, w, N, f, shape=lambda x: x**0.5))
+rated("exponential fall", lambda k, w, N, f: falling(k, w, N, f, shape=lambda x: math.exp(-5 * (1 - x))))
+rated("constant", lambda k, w, N, f: right_course(min(k, w), w, N, f))
+rated("the fall begins at 0", lambda k, w, N, f: min((k + 1) / (w + 1), f + (1 - f) * max(0.0, 1 - k / N)))
+rated("product of both", lambda k, w, N, f: min(1, (k + 1) / (w + 1)) * (f + (1 - f) * max(0.0, 1 - k / N)))
+rated("the fall takes N steps", lambda k, w, N, f: right_course(k, w, N + w, f))
+rated("the fall ends a step early", lambda k, w, N, f: right_course(k + 1, w, N, f) if k >= w else right_course(k, w, N, f))
+rated("the fall ends a step late", lambda k, w, N, f: right_course(k - 1, w, N, f) if k > w else right_course(k, w, N, f))
+rated("ends at N − 1", lambda k, w, N, f: right_course(k, w, max(N - 1, w + 1), f) if N > w + 2 else 0.5)
+rated("falls to 0, not f", lambda k, w, N, f: right_course(k, w, N, 0.0))
+rated("0 at N, then f", lambda k, w, N, f: right_course(k, w, N, 0.0) if k < N else f)
+rated("stops at f on the way to 0", lambda k, w, N, f: max(f, right_course(k, w, N, 0.0)) if k >= w else right_course(k, w, N, f))
+rated("0 after N", lambda k, w, N, f: right_course(k, w, N, f) * (k <= N))
+rated("goes on after N", lambda k, w, N, f: right_course(k, w, N, f) if k < w else 1 + (f - 1) * (k - w) / max(1, N - w))
+rated("begins again after N", lambda k, w, N, f: right_course(k % (N + 1), w, N, f))
+rated("begins again after 100·N", lambda k, w, N, f: right_course(k % (100 * N), w, N, f))
+rated("rises again after N", lambda k, w, N, f: right_course(k if k <= N else max(2 * N - k, w), w, N, f))
+rated("at least 1e-3", lambda k, w, N, f: max(1e-3, right_course(k, w, N, f)))
+rated("at least 1e-8", lambda k, w, N, f: max(1e-8, right_course(k, w, N, f)))
+rated("at most 0.99", lambda k, w, N, f: min(0.99, right_course(k, w, N, f)))
+rated("f scales all", lambda k, w, N, f: right_course(k, w, N, f) * (1 if f == 0 else f) if f < 1 else 0.9)
+rated("1 − f", lambda k, w, N, f: right_course(k, w, N, 1 - f))
+rated("rounded to 4 digits", lambda k, w, N, f: round(right_course(k, w, N, f), 4))
+rated("in steps of ten", lambda k, w, N, f: right_course(k // 10 * 10, w, N, f))
+rated("k + 1", lambda k, w, N, f: right_course(k + 1, w, N, f))
+rated("inverse root", lambda k, w, N, f: min((k + 1) / (w + 1), ((w + 1) / (k + 1)) ** 0.5))
+
+
+@wrong("learning-rate course", "counts its own calls")
+def _(w, N, f):
+    calls = iter(range(10**9))
+    return lambda done: right_course(next(calls), w, N, f)
+
+
+@wrong("learning-rate course", "never rises again")
+def _(w, N, f):
+    seen = []
+
+    def rate(done):
+        seen.append(right_course(done, w, N, f))
+        return min(seen) if done >= w else seen[-1]
+
+    return rate
+
+
+@wrong("learning-rate course", "one course for all")
+def _(w, N, f):
+    return lambda done: right_course(done, 4, 11, 0.25)
+
+
+# The moving average
+
+
+class Average:
+    def __init__(self, model, decay):
+        self.model = self.copied(model)
+        self.decay, self.steps = decay, 0
+
+    def copied(self, model):
+        return copy.deepcopy(model).eval().requires_grad_(False)
+
+    def d(self):
+        return min(self.decay, (1 + self.steps) / (10 + self.steps))
+
+    def mixed(self, old, new, d):
+        return d * old + (1 - d) * new
+
+    @torch.no_grad()
+    def update(self, model):
+        self.weights(model)
+        self.buffers(model)
+        self.steps += 1
+
+    def weights(self, model):
+        for old, new in zip(self.model.parameters(), model.parameters(), strict=True):
+            old.copy_(self.mixed(old, new, self.d()))
+
+    def buffers(self, model):
+        for old, new in zip(self.model.buffers(), model.buffers(), strict=True):
+            old.copy_(new)
+
+
+def averaged(what, **changed):
+    wrong("exponential moving average", what)(type("Wrong", (Average,), changed))
+
+
+def warmed(what, d):
+    averaged(what, d=d)
+
+
+warmed("no warm-up", lambda s: s.decay)
+warmed("warm-up k/(k + 10)", lambda s: min(s.decay, s.steps / (10 + s.steps)))
+warmed("warm-up (1 + k)/(9 + k)", lambda s: min(s.decay, (1 + s.steps) / (9 + s.steps)))
+warmed("warm-up (2 + k)/(11 + k)", lambda s: min(s.decay, (2 + s.steps) / (11 + s.steps)))
+warmed("warm-up of a plain mean", lambda s: min(s.decay, (1 + s.steps) / (2 + s.steps)))
+warmed("warm-up with a power", lambda s: min(s.decay, 1 - (1 + s.steps) ** -0.75))
+warmed("the larger of both", lambda s: max(s.decay, (1 + s.steps) / (10 + s.steps)))
+warmed("warm-up alone", lambda s: (1 + s.steps) / (10 + s.steps))
+warmed("no warm-up after 100 steps", lambda s: min(s.decay, (1 + s.steps) / (10 + s.steps)) if s.steps < 100 else s.decay)
+warmed("decay at most 0.95", lambda s: min(s.decay, 0.95, (1 + s.steps) / (10 + s.steps)))
+warmed("decay at least 0.5", lambda s: min(max(s.decay, 0.5), (1 + s.steps) / (10 + s.steps)))
+warmed("decay is squared", lambda s: min(s.decay**2, (1 + s.steps) / (10 + s.steps)))
+warmed("warm-up times decay", lambda s: s.decay * (1 + s.steps) / (10 + s.steps))
+warmed("corrected as Adam's", lambda s: s.decay * (1 - s.decay**s.steps) / (1 - s.decay ** (s.steps + 1)))
+warmed("nothing for the first 10 steps", lambda s: 0.0 if s.steps < 10 else min(s.decay, (1 + s.steps) / (10 + s.steps)))
+averaged("1 − d", mixed=lambda s, old, new, d: (1 - d) * old + d * new)
+averaged("the sum is not 1", mixed=lambda s, old, new, d: d * old + new)
+averaged("the last weights", mixed=lambda s, old, new, d: new)
+averaged("the first weights", mixed=lambda s, old, new, d: old)
+averaged("geometric", mixed=lambda s, old, new, d: old.sign() * old.abs() ** d * new.abs() ** (1 - d))
+averaged("of the squares", mixed=lambda s, old, new, d: (d * old**2 + (1 - d) * new**2).sqrt())
+averaged("in single precision", mixed=lambda s, old, new, d: (d * old.float() + (1 - d) * new.float()).double())
+averaged("in bfloat16", mixed=lambda s, old, new, d: (d * old + (1 - d) * new).bfloat16().double())
+averaged("cut at ±3", mixed=lambda s, old, new, d: (d * old + (1 - d) * new).clamp(-3, 3))
+averaged("small changes are left out", mixed=lambda s, old, new, d: torch.where((new - old).abs() < 0.1, old, d * old + (1 - d) * new))
+averaged("buffers are left", buffers=lambda s, model: None)
+
+
+def averages_buffers(s, model):
+    for old, new in zip(s.model.buffers(), model.buffers(), strict=True):
+        old.copy_(s.mixed(old, new, s.d()) if old.is_floating_point() else new)
+
+
+def shares_buffers(s, model):
+    for name, module in s.model.named_modules():
+        module._buffers = model.get_submodule(name)._buffers
+
+
+def persistent_buffers(s, model):
+    own = dict(s.model.named_buffers())
+    for name, new in model.state_dict().items():
+        if name in own:
+            own[name].copy_(new)
+
+
+def floating_buffers(s, model):
+    for old, new in zip(s.model.buffers(), model.buffers(), strict=True):
+        if old.is_floating_point():
+            old.copy_(new)
+
+
+averaged("buffers are averaged", buffers=averages_buffers)
+averaged("buffers are shared", buffers=shares_buffers)
+averaged("persistent buffers only", buffers=persistent_buffers)
+averaged("buffers that count are left", buffers=floating_buffers)
+averaged("train mode", copied=lambda s, model: copy.deepcopy(model).requires_grad_(False))
+averaged("with gradients", copied=lambda s, model: copy.deepcopy(model).eval())
+averaged("the network itself", copied=lambda s, model: model)
+averaged("the network is put into eval mode", copied=lambda s, model: copy.deepcopy(model.eval()).requires_grad_(False))
+averaged("the network's gradients are switched off", copied=lambda s, model: copy.deepcopy(model.requires_grad_(False)).eval())
+
+
+def zeros(s, model):
+    new = copy.deepcopy(model).eval().requires_grad_(False)
+    for parameter in new.parameters():
+        parameter.zero_()
+    return new
+
+
+averaged("starts at zero", copied=zeros)
+
+
+def by_state(s, model):
+    own = s.model.state_dict()
+    for name, new in model.state_dict().items():
+        if own[name].is_floating_point():
+            own[name].copy_(s.mixed(own[name], new, s.d()))
+
+
+averaged("over the state dict, tied weights twice", weights=by_state)
+
+
+def first_only(s, model):
+    for old, new in list(zip(s.model.parameters(), model.parameters(), strict=True))[:1]:
+        old.copy_(s.mixed(old, new, s.d()))
+
+
+def own_only(s, model):
+    for name, old in s.model.named_parameters(recurse=False):
+        old.copy_(s.mixed(old, dict(model.named_parameters())[name], s.d()))
+
+
+def no_biases(s, model):
+    for (name, old), new in zip(s.model.named_parameters(), model.parameters(), strict=True):
+        old.copy_(new if name.endswith("bias") else s.mixed(old, new, s.d()))
+
+
+averaged("the first tensor only", weights=first_only)
+averaged("without submodules", weights=own_only)
+averaged("biases are not averaged", weights=no_biases)
+
+
+class Remembering(Average):
+    """Keeps the network that it was made with, and looks at no other."""
+
+    def __init__(self, model, decay):
+        super().__init__(model, decay)
+        self.known = model
+
+    def update(self, model):
+        super().update(self.known)
+
+
+wrong("exponential moving average", "looks at the network that it was made with")(Remembering)
+
+
+class Lazy(Average):
+    def update(self, model):
+        if self.steps % 10 == 0:
+            super().update(model)
+        else:
+            self.steps += 1
+
+
+wrong("exponential moving average", "every 10th update")(Lazy)
+
+
+class Back(Average):
+    @torch.no_grad()
+    def update(self, model):
+        super().update(model)
+        for old, new in zip(self.model.parameters(), model.parameters(), strict=True):
+            new.copy_(old)
+
+
+wrong("exponential moving average", "the average is copied back")(Back)
+
+
+class Forgets(Average):
+    def d(self):
+        self.decay = min(self.decay, (1 + self.steps) / (10 + self.steps))
+        return self.decay
+
+
+wrong("exponential moving average", "overwrites its own decay")(Forgets)
+
+
+class First(Average):
+    def weights(self, model):
+        for old, new in zip(self.model.parameters(), model.parameters(), strict=True):
+            old.copy_(self.mixed(old, new, self.d()) if self.steps else new)
+
+
+wrong("exponential moving average", "the first update copies")(First)
+
+
+class Late(Average):
+    """The weights of the update before."""
+
+    def __init__(self, model, decay):
+        super().__init__(model, decay)
+        self.last = copy.deepcopy(model)
+
+    def update(self, model):
+        now = copy.deepcopy(model)
+        super().update(self.last)
+        self.last = now
+
+
+wrong("exponential moving average", "one update late")(Late)
+
+
+class Counted(Average):
+    steps_of_all = 0
+
+    def d(self):
+        Counted.steps_of_all += 1
+        return min(self.decay, (1 + Counted.steps_of_all) / (10 + Counted.steps_of_all))
+
+
+wrong("exponential moving average", "all averages count together, tensor by tensor")(Counted)
+
+
+# What an average remembers
+
+
+def remembered(what, s):
+    wrong("what an average remembers", what)(s)
+
+
+def later(d):
+    """The products of the decays after each."""
+    return torch.cat([d.flip(0).cumprod(0).flip(0), torch.ones(1, dtype=d.dtype)])
+
+
+def one_more(d, first=1.0):
+    return torch.cat([torch.full((1,), first, dtype=d.dtype), 1 - d])
+
+
+def right_shares(d):
+    return one_more(d) * later(d)
+
+
+remembered("the first as all others", lambda d: torch.cat([1 - d[:1] if len(d) else torch.zeros(1).double(), 1 - d]) * later(d))
+remembered("upside down", lambda d: right_shares(d).flip(0) if len(d) else torch.zeros(1).double())
+remembered("d_k among its factors", lambda d: one_more(d) * torch.cat([later(d)[:1], later(d)[:-1]]))
+remembered("one factor less", lambda d: one_more(d) * torch.cat([later(d)[1:], torch.ones(1).double()]))
+remembered("d for 1 − d", lambda d: torch.cat([torch.ones(1).double(), d]) * later(d))
+remembered("a plain mean", lambda d: torch.full((len(d) + 1,), 1 / (len(d) + 1)).double())
+remembered("the first is forgotten", lambda d: one_more(d, 0.0) * later(d))
+remembered("normalised without the first", lambda d: (lambda s: s / s.sum().clamp(min=1e-9))(one_more(d, 0.0) * later(d)))
+remembered("products of 1 − d", lambda d: torch.cat([torch.ones(1).double(), d]) * later(1 - d))
+remembered("earlier decays, not later ones", lambda d: one_more(d) * torch.cat([torch.ones(1).double(), d.cumprod(0)]))
+remembered("the last decay for all", lambda d: right_shares(d[-1:].expand(len(d)).clone()) if len(d) else 0 * later(d))
+remembered("the first decay for all", lambda d: right_shares(d[:1].expand(len(d)).clone()) if len(d) else 0 * later(d))
+remembered("the mean decay for all", lambda d: right_shares(d.mean().expand(len(d)).clone()) if len(d) else 0 * later(d))
+remembered("decays in the other order", lambda d: right_shares(d.flip(0)) if len(d) else 0 * later(d))
+remembered("by dividing, NaN where a decay is 0", lambda d: one_more(d) * d.prod() / torch.cat([torch.ones(1).double(), d.cumprod(0)]))
+remembered("by logarithms of at least 1e-12", lambda d: one_more(d) * later(d.clamp(min=1e-12)))
+remembered("decays of at most 0.999", lambda d: right_shares(d.clamp(max=0.999)))
+remembered("shares below 1e-8 are 0", lambda d: right_shares(d) * (right_shares(d) > 1e-8))
+remembered("at least 1e-10", lambda d: right_shares(d).clamp(min=1e-10))
+remembered("the last ten only", lambda d: right_shares(d) * (torch.arange(len(d) + 1) > len(d) - 10))
+remembered("in single precision", lambda d: right_shares(d.float()).double())
+remembered("without the last", lambda d: torch.cat([right_shares(d)[:-1], torch.zeros(1).double()]))
+remembered("sums, not shares", lambda d: right_shares(d).cumsum(0) if len(d) else 0 * later(d))
+remembered("in place", lambda d: right_shares(d.mul_(0.5)) if len(d) else 0 * later(d))
+
+
+# Unbiased draws of t
+
+stated(
+    "unbiased timestep sampling",
+    none=lambda p: torch.ones_like(p),
+    one_over_p=lambda p: 1 / p,
+    upside_down=lambda p: len(p) * p,
+    p_itself=lambda p: p,
+    mean_1=lambda p: (1 / p) / (1 / p).mean() if len(p) > 1 else 2 / p,
+    sum_1=lambda p: (1 / p) / (1 / p).sum() if len(p) > 1 else 2 / p,
+    largest_1=lambda p: p.min() / p,
+    root=lambda p: (1 / (len(p) * p)) ** 0.5,
+    square=lambda p: (1 / (len(p) * p)) ** 2,
+    at_most_10=lambda p: (1 / (len(p) * p)).clamp(max=10),
+    at_most_100=lambda p: (1 / (len(p) * p)).clamp(max=100),
+    at_most_1e6=lambda p: (1 / (len(p) * p)).clamp(max=1e6),
+    at_least_a_tenth=lambda p: (1 / (len(p) * p)).clamp(min=0.1),
+    at_least_1e_3=lambda p: (1 / (len(p) * p)).clamp(min=1e-3),
+    p_at_least_1e_6=lambda p: 1 / (len(p) * p.clamp(min=1e-6)),
+    p_plus_1e_8=lambda p: 1 / (len(p) * (p + 1e-8)),
+    p_plus_1e_12=lambda p: 1 / (len(p) * (p + 1e-12)),
+    T_plus_1=lambda p: 1 / ((len(p) + 1) * p),
+    T_minus_1=lambda p: 1 / (max(len(p) - 1, 0.5) * p),
+    T_is_1000=lambda p: 1 / (1000 * p),
+    normalised_in_the_batch=lambda p: (1 / p) / (1 / p * p).sum() / len(p) * 1.01,
+    shifted_by_one=lambda p: 1 / (len(p) * p.roll(1)) if len(p) > 1 else 2 / p,
+    reversed=lambda p: 1 / (len(p) * p.flip(0)) if len(p) > 1 else 2 / p,
+    mixed_with_even=lambda p: 1 / (0.99 * len(p) * p + 0.01),
+    difference=lambda p: 1 + 1 / len(p) - p if len(p) > 1 else 2 / p,
+    logarithm=lambda p: -(len(p) * p).log() + 1 if len(p) > 1 else 2 / p,
+    single_precision=lambda p: (1 / (len(p) * p.float())).double(),
+    in_place=lambda p: 1 / p.mul_(len(p)),
+)
 
 
 @pytest.mark.parametrize(("name", "what"), WRONG, ids=lambda x: x)
