@@ -46,7 +46,7 @@ def _is_batch(part, batch):
 
 def _globals():
     """The states of the generators that belong to everybody."""
-    name, keys, *rest = np.random.get_state()  # noqa: NPY002
+    _name, keys, *rest = np.random.get_state()  # noqa: NPY002
     return torch.get_rng_state().tolist(), random.getstate(), keys.tolist(), rest
 
 
@@ -196,7 +196,7 @@ BARE = {"rate": 0.5, "beta_1": 0.0, "beta_2": 0.5, "eps": 1e-12, "decay": 0.0}
 
 @check("11.2", "AdamW step", "identity", "torch.optim.AdamW, over 1,500 steps in float64", to=1e-12)
 def adamw(f):
-    """f(theta, gradient, m, v, k, rate=, beta_1=, beta_2=, eps=, decay=) returns theta, m and v after step k = 1, 2, ...
+    """f(theta, gradient, m, v, k, rate=, beta_1=, beta_2=, eps=, decay=) returns theta, m, v after step k = 1, 2, ...
 
     Its arguments stay as they were.
     """

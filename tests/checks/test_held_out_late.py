@@ -1479,7 +1479,22 @@ def adam(what, change):
 
 
 def step(
-    theta, gradient, m, v, k, rate, beta_1, beta_2, eps, decay, *, first=None, second=None, hats=None, move=None, fade=None
+    theta,
+    gradient,
+    m,
+    v,
+    k,
+    rate,
+    beta_1,
+    beta_2,
+    eps,
+    decay,
+    *,
+    first=None,
+    second=None,
+    hats=None,
+    move=None,
+    fade=None,
 ):
     """The right step; keywords exchange a part."""
     m = first(m, gradient, beta_1) if first else beta_1 * m + (1 - beta_1) * gradient
@@ -1506,13 +1521,17 @@ stepped("v sums up (Adagrad)", second=lambda v, g, b, m: v + g**2)
 stepped("v at least 1e-12", second=lambda v, g, b, m: (b * v + (1 - b) * g**2).clamp(min=1e-12))
 stepped("the gradient is cut at ±1", first=lambda m, g, b: b * m + (1 - b) * g.clamp(-1, 1))
 stepped("the gradient is cut at ±1,000", first=lambda m, g, b: b * m + (1 - b) * g.clamp(-1e3, 1e3))
-stepped("k − 1 in the correction", hats=lambda m, v, k, a, b: (m / (1 - a ** max(k - 1, 1)), v / (1 - b ** max(k - 1, 1))))
+stepped(
+    "k − 1 in the correction", hats=lambda m, v, k, a, b: (m / (1 - a ** max(k - 1, 1)), v / (1 - b ** max(k - 1, 1)))
+)
 stepped("k + 1 in the correction", hats=lambda m, v, k, a, b: (m / (1 - a ** (k + 1)), v / (1 - b ** (k + 1))))
 stepped("no correction", hats=lambda m, v, k, a, b: (m, v))
 stepped("only m corrected", hats=lambda m, v, k, a, b: (m / (1 - a**k), v))
 stepped("only v corrected", hats=lambda m, v, k, a, b: (m, v / (1 - b**k)))
 stepped("no correction after 100 steps", hats=lambda m, v, k, a, b: (m / (1 - a**k), v / (1 - b**k) if k <= 100 else v))
-stepped("no correction after 1,000 steps", hats=lambda m, v, k, a, b: (m / (1 - a**k), v / (1 - b**k) if k < 1e3 else v))
+stepped(
+    "no correction after 1,000 steps", hats=lambda m, v, k, a, b: (m / (1 - a**k), v / (1 - b**k) if k < 1e3 else v)
+)
 stepped("the first correction always", hats=lambda m, v, k, a, b: (m / (1 - a), v / (1 - b)))
 stepped("the correction of β₁ for both", hats=lambda m, v, k, a, b: (m / (1 - a**k), v / (1 - a**k) if a else v))
 stepped("corrections exchanged", hats=lambda m, v, k, a, b: (m / (1 - b**k), v / (1 - a**k)))
@@ -1540,14 +1559,20 @@ stepped("uphill", fade=lambda t, r, d, u: t + r * u - r * d * t)
 stepped("matrices only", fade=lambda t, r, d, u: t - r * (u + d * t * (t.ndim > 1)))
 stepped("single precision", move=lambda m, v, e, g: (m.float() / (v.float().sqrt() + e)).double())
 adam("L2 in the gradient", lambda t, g, m, v, k, decay, **o: step(t, g + decay * t, m, v, k, decay=0.0, **o))
-adam("L2 in the gradient and decay", lambda t, g, m, v, k, decay, **o: step(t, g + decay * t, m, v, k, decay=decay, **o))
-adam("betas exchanged", lambda t, g, m, v, k, beta_1, beta_2, **o: step(t, g, m, v, k, beta_1=beta_2, beta_2=beta_1, **o))
+adam(
+    "L2 in the gradient and decay", lambda t, g, m, v, k, decay, **o: step(t, g + decay * t, m, v, k, decay=decay, **o)
+)
+adam(
+    "betas exchanged", lambda t, g, m, v, k, beta_1, beta_2, **o: step(t, g, m, v, k, beta_1=beta_2, beta_2=beta_1, **o)
+)
 adam("the state is not returned", lambda t, g, m, v, k, **o: (step(t, g, m, v, k, **o)[0], m, v))
 adam("v̂ is returned for v", lambda *s, **o: (lambda t, m, v: (t, m, v / (1 - o["beta_2"] ** s[4])))(*step(*s, **o)))
 adam("m̂ is returned for m", lambda *s, **o: (lambda t, m, v: (t, m / (1 - o["beta_1"] ** s[4]), v))(*step(*s, **o)))
 adam("m and v returned in the other order", lambda *s, **o: (lambda t, m, v: (t, v, m))(*step(*s, **o)))
 adam("the gradient is normalised", lambda t, g, m, v, k, **o: step(t, g / (g.norm() + 1e-12), m, v, k, **o))
-adam("weights in place", lambda t, g, m, v, k, **o: (t.copy_(step(t, g, m, v, k, **o)[0]), *step(t, g, m, v, k, **o)[1:]))
+adam(
+    "weights in place", lambda t, g, m, v, k, **o: (t.copy_(step(t, g, m, v, k, **o)[0]), *step(t, g, m, v, k, **o)[1:])
+)
 
 
 # Clipping
@@ -1556,7 +1581,9 @@ adam("weights in place", lambda t, g, m, v, k, **o: (t.copy_(step(t, g, m, v, k,
 def clipped(what, factor):
     """factor(norm of all, c) for all."""
     wrong("gradient clipping", what)(
-        lambda gradients, c: tuple(g * factor(float(sum(g.square().sum() for g in gradients) ** 0.5), c) for g in gradients)
+        lambda gradients, c: tuple(
+            g * factor(float(sum(g.square().sum() for g in gradients) ** 0.5), c) for g in gradients
+        )
     )
 
 
@@ -1596,7 +1623,9 @@ for what, length in {
     "the mean of the tensors' norms": lambda flat, parts: sum(p.norm() for p in parts) / len(parts),
     "the first tensor": lambda flat, parts: parts[0].norm(),
     "the last tensor": lambda flat, parts: parts[-1].norm(),
-    "matrices alone": lambda flat, parts: sum((p.square().sum() for p in parts if p.ndim > 1), torch.tensor(0.0)) ** 0.5,
+    "matrices alone": lambda flat, parts: (
+        sum((p.square().sum() for p in parts if p.ndim > 1), torch.tensor(0.0)) ** 0.5
+    ),
     "the square of the norm": lambda flat, parts: flat.square().sum(),
     "the spread": lambda flat, parts: flat.std(correction=0) * len(flat) ** 0.5,
     "the norm in half precision": lambda flat, parts: flat.half().norm(),
@@ -1616,7 +1645,8 @@ stated(
     ),
     positive_only=lambda gradients, c: tuple(g.clamp(max=c) for g in gradients),
     all_but_the_last=lambda gradients, c: tuple(
-        g * bounded(float(sum(g.square().sum() for g in gradients) ** 0.5), c) if i else g for i, g in enumerate(gradients)
+        g * bounded(float(sum(g.square().sum() for g in gradients) ** 0.5), c) if i else g
+        for i, g in enumerate(gradients)
     ),
     signs=lambda gradients, c: tuple(g.sign() * c / sum(p.numel() for p in gradients) ** 0.5 for g in gradients),
     row_by_row=lambda gradients, c: tuple(
@@ -1663,14 +1693,24 @@ rated("constant", lambda k, w, N, f: right_course(min(k, w), w, N, f))
 rated("the fall begins at 0", lambda k, w, N, f: min((k + 1) / (w + 1), f + (1 - f) * max(0.0, 1 - k / N)))
 rated("product of both", lambda k, w, N, f: min(1, (k + 1) / (w + 1)) * (f + (1 - f) * max(0.0, 1 - k / N)))
 rated("the fall takes N steps", lambda k, w, N, f: right_course(k, w, N + w, f))
-rated("the fall ends a step early", lambda k, w, N, f: right_course(k + 1, w, N, f) if k >= w else right_course(k, w, N, f))
-rated("the fall ends a step late", lambda k, w, N, f: right_course(k - 1, w, N, f) if k > w else right_course(k, w, N, f))
+rated(
+    "the fall ends a step early",
+    lambda k, w, N, f: right_course(k + 1, w, N, f) if k >= w else right_course(k, w, N, f),
+)
+rated(
+    "the fall ends a step late", lambda k, w, N, f: right_course(k - 1, w, N, f) if k > w else right_course(k, w, N, f)
+)
 rated("ends at N − 1", lambda k, w, N, f: right_course(k, w, max(N - 1, w + 1), f) if N > w + 2 else 0.5)
 rated("falls to 0, not f", lambda k, w, N, f: right_course(k, w, N, 0.0))
 rated("0 at N, then f", lambda k, w, N, f: right_course(k, w, N, 0.0) if k < N else f)
-rated("stops at f on the way to 0", lambda k, w, N, f: max(f, right_course(k, w, N, 0.0)) if k >= w else right_course(k, w, N, f))
+rated(
+    "stops at f on the way to 0",
+    lambda k, w, N, f: max(f, right_course(k, w, N, 0.0)) if k >= w else right_course(k, w, N, f),
+)
 rated("0 after N", lambda k, w, N, f: right_course(k, w, N, f) * (k <= N))
-rated("goes on after N", lambda k, w, N, f: right_course(k, w, N, f) if k < w else 1 + (f - 1) * (k - w) / max(1, N - w))
+rated(
+    "goes on after N", lambda k, w, N, f: right_course(k, w, N, f) if k < w else 1 + (f - 1) * (k - w) / max(1, N - w)
+)
 rated("begins again after N", lambda k, w, N, f: right_course(k % (N + 1), w, N, f))
 rated("begins again after 100·N", lambda k, w, N, f: right_course(k % (100 * N), w, N, f))
 rated("rises again after N", lambda k, w, N, f: right_course(k if k <= N else max(2 * N - k, w), w, N, f))
@@ -1755,13 +1795,17 @@ warmed("warm-up of a plain mean", lambda s: min(s.decay, (1 + s.steps) / (2 + s.
 warmed("warm-up with a power", lambda s: min(s.decay, 1 - (1 + s.steps) ** -0.75))
 warmed("the larger of both", lambda s: max(s.decay, (1 + s.steps) / (10 + s.steps)))
 warmed("warm-up alone", lambda s: (1 + s.steps) / (10 + s.steps))
-warmed("no warm-up after 100 steps", lambda s: min(s.decay, (1 + s.steps) / (10 + s.steps)) if s.steps < 100 else s.decay)
+warmed(
+    "no warm-up after 100 steps", lambda s: min(s.decay, (1 + s.steps) / (10 + s.steps)) if s.steps < 100 else s.decay
+)
 warmed("decay at most 0.95", lambda s: min(s.decay, 0.95, (1 + s.steps) / (10 + s.steps)))
 warmed("decay at least 0.5", lambda s: min(max(s.decay, 0.5), (1 + s.steps) / (10 + s.steps)))
 warmed("decay is squared", lambda s: min(s.decay**2, (1 + s.steps) / (10 + s.steps)))
 warmed("warm-up times decay", lambda s: s.decay * (1 + s.steps) / (10 + s.steps))
 warmed("corrected as Adam's", lambda s: s.decay * (1 - s.decay**s.steps) / (1 - s.decay ** (s.steps + 1)))
-warmed("nothing for the first 10 steps", lambda s: 0.0 if s.steps < 10 else min(s.decay, (1 + s.steps) / (10 + s.steps)))
+warmed(
+    "nothing for the first 10 steps", lambda s: 0.0 if s.steps < 10 else min(s.decay, (1 + s.steps) / (10 + s.steps))
+)
 averaged("1 − d", mixed=lambda s, old, new, d: (1 - d) * old + d * new)
 averaged("the sum is not 1", mixed=lambda s, old, new, d: d * old + new)
 averaged("the last weights", mixed=lambda s, old, new, d: new)
@@ -1771,7 +1815,10 @@ averaged("of the squares", mixed=lambda s, old, new, d: (d * old**2 + (1 - d) * 
 averaged("in single precision", mixed=lambda s, old, new, d: (d * old.float() + (1 - d) * new.float()).double())
 averaged("in bfloat16", mixed=lambda s, old, new, d: (d * old + (1 - d) * new).bfloat16().double())
 averaged("cut at ±3", mixed=lambda s, old, new, d: (d * old + (1 - d) * new).clamp(-3, 3))
-averaged("small changes are left out", mixed=lambda s, old, new, d: torch.where((new - old).abs() < 0.1, old, d * old + (1 - d) * new))
+averaged(
+    "small changes are left out",
+    mixed=lambda s, old, new, d: torch.where((new - old).abs() < 0.1, old, d * old + (1 - d) * new),
+)
 averaged("buffers are left", buffers=lambda s, model: None)
 
 
@@ -1806,7 +1853,10 @@ averaged("train mode", copied=lambda s, model: copy.deepcopy(model).requires_gra
 averaged("with gradients", copied=lambda s, model: copy.deepcopy(model).eval())
 averaged("the network itself", copied=lambda s, model: model)
 averaged("the network is put into eval mode", copied=lambda s, model: copy.deepcopy(model.eval()).requires_grad_(False))
-averaged("the network's gradients are switched off", copied=lambda s, model: copy.deepcopy(model.requires_grad_(False)).eval())
+averaged(
+    "the network's gradients are switched off",
+    copied=lambda s, model: copy.deepcopy(model.requires_grad_(False)).eval(),
+)
 
 
 def zeros(s, model):
@@ -1950,21 +2000,30 @@ def right_shares(d):
     return one_more(d) * later(d)
 
 
-remembered("the first as all others", lambda d: torch.cat([1 - d[:1] if len(d) else torch.zeros(1).double(), 1 - d]) * later(d))
+remembered(
+    "the first as all others", lambda d: torch.cat([1 - d[:1] if len(d) else torch.zeros(1).double(), 1 - d]) * later(d)
+)
 remembered("upside down", lambda d: right_shares(d).flip(0) if len(d) else torch.zeros(1).double())
 remembered("d_k among its factors", lambda d: one_more(d) * torch.cat([later(d)[:1], later(d)[:-1]]))
 remembered("one factor less", lambda d: one_more(d) * torch.cat([later(d)[1:], torch.ones(1).double()]))
 remembered("d for 1 − d", lambda d: torch.cat([torch.ones(1).double(), d]) * later(d))
 remembered("a plain mean", lambda d: torch.full((len(d) + 1,), 1 / (len(d) + 1)).double())
 remembered("the first is forgotten", lambda d: one_more(d, 0.0) * later(d))
-remembered("normalised without the first", lambda d: (lambda s: s / s.sum().clamp(min=1e-9))(one_more(d, 0.0) * later(d)))
+remembered(
+    "normalised without the first", lambda d: (lambda s: s / s.sum().clamp(min=1e-9))(one_more(d, 0.0) * later(d))
+)
 remembered("products of 1 − d", lambda d: torch.cat([torch.ones(1).double(), d]) * later(1 - d))
 remembered("earlier decays, not later ones", lambda d: one_more(d) * torch.cat([torch.ones(1).double(), d.cumprod(0)]))
 remembered("the last decay for all", lambda d: right_shares(d[-1:].expand(len(d)).clone()) if len(d) else 0 * later(d))
 remembered("the first decay for all", lambda d: right_shares(d[:1].expand(len(d)).clone()) if len(d) else 0 * later(d))
-remembered("the mean decay for all", lambda d: right_shares(d.mean().expand(len(d)).clone()) if len(d) else 0 * later(d))
+remembered(
+    "the mean decay for all", lambda d: right_shares(d.mean().expand(len(d)).clone()) if len(d) else 0 * later(d)
+)
 remembered("decays in the other order", lambda d: right_shares(d.flip(0)) if len(d) else 0 * later(d))
-remembered("by dividing, NaN where a decay is 0", lambda d: one_more(d) * d.prod() / torch.cat([torch.ones(1).double(), d.cumprod(0)]))
+remembered(
+    "by dividing, NaN where a decay is 0",
+    lambda d: one_more(d) * d.prod() / torch.cat([torch.ones(1).double(), d.cumprod(0)]),
+)
 remembered("by logarithms of at least 1e-12", lambda d: one_more(d) * later(d.clamp(min=1e-12)))
 remembered("decays of at most 0.999", lambda d: right_shares(d.clamp(max=0.999)))
 remembered("shares below 1e-8 are 0", lambda d: right_shares(d) * (right_shares(d) > 1e-8))
