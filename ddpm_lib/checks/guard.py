@@ -77,7 +77,8 @@ def _numbers(value: Any) -> list[np.ndarray]:
     if isinstance(value, (tuple, list)):
         return [numbers for part in value for numbers in _numbers(part)]
     if isinstance(value, Tensor):
-        return [value.detach().cpu().numpy().copy()]
+        value = value.detach().cpu()
+        return [(value.float() if value.dtype == torch.bfloat16 else value).numpy().copy()]  # numpy has no bfloat16
     if isinstance(value, (np.ndarray, np.generic, int, float)):
         return [np.array(value)]
     return _numbers([part for part in getattr(value, "__dict__", {}).values() if isinstance(part, Tensor)])
@@ -112,3 +113,12 @@ def slope_gap(function: Callable, *args: Tensor, step: float = 2e-4) -> float:
         for k, factor in STENCIL
     )
     return apart(slope, differences)
+
+
+def accepted(call: Callable[[], Any]) -> float:
+    """Infinite if call() goes through, though the function's docstring says that it raises ValueError; else 0."""
+    try:
+        call()
+    except ValueError:
+        return 0.0
+    return math.inf
