@@ -66,7 +66,9 @@ def _angles(t, width, max_period, shift=1, gap=1):
     return (t - shift).double()[:, None] * max_period**-power
 
 
-@time_embedding.wrong("t in place of t − 1", seen="no public source: networks whose steps count from 0, copied beside a t from 1")
+@time_embedding.wrong(
+    "t in place of t − 1", seen="no public source: networks whose steps count from 0, copied beside a t from 1"
+)
 def _(t, width, max_period):
     angle = _angles(t, width, max_period, shift=0)
     return torch.cat([angle.sin(), angle.cos()], 1).float()
@@ -102,7 +104,9 @@ def _(t, width, max_period):
     return table[t - 1].float()
 
 
-@time_embedding.wrong("t/T in place of t − 1", seen="no public source: a relative time, handed to frequencies made for whole steps")
+@time_embedding.wrong(
+    "t/T in place of t − 1", seen="no public source: a relative time, handed to frequencies made for whole steps"
+)
 def _(t, width, max_period):
     angle = _angles(t, width, max_period, shift=0) / 1000
     return torch.cat([angle.sin(), angle.cos()], 1).float()
@@ -197,7 +201,9 @@ def _(s, t, omega):
     return ((s + t - 2) * omega).cos().sum()
 
 
-@gram.wrong("the mean over the hands, not the sum", seen="no public source: a cosine similarity taken for an inner product")
+@gram.wrong(
+    "the mean over the hands, not the sum", seen="no public source: a cosine similarity taken for an inner product"
+)
 def _(s, t, omega):
     return ((s - t) * omega).cos().mean()
 
@@ -248,7 +254,9 @@ def _(kernels, strides):
     return size
 
 
-@receptive_field.wrong("the layer's own stride counts already", seen="no public source: size and jump updated in the wrong order")
+@receptive_field.wrong(
+    "the layer's own stride counts already", seen="no public source: size and jump updated in the wrong order"
+)
 def _(kernels, strides):
     size, jump = 1, 1
     for k, s in zip(kernels, strides, strict=True):
@@ -270,7 +278,9 @@ def _(kernels, strides):
     return size
 
 
-@receptive_field.wrong("the product of the kernels", seen="no public source: fields multiplied, as if no two neighbours overlapped")
+@receptive_field.wrong(
+    "the product of the kernels", seen="no public source: fields multiplied, as if no two neighbours overlapped"
+)
 def _(kernels, strides):
     return math.prod(kernels)
 
@@ -333,7 +343,9 @@ def _(x, groups, gain, bias, eps):
     return _normalised(x, x.shape[1], gain, bias, eps)
 
 
-@group_norm.wrong("ε is added to the standard deviation", seen="no public source: a slip that is invisible while ε is tiny")
+@group_norm.wrong(
+    "ε is added to the standard deviation", seen="no public source: a slip that is invisible while ε is tiny"
+)
 def _(x, groups, gain, bias, eps):
     grouped = x.reshape(len(x), groups, -1)
     std = grouped.var(2, correction=0, keepdim=True).sqrt()
@@ -341,7 +353,9 @@ def _(x, groups, gain, bias, eps):
     return z * gain[:, None, None] + bias[:, None, None]
 
 
-@group_norm.wrong("channel c belongs to group c mod G", seen="no public source: neighbouring channels dealt out like cards")
+@group_norm.wrong(
+    "channel c belongs to group c mod G", seen="no public source: neighbouring channels dealt out like cards"
+)
 def _(x, groups, gain, bias, eps):
     order = torch.arange(x.shape[1]).reshape(-1, groups).T.flatten()
     out = torch.empty_like(x)
@@ -569,22 +583,30 @@ class _BlockOfPieces(ResidualBlock):
         return p["join"](self, x, p["second"](self, h))
 
 
-@residual_block.wrong("scale in place of 1 + scale", seen="no public source: features multiplied by about 0 at the start")
+@residual_block.wrong(
+    "scale in place of 1 + scale", seen="no public source: features multiplied by about 0 at the start"
+)
 def _(*sizes, **options):
     return _BlockOfPieces(sizes, options, film=lambda b, h, scale, shift: b.norm_2(h) * scale + shift)
 
 
-@residual_block.wrong("scale and shift swapped", seen="no public source: the halves of one linear layer, taken in the other order")
+@residual_block.wrong(
+    "scale and shift swapped", seen="no public source: the halves of one linear layer, taken in the other order"
+)
 def _(*sizes, **options):
     return _BlockOfPieces(sizes, options, film=lambda b, h, shift, scale: b.norm_2(h) * (1 + scale) + shift)
 
 
-@residual_block.wrong("scale and shift before the norm, which undoes part of them", seen="no public source: a plausible slip")
+@residual_block.wrong(
+    "scale and shift before the norm, which undoes part of them", seen="no public source: a plausible slip"
+)
 def _(*sizes, **options):
     return _BlockOfPieces(sizes, options, film=lambda b, h, scale, shift: b.norm_2(h * (1 + scale) + shift))
 
 
-@residual_block.wrong("the embedding is added after the second norm", seen="no public source: the two ways of telling the time mixed up")
+@residual_block.wrong(
+    "the embedding is added after the second norm", seen="no public source: the two ways of telling the time mixed up"
+)
 def _(*sizes, **options):
     return _BlockOfPieces(sizes, options, add=lambda b, h, told: b.norm_2(h) + told)
 
@@ -599,7 +621,9 @@ def _(*sizes, **options):
     return _BlockOfPieces(sizes, options, join=lambda b, x, branch: branch)
 
 
-@residual_block.wrong("the shortcut starts after the norm", seen="no public source: one variable, x, overwritten on the way")
+@residual_block.wrong(
+    "the shortcut starts after the norm", seen="no public source: one variable, x, overwritten on the way"
+)
 def _(*sizes, **options):
     return _BlockOfPieces(sizes, options, join=lambda b, x, branch: b.shortcut(b.norm_1(x)) + branch)
 
@@ -619,7 +643,9 @@ def _(*sizes, **options):
     return _BlockOfPieces(sizes, options, second=lambda b, h: b.dropout(b.conv_2(F.silu(h))))
 
 
-@residual_block.wrong("the last convolution does not start at zero", seen="no public source: a layer left as PyTorch makes it")
+@residual_block.wrong(
+    "the last convolution does not start at zero", seen="no public source: a layer left as PyTorch makes it"
+)
 def _(*sizes, **options):
     block = ResidualBlock(*sizes, **options)
     block.conv_2.reset_parameters()
@@ -718,12 +744,16 @@ def _(d):
     return d
 
 
-@scale_of_the_scores.wrong("√d, which is the standard deviation", seen="no public source: variance and standard deviation mixed up")
+@scale_of_the_scores.wrong(
+    "√d, which is the standard deviation", seen="no public source: variance and standard deviation mixed up"
+)
 def _(d):
     return d**0.5
 
 
-@scale_of_the_scores.wrong("d²: standard deviations are added", seen="no public source: the terms taken for one and the same number")
+@scale_of_the_scores.wrong(
+    "d²: standard deviations are added", seen="no public source: the terms taken for one and the same number"
+)
 def _(d):
     return d**2
 
@@ -836,7 +866,9 @@ def _(c, **options):
     return _LayerOfPieces(c, options, scale=lambda a, q: 1 / q.shape[-1])
 
 
-@self_attention.wrong("scaled with all channels, not with a head's", seen="no public source: a layer of one head, given more")
+@self_attention.wrong(
+    "scaled with all channels, not with a head's", seen="no public source: a layer of one head, given more"
+)
 def _(c, **options):
     return _LayerOfPieces(c, options, scale=lambda a, q: c**-0.5)
 
@@ -852,7 +884,8 @@ def _(c, **options):
 
 
 @self_attention.wrong(
-    "heads outermost, q, k and v within", seen="openai/guided-diffusion, QKVAttentionLegacy; right for its own weights only"
+    "heads outermost, q, k and v within",
+    seen="openai/guided-diffusion, QKVAttentionLegacy; right for its own weights only",
 )
 def _(c, **options):
     order = "b (n three c) h w -> three b n (h w) c"
@@ -889,7 +922,9 @@ def _(c, **options):
     return _LayerOfPieces(c, options, weights=lambda a, scores: scores.softmax(-1).detach())
 
 
-@self_attention.wrong("heads merged in the wrong order", seen="no public source: a reshape without the transposition that belongs to it")
+@self_attention.wrong(
+    "heads merged in the wrong order", seen="no public source: a reshape without the transposition that belongs to it"
+)
 def _(c, **options):
     return _LayerOfPieces(
         c,
@@ -898,12 +933,16 @@ def _(c, **options):
     )
 
 
-@self_attention.wrong("no shortcut", seen="no public source: attention in the place of the residual block, not after it")
+@self_attention.wrong(
+    "no shortcut", seen="no public source: attention in the place of the residual block, not after it"
+)
 def _(c, **options):
     return _LayerOfPieces(c, options, join=lambda a, x, branch: branch)
 
 
-@self_attention.wrong("the last layer does not start at zero", seen="no public source: a layer left as PyTorch makes it")
+@self_attention.wrong(
+    "the last layer does not start at zero", seen="no public source: a layer left as PyTorch makes it"
+)
 def _(c, **options):
     layer = SelfAttention(c, **options)
     layer.out.reset_parameters()

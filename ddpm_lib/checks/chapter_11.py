@@ -165,14 +165,19 @@ def _shuffled(n, *seed):
     return np.random.default_rng(seed).permutation(n)
 
 
-@batches.wrong("drawn with replacement: a third of the images is missed in an epoch", seen="no public source: randint for the indices")
+@batches.wrong(
+    "drawn with replacement: a third of the images is missed in an epoch",
+    seen="no public source: randint for the indices",
+)
 def _(n, batch, seed, start):
     draws = np.random.default_rng((seed, start))
     while True:
         yield torch.from_numpy(draws.integers(0, n, batch))
 
 
-@batches.wrong("the same order in every epoch", seen="no public source: a seed that is set at the beginning of each epoch")
+@batches.wrong(
+    "the same order in every epoch", seen="no public source: a seed that is set at the beginning of each epoch"
+)
 def _(n, batch, seed, start):
     return _epochs(n, batch, lambda epoch: _shuffled(n, seed), start)
 
@@ -182,7 +187,9 @@ def _(n, batch, seed, start):
     return _epochs(n, batch, lambda epoch: _shuffled(n, seed, min(epoch, 1)), start)
 
 
-@batches.wrong("a resumed run begins with batch 0 again", seen="openai/guided-diffusion: the loader of a resumed run starts afresh")
+@batches.wrong(
+    "a resumed run begins with batch 0 again", seen="openai/guided-diffusion: the loader of a resumed run starts afresh"
+)
 def _(n, batch, seed, start):
     return _epochs(n, batch, lambda epoch: _shuffled(n, seed, epoch), 0)
 
@@ -196,7 +203,10 @@ def _(n, batch, seed, start):
         start += 1
 
 
-@batches.wrong("only a random beginning, then in the order of the data", seen="no public source: a shuffle by rolling, cheap on a disk")
+@batches.wrong(
+    "only a random beginning, then in the order of the data",
+    seen="no public source: a shuffle by rolling, cheap on a disk",
+)
 def _(n, batch, seed, start):
     return _epochs(n, batch, lambda epoch: np.roll(np.arange(n), _shuffled(n, seed, epoch)[0]), start)
 
@@ -318,7 +328,9 @@ def _(theta, gradient, m, v, k, rate, beta_1, beta_2, eps, decay):
     return theta - scaled * m / (v.sqrt() + eps) - rate * decay * theta, m, v
 
 
-@adamw.wrong("the decay is not multiplied by the rate", seen="Loshchilov and Hutter 2019: their λ, put into torch's AdamW")
+@adamw.wrong(
+    "the decay is not multiplied by the rate", seen="Loshchilov and Hutter 2019: their λ, put into torch's AdamW"
+)
 def _(theta, gradient, m, v, k, rate, beta_1, beta_2, eps, decay):
     moved, m, v = adamw.statement(theta, gradient, m, v, k, rate, beta_1, beta_2, eps, 0.0)
     return moved - decay * theta, m, v
@@ -403,7 +415,10 @@ def _(gradients, c):
     return tuple(part * (c / max(c, float(_norm(gradients)))) for part in gradients)
 
 
-@clipping.wrong("each tensor is clipped by itself, which turns the gradient", seen="no public source: clip_grad_norm_(p, c) in a loop")
+@clipping.wrong(
+    "each tensor is clipped by itself, which turns the gradient",
+    seen="no public source: clip_grad_norm_(p, c) in a loop",
+)
 def _(gradients, c):
     return tuple(part * (c / max(c, float(_norm([part])))) for part in gradients)
 
@@ -413,7 +428,9 @@ def _(gradients, c):
     return tuple(part.clamp(-c, c) for part in gradients)
 
 
-@clipping.wrong("short gradients are stretched to length c, too", seen="no public source: normalising taken for clipping")
+@clipping.wrong(
+    "short gradients are stretched to length c, too", seen="no public source: normalising taken for clipping"
+)
 def _(gradients, c):
     return tuple(part * c / _norm(gradients) for part in gradients)
 
@@ -463,17 +480,23 @@ def _(warmup, steps, final):
     return lambda k: k / warmup if k < warmup else max(min(1.0, final), _fall(k, warmup, steps, final))
 
 
-@course.wrong("the fall takes `steps` steps after the warm-up, so it is never finished", seen="no public source: a plausible slip")
+@course.wrong(
+    "the fall takes `steps` steps after the warm-up, so it is never finished", seen="no public source: a plausible slip"
+)
 def _(warmup, steps, final):
     return lambda k: (k + 1) / (warmup + 1) if k < warmup else max(final, _fall(k, warmup, steps + warmup + 1, final))
 
 
-@course.wrong("the line goes on after `steps`, below its end and below 0", seen="no public source: a missing max(0, ...)")
+@course.wrong(
+    "the line goes on after `steps`, below its end and below 0", seen="no public source: a missing max(0, ...)"
+)
 def _(warmup, steps, final):
     return lambda k: (k + 1) / (warmup + 1) if k < warmup else _fall(k, warmup, steps, final)
 
 
-@course.wrong("falls to 0, and stops there at `final`", seen="no public source: max(final, 1 − progress): a plateau, not a line")
+@course.wrong(
+    "falls to 0, and stops there at `final`", seen="no public source: max(final, 1 − progress): a plateau, not a line"
+)
 def _(warmup, steps, final):
     return lambda k: (k + 1) / (warmup + 1) if k < warmup else max(final, _fall(k, warmup, steps, 0.0))
 
@@ -625,17 +648,23 @@ class _Average:
         self.before = copy.deepcopy(model)
 
 
-@moving_average.wrong("θ in the place of its average: d·θ_old + (1 − d)·θ_new", seen="no public source: a formula whose hats were lost")
+@moving_average.wrong(
+    "θ in the place of its average: d·θ_old + (1 − d)·θ_new", seen="no public source: a formula whose hats were lost"
+)
 def _(model, decay):
     return _Average(model, decay, lambda average, old, new, d, decay: d * old + (1 - d) * new)
 
 
-@moving_average.wrong("no warm-up of d", seen="openai/improved-diffusion 43, 59: noise, where 0.9999 holds from the first step")
+@moving_average.wrong(
+    "no warm-up of d", seen="openai/improved-diffusion 43, 59: noise, where 0.9999 holds from the first step"
+)
 def _(model, decay):
     return _Average(model, decay, lambda average, old, new, d, decay: decay * average + (1 - decay) * new)
 
 
-@moving_average.wrong("d and 1 − d are exchanged", seen="no public source: decay and momentum mixed up, 0.9999 for 0.0001")
+@moving_average.wrong(
+    "d and 1 − d are exchanged", seen="no public source: decay and momentum mixed up, 0.9999 for 0.0001"
+)
 def _(model, decay):
     return _Average(model, decay, lambda average, old, new, d, decay: (1 - d) * average + d * new)
 
@@ -747,7 +776,10 @@ def _(decays):
     return added * _products(decays)
 
 
-@memory.wrong("the first weights count like all others: the shares do not sum to 1", seen="no public source: a sum that starts at k = 1")
+@memory.wrong(
+    "the first weights count like all others: the shares do not sum to 1",
+    seen="no public source: a sum that starts at k = 1",
+)
 def _(decays):
     return torch.cat([1 - decays[:1], 1 - decays]) * _products(decays)
 
@@ -799,7 +831,9 @@ def _(p):
     return 1 / (len(p) * p)
 
 
-@unbiased.wrong("no factor: what is drawn often counts more", seen="no public source: importance sampling without its weights")
+@unbiased.wrong(
+    "no factor: what is drawn often counts more", seen="no public source: importance sampling without its weights"
+)
 def _(p):
     return torch.ones_like(p)
 
