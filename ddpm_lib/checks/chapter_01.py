@@ -89,33 +89,41 @@ def normal_density(f):
 
 
 @normal_density.wrong(
-    "the variance taken for the standard deviation", seen="a common slip: scipy's `scale`, torch's `scale`"
+    "the variance taken for the standard deviation",
+    seen="scipy.stats.norm and torch.distributions.Normal: `scale` is the standard deviation",
 )
 def _(x, mean, var):
     return -0.5 * ((x - mean) ** 2 / var**2 + torch.as_tensor(2 * math.pi * var**2).log())
 
 
-@normal_density.wrong("the normaliser is missing", seen="a squared error taken for a log-density")
+@normal_density.wrong(
+    "the normaliser is missing", seen="no public source: a plausible slip (a squared error taken for a log-density)"
+)
 def _(x, mean, var):
     return -0.5 * (x - mean) ** 2 / torch.as_tensor(var)
 
 
-@normal_density.wrong("the normaliser without the variance: ½·log 2π only", seen="a common slip")
+@normal_density.wrong("the normaliser without the variance: ½·log 2π only", seen="no public source: a plausible slip")
 def _(x, mean, var):
     return -0.5 * ((x - mean) ** 2 / torch.as_tensor(var) + math.log(2 * math.pi))
 
 
-@normal_density.wrong("the root of the normaliser is forgotten: log(2πv), not ½·log(2πv)", seen="a common slip")
+@normal_density.wrong(
+    "the root of the normaliser is forgotten: log(2πv), not ½·log(2πv)", seen="no public source: a plausible slip"
+)
 def _(x, mean, var):
     return -0.5 * (x - mean) ** 2 / torch.as_tensor(var) - torch.as_tensor(2 * math.pi * var).log()
 
 
-@normal_density.wrong("the ½ is missing in the exponent", seen="exp(−x²), the density with variance ½")
+@normal_density.wrong(
+    "the ½ is missing in the exponent",
+    seen="no public source: a plausible slip (exp(−x²), the density with variance ½)",
+)
 def _(x, mean, var):
     return -((x - mean) ** 2) / torch.as_tensor(var) - 0.5 * torch.as_tensor(2 * math.pi * var).log()
 
 
-@normal_density.wrong("in bits", seen="log2 in the place of the natural logarithm")
+@normal_density.wrong("in bits", seen="no public source: a plausible slip (log2 in the place of the natural logarithm)")
 def _(x, mean, var):
     return -0.5 * ((x - mean) ** 2 / var + torch.as_tensor(2 * math.pi * var).log()) / math.log(2)
 
@@ -153,22 +161,30 @@ def _(A, b, mean, cov):
     return A @ mean + b, A @ cov @ A.T
 
 
-@affine_map.wrong("A stands on one side only", seen="a factor that is not squared: Var(a·x) = a·Var(x)")
+@affine_map.wrong(
+    "A stands on one side only",
+    seen="no public source: a plausible slip (a factor that is not squared: Var(a·x) = a·Var(x))",
+)
 def _(A, b, mean, cov):
     return A @ mean + b, (A @ cov)[:, : len(A)]
 
 
-@affine_map.wrong("A's entries are squared one by one", seen="the rule for independent entries, used for all")
+@affine_map.wrong(
+    "A's entries are squared one by one",
+    seen="no public source: a plausible slip (the rule for independent entries, used for all)",
+)
 def _(A, b, mean, cov):
     return A @ mean + b, torch.diag(A**2 @ cov.diagonal())
 
 
-@affine_map.wrong("the shift is added to the variances too", seen="a common slip")
+@affine_map.wrong("the shift is added to the variances too", seen="no public source: a plausible slip")
 def _(A, b, mean, cov):
     return A @ mean + b, A @ cov @ A.T + torch.diag(b**2)
 
 
-@affine_map.wrong("AᵀΣA, transposed", seen="row vectors and column vectors mixed up")
+@affine_map.wrong(
+    "AᵀΣA, transposed", seen="no public source: a plausible slip (row vectors and column vectors mixed up)"
+)
 def _(A, b, mean, cov):
     square = torch.cat([A, A])[:2]
     return A @ mean + b, (square.T @ cov @ square)[: len(A), : len(A)]
@@ -210,17 +226,23 @@ def _(mean_1, var_1, mean_2, var_2):
     return mean_1 + mean_2, var_1 + var_2
 
 
-@sum_of_normals.wrong("standard deviations are added instead of variances", seen="a common slip")
+@sum_of_normals.wrong("standard deviations are added instead of variances", seen="no public source: a plausible slip")
 def _(mean_1, var_1, mean_2, var_2):
     return mean_1 + mean_2, (var_1**0.5 + var_2**0.5) ** 2
 
 
-@sum_of_normals.wrong("precisions are added instead of variances", seen="the rule for products, used for sums")
+@sum_of_normals.wrong(
+    "precisions are added instead of variances",
+    seen="no public source: a plausible slip (the rule for products, used for sums)",
+)
 def _(mean_1, var_1, mean_2, var_2):
     return mean_1 + mean_2, 1 / (1 / var_1 + 1 / var_2)
 
 
-@sum_of_normals.wrong("the variance of the average", seen="a mixture of two densities taken for a sum of two variables")
+@sum_of_normals.wrong(
+    "the variance of the average",
+    seen="no public source: a plausible slip (a mixture of two densities taken for a sum of two variables)",
+)
 def _(mean_1, var_1, mean_2, var_2):
     return (mean_1 + mean_2) / 2, (var_1 + var_2) / 2 + (mean_1 - mean_2) ** 2 / 4
 
@@ -278,27 +300,41 @@ def _weighted(mean_1, mean_2, weight_1, weight_2):
     return (weight_1 * mean_1 + weight_2 * mean_2) / (weight_1 + weight_2)
 
 
-@product_of_densities.wrong("variances are added instead of precisions", seen="the rule for sums, used for products")
+@product_of_densities.wrong(
+    "variances are added instead of precisions",
+    seen="no public source: a plausible slip (the rule for sums, used for products)",
+)
 def _(mean_1, var_1, mean_2, var_2):
     return _weighted(mean_1, mean_2, 1 / var_1, 1 / var_2), var_1 + var_2
 
 
-@product_of_densities.wrong("the plain average of the means", seen="right for equal variances only")
+@product_of_densities.wrong(
+    "the plain average of the means", seen="no public source: a plausible slip (right for equal variances only)"
+)
 def _(mean_1, var_1, mean_2, var_2):
     return _weighted(mean_1, mean_2, 1, 1) + 0 * var_1, 1 / (1 / var_1 + 1 / var_2)
 
 
-@product_of_densities.wrong("each mean is weighted with its own variance", seen="weights swapped: the vaguer one wins")
+@product_of_densities.wrong(
+    "each mean is weighted with its own variance",
+    seen="no public source: a plausible slip (weights swapped: the vaguer one wins)",
+)
 def _(mean_1, var_1, mean_2, var_2):
     return _weighted(mean_1, mean_2, var_1, var_2), 1 / (1 / var_1 + 1 / var_2)
 
 
-@product_of_densities.wrong("weights 1/std instead of 1/var", seen="variance and standard deviation mixed up")
+@product_of_densities.wrong(
+    "weights 1/std instead of 1/var",
+    seen="no public source: a plausible slip (variance and standard deviation mixed up)",
+)
 def _(mean_1, var_1, mean_2, var_2):
     return _weighted(mean_1, mean_2, var_1**-0.5, var_2**-0.5), 1 / (1 / var_1 + 1 / var_2)
 
 
-@product_of_densities.wrong("the two means are added", seen="the product of densities taken for a sum of variables")
+@product_of_densities.wrong(
+    "the two means are added",
+    seen="no public source: a plausible slip (the product of densities taken for a sum of variables)",
+)
 def _(mean_1, var_1, mean_2, var_2):
     return mean_1 + mean_2, 1 / (1 / var_1 + 1 / var_2)
 
@@ -352,44 +388,65 @@ def _blocks(mean, cov, known):
     return mean[rest], mean[known], cov[rest][:, rest], cov[rest][:, known], cov[known][:, known]
 
 
-@conditioning.wrong("the known entries are dropped: the marginal", seen="the block of the others, mean and all, as is")
+@conditioning.wrong(
+    "the known entries are dropped: the marginal",
+    seen="no public source: a plausible slip (the block of the others, mean and all, as is)",
+)
 def _(mean, cov, known, value):
     mean_r, _, rr, _, _ = _blocks(mean, cov, known)
     return mean_r, rr
 
 
-@conditioning.wrong("the mean of the known entries is not subtracted", seen="formulas for mean 0 copied")
+@conditioning.wrong(
+    "the mean of the known entries is not subtracted",
+    seen="no public source: a plausible slip (formulas for mean 0 copied)",
+)
 def _(mean, cov, known, value):
     mean_r, _, rr, rk, kk = _blocks(mean, cov, known)
     return mean_r + rk @ kk.inverse() @ value, rr - rk @ kk.inverse() @ rk.T
 
 
-@conditioning.wrong("the variance stays as it was", seen="regression: the line without the residual's variance")
+@conditioning.wrong(
+    "the variance stays as it was",
+    seen="no public source: a plausible slip (regression: the line without the residual's variance)",
+)
 def _(mean, cov, known, value):
     mean_r, mean_k, rr, rk, kk = _blocks(mean, cov, known)
     return mean_r + rk @ kk.inverse() @ (value - mean_k), rr
 
 
-@conditioning.wrong("Σ_kk is not inverted", seen="right if the known entries have variance 1 and no correlation")
+@conditioning.wrong(
+    "Σ_kk is not inverted",
+    seen="no public source: a plausible slip (right if the known entries have variance 1 and no correlation)",
+)
 def _(mean, cov, known, value):
     mean_r, mean_k, rr, rk, kk = _blocks(mean, cov, known)
     return mean_r + rk @ kk @ (value - mean_k), rr - rk @ kk @ rk.T
 
 
-@conditioning.wrong("each known entry corrects by itself", seen="correlations among the known entries forgotten")
+@conditioning.wrong(
+    "each known entry corrects by itself",
+    seen="no public source: a plausible slip (correlations among the known entries forgotten)",
+)
 def _(mean, cov, known, value):
     mean_r, mean_k, rr, rk, kk = _blocks(mean, cov, known)
     gain = rk / kk.diagonal()
     return mean_r + gain @ (value - mean_k), rr - gain @ rk.T
 
 
-@conditioning.wrong("the known entries are sorted and their values are not", seen="a mask in the place of indices")
+@conditioning.wrong(
+    "the known entries are sorted and their values are not",
+    seen="no public source: a plausible slip (a mask in the place of indices)",
+)
 def _(mean, cov, known, value):
     mean_r, mean_k, rr, rk, kk = _blocks(mean, cov, sorted(known))
     return mean_r + rk @ kk.inverse() @ (value - mean_k), rr - rk @ kk.inverse() @ rk.T
 
 
-@conditioning.wrong("a block of the precision matrix, not inverted", seen="precision taken for covariance")
+@conditioning.wrong(
+    "a block of the precision matrix, not inverted",
+    seen="no public source: a plausible slip (precision taken for covariance)",
+)
 def _(mean, cov, known, value):
     mean_r, mean_k, _, rk, kk = _blocks(mean, cov, known)
     return mean_r + rk @ kk.inverse() @ (value - mean_k), _blocks(mean, cov.inverse(), known)[2]
@@ -433,37 +490,40 @@ def _kl(mean_q, var_q, mean_p, var_p):
     return 0.5 * (torch.log(var_p / var_q) + (var_q + (mean_q - mean_p) ** 2) / var_p - 1)
 
 
-@kl.wrong("the arguments swapped", seen="KL taken for symmetric")
+@kl.wrong("the arguments swapped", seen="no public source: a plausible slip (KL taken for symmetric)")
 def _(mean_q, var_q, mean_p, var_p):
     return _kl(mean_p, var_p, mean_q, var_q)
 
 
-@kl.wrong("the −1 is missing", seen="a common slip: KL(q ‖ q) is then ½")
+@kl.wrong("the −1 is missing", seen="no public source: a plausible slip (KL(q ‖ q) is then ½)")
 def _(mean_q, var_q, mean_p, var_p):
     return _kl(mean_q, var_q, mean_p, var_p) + 0.5
 
 
-@kl.wrong("the logarithm's sign", seen="a common slip")
+@kl.wrong("the logarithm's sign", seen="no public source: a plausible slip")
 def _(mean_q, var_q, mean_p, var_p):
     return _kl(mean_q, var_q, mean_p, var_p) - torch.log(var_p / var_q)
 
 
-@kl.wrong("standard deviations where the variances belong", seen="variance and standard deviation mixed up")
+@kl.wrong(
+    "standard deviations where the variances belong",
+    seen="no public source: a plausible slip (variance and standard deviation mixed up)",
+)
 def _(mean_q, var_q, mean_p, var_p):
     return _kl(mean_q, var_q.sqrt(), mean_p, var_p.sqrt())
 
 
-@kl.wrong("the distance of the means, scaled with q's variance", seen="a common slip")
+@kl.wrong("the distance of the means, scaled with q's variance", seen="no public source: a plausible slip")
 def _(mean_q, var_q, mean_p, var_p):
     return _kl(mean_q, var_q, mean_q, var_p) + 0.5 * (mean_q - mean_p) ** 2 / var_q
 
 
-@kl.wrong("the factor ½ is missing", seen="a common slip")
+@kl.wrong("the factor ½ is missing", seen="no public source: a plausible slip")
 def _(mean_q, var_q, mean_p, var_p):
     return 2 * _kl(mean_q, var_q, mean_p, var_p)
 
 
-@kl.wrong("in bits", seen="units mixed up in reports of bits per dimension")
+@kl.wrong("in bits", seen="no public source: a plausible slip (units mixed up in reports of bits per dimension)")
 def _(mean_q, var_q, mean_p, var_p):
     return _kl(mean_q, var_q, mean_p, var_p) / math.log(2)
 
@@ -503,27 +563,30 @@ def _kl_full(mean_q, cov_q, mean_p, cov_p, dimensions=None):
     return 0.5 * (cov_p.logdet() - cov_q.logdet() + spread + shift - (dimensions or len(mean_q)))
 
 
-@kl_full.wrong("the diagonals only: a sum over the entries", seen="the formula for independent entries, used for all")
+@kl_full.wrong(
+    "the diagonals only: a sum over the entries",
+    seen="no public source: a plausible slip (the formula for independent entries, used for all)",
+)
 def _(mean_q, cov_q, mean_p, cov_p):
     return _kl_full(mean_q, cov_q.diagonal().diag(), mean_p, cov_p.diagonal().diag())
 
 
-@kl_full.wrong("−1 instead of −D", seen="the constant of one dimension")
+@kl_full.wrong("−1 instead of −D", seen="no public source: a plausible slip (the constant of one dimension)")
 def _(mean_q, cov_q, mean_p, cov_p):
     return _kl_full(mean_q, cov_q, mean_p, cov_p, dimensions=1)
 
 
-@kl_full.wrong("the arguments swapped", seen="KL taken for symmetric")
+@kl_full.wrong("the arguments swapped", seen="no public source: a plausible slip (KL taken for symmetric)")
 def _(mean_q, cov_q, mean_p, cov_p):
     return _kl_full(mean_p, cov_p, mean_q, cov_q)
 
 
-@kl_full.wrong("the determinants' ratio upside down", seen="a common slip")
+@kl_full.wrong("the determinants' ratio upside down", seen="no public source: a plausible slip")
 def _(mean_q, cov_q, mean_p, cov_p):
     return _kl_full(mean_q, cov_q, mean_p, cov_p) + cov_q.logdet() - cov_p.logdet()
 
 
-@kl_full.wrong("the trace of a product taken for the product of the traces", seen="a common slip")
+@kl_full.wrong("the trace of a product taken for the product of the traces", seen="no public source: a plausible slip")
 def _(mean_q, cov_q, mean_p, cov_p):
     inverse = cov_p.inverse()
     right = _kl_full(mean_q, cov_q, mean_p, cov_p)
@@ -552,22 +615,29 @@ def _(z):
     return torch.sigmoid(z) * (1 + z * (1 - torch.sigmoid(z)))
 
 
-@silu_derivative.wrong("the product rule's second term is forgotten: σ(z)", seen="a common slip")
+@silu_derivative.wrong("the product rule's second term is forgotten: σ(z)", seen="no public source: a plausible slip")
 def _(z):
     return torch.sigmoid(z)
 
 
-@silu_derivative.wrong("σ(1 − σ), the derivative of the sigmoid", seen="SiLU and sigmoid mixed up")
+@silu_derivative.wrong(
+    "σ(1 − σ), the derivative of the sigmoid", seen="no public source: a plausible slip (SiLU and sigmoid mixed up)"
+)
 def _(z):
     return torch.sigmoid(z) * (1 - torch.sigmoid(z))
 
 
-@silu_derivative.wrong("σ(z) + z·σ(z): the factor 1 − σ is lost", seen="the derivative of exp in the place of σ's")
+@silu_derivative.wrong(
+    "σ(z) + z·σ(z): the factor 1 − σ is lost",
+    seen="no public source: a plausible slip (the derivative of exp in the place of σ's)",
+)
 def _(z):
     return torch.sigmoid(z) * (1 + z)
 
 
-@silu_derivative.wrong("ReLU's step", seen="a hand-written backward pass for the wrong activation")
+@silu_derivative.wrong(
+    "ReLU's step", seen="no public source: a plausible slip (a hand-written backward pass for the wrong activation)"
+)
 def _(z):
     return (z > 0).double()
 
@@ -594,17 +664,26 @@ def _(var):
     return (var / (2 * math.pi)) ** 0.5, var / 2
 
 
-@relu_moments.wrong("the moments of |z|: the negative half is folded, not cut off", seen="half-normal formulas copied")
+@relu_moments.wrong(
+    "the moments of |z|: the negative half is folded, not cut off",
+    seen="no public source: a plausible slip (half-normal formulas copied)",
+)
 def _(var):
     return (2 * var / math.pi) ** 0.5, var
 
 
-@relu_moments.wrong("the variance in the place of the second moment", seen="forgets that ReLU's mean is not 0")
+@relu_moments.wrong(
+    "the variance in the place of the second moment",
+    seen="no public source: a plausible slip (forgets that ReLU's mean is not 0)",
+)
 def _(var):
     return (var / (2 * math.pi)) ** 0.5, var / 2 - var / (2 * math.pi)
 
 
-@relu_moments.wrong("the mean grows with the variance, not with its root", seen="variance and deviation mixed up")
+@relu_moments.wrong(
+    "the mean grows with the variance, not with its root",
+    seen="no public source: a plausible slip (variance and deviation mixed up)",
+)
 def _(var):
     return var / (2 * math.pi) ** 0.5, var / 2
 
@@ -659,22 +738,31 @@ def _(delta, n, c):
     return special.ndtr(shift - c) + special.ndtr(-shift - c)
 
 
-@power.wrong("one tail only", seen="the second term dropped, which is right for large shifts only")
+@power.wrong(
+    "one tail only",
+    seen="no public source: a plausible slip (the second term dropped, which is right for large shifts only)",
+)
 def _(delta, n, c):
     return special.ndtr(abs(delta) * n**0.5 - c)
 
 
-@power.wrong("δ·n in the place of δ·√n", seen="the root lost: the sum's shift without the sum's spread")
+@power.wrong(
+    "δ·n in the place of δ·√n",
+    seen="no public source: a plausible slip (the root lost: the sum's shift without the sum's spread)",
+)
 def _(delta, n, c):
     return special.ndtr(delta * n - c) + special.ndtr(-delta * n - c)
 
 
-@power.wrong("the number of draws is forgotten", seen="a deviation of the draws taken for that of their average")
+@power.wrong(
+    "the number of draws is forgotten",
+    seen="no public source: a plausible slip (a deviation of the draws taken for that of their average)",
+)
 def _(delta, n, c):
     return special.ndtr(delta - c) + special.ndtr(-delta - c)
 
 
-@power.wrong("the probability to miss", seen="power and its complement mixed up")
+@power.wrong("the probability to miss", seen="no public source: a plausible slip (power and its complement mixed up)")
 def _(delta, n, c):
     shift = delta * n**0.5
     return special.ndtr(c - shift) - special.ndtr(-shift - c)

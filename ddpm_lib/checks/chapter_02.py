@@ -43,33 +43,47 @@ def pixels(f):
     yield f.fault
 
 
-@pixels.wrong("scaled twice: the data lie in [−3, 1]", seen="a student report over denoising-diffusion-pytorch")
+@pixels.wrong(
+    "scaled twice: the data lie in [−3, 1]",
+    seen="no public source: a plausible slip (denoising-diffusion-pytorch scales to [−1, 1] by itself)",
+)
 def _(images, white):
     return 2 * (images.double() / white * 2 - 1) - 1
 
 
-@pixels.wrong("left in [0, 1]: grey where there should be black", seen="users of public code: diffusers issue 10677")
+@pixels.wrong(
+    "left in [0, 1]: grey where there should be black",
+    seen="labmlai/annotated_deep_learning_paper_implementations issue 241",
+)
 def _(images, white):
     return images.double() / white
 
 
-@pixels.wrong("divided by the number of levels, 256, instead of by the level of white", seen="a common slip")
+@pixels.wrong(
+    "divided by the number of levels, 256, instead of by the level of white", seen="no public source: a plausible slip"
+)
 def _(images, white):
     return images.double() / (white + 1) * 2 - 1
 
 
-@pixels.wrong("doubled as bytes, which overflow", seen="a common slip")
+@pixels.wrong("doubled as bytes, which overflow", seen="no public source: a plausible slip")
 def _(images, white):
     return images * 2 / white - 1
 
 
-@pixels.wrong("each batch stretched to its own darkest and brightest pixel", seen="“normalise” in plotting code")
+@pixels.wrong(
+    "each batch stretched to its own darkest and brightest pixel",
+    seen="no public source: a plausible slip (“normalise” in plotting code)",
+)
 def _(images, white):
     low, high = images.double().aminmax()
     return (images.double() - low) / (high - low) * 2 - 1
 
 
-@pixels.wrong("the batch's mean removed, and divided by its standard deviation", seen="code for classifiers")
+@pixels.wrong(
+    "the batch's mean removed, and divided by its standard deviation",
+    seen="no public source: a plausible slip (code for classifiers)",
+)
 def _(images, white):
     return (images.double() - images.double().mean()) / images.double().std()
 
@@ -134,18 +148,24 @@ def _(log_joint, log_q, weight):
     return np.log((weight * np.exp(log_ratio)).sum()), (weight * log_ratio).sum()
 
 
-@lower_bound.wrong("= in place of ≥: log p(x) is said to be E_q[log p/q]", seen="a tuning guide for diffusion models")
+@lower_bound.wrong(
+    "= in place of ≥: log p(x) is said to be E_q[log p/q]",
+    seen="no public source: a plausible slip (Jensen's inequality forgotten)",
+)
 def _(log_joint, log_q, weight):
     bound = (weight * (log_joint - log_q)).sum()
     return bound, bound
 
 
-@lower_bound.wrong("−log q is left out of the bound: q's entropy is lost", seen="a common slip")
+@lower_bound.wrong("−log q is left out of the bound: q's entropy is lost", seen="no public source: a plausible slip")
 def _(log_joint, log_q, weight):
     return np.log((weight * np.exp(log_joint - log_q)).sum()), (weight * log_joint).sum()
 
 
-@lower_bound.wrong("≤ in place of ≥: the sides are swapped", seen="the inequality of convex functions, used for log")
+@lower_bound.wrong(
+    "≤ in place of ≥: the sides are swapped",
+    seen="no public source: a plausible slip (the inequality of convex functions, used for log)",
+)
 def _(log_joint, log_q, weight):
     log_ratio = log_joint - log_q
     return (weight * log_ratio).sum(), np.log((weight * np.exp(log_ratio)).sum())
@@ -171,17 +191,20 @@ def _(log_q, log_posterior, log_prior, dz):
     return (np.exp(log_q) * (log_q - log_posterior)).sum() * dz
 
 
-@gap.wrong("the divergence's arguments swapped", seen="KL taken for symmetric")
+@gap.wrong("the divergence's arguments swapped", seen="no public source: a plausible slip (KL taken for symmetric)")
 def _(log_q, log_posterior, log_prior, dz):
     return (np.exp(log_posterior) * (log_posterior - log_q)).sum() * dz
 
 
-@gap.wrong("the divergence to the prior", seen="the KL of Eq. 2.4 taken for that of Eq. 2.3")
+@gap.wrong(
+    "the divergence to the prior",
+    seen="no public source: a plausible slip (the KL of Eq. 2.4 taken for that of Eq. 2.3)",
+)
 def _(log_q, log_posterior, log_prior, dz):
     return (np.exp(log_q) * (log_q - log_prior)).sum() * dz
 
 
-@gap.wrong("in bits", seen="log2 taken for log")
+@gap.wrong("in bits", seen="no public source: a plausible slip (log2 taken for log)")
 def _(log_q, log_posterior, log_prior, dz):
     return (np.exp(log_q) * (log_q - log_posterior)).sum() * dz / np.log(2)
 
@@ -315,59 +338,84 @@ def _z(mean, log_var, eps):
     return mean + (log_var / 2).exp() * eps
 
 
-@reconstruction_and_kl.wrong("the sign of the KL: the bound adds it", seen="a loss and its negative mixed up")
+@reconstruction_and_kl.wrong(
+    "the sign of the KL: the bound adds it",
+    seen="no public source: a plausible slip (a loss and its negative mixed up)",
+)
 def _(x, mean, log_var, decode, decoder_var, eps):
     return _reconstruction(x, _z(mean, log_var, eps), decode, decoder_var), -_kl(mean, log_var)
 
 
-@reconstruction_and_kl.wrong("the divergence's arguments swapped: KL(p(z) ‖ q(z|x))", seen="KL taken for symmetric")
+@reconstruction_and_kl.wrong(
+    "the divergence's arguments swapped: KL(p(z) ‖ q(z|x))",
+    seen="no public source: a plausible slip (KL taken for symmetric)",
+)
 def _(x, mean, log_var, decode, decoder_var, eps):
     kl = 0.5 * ((mean**2 + 1) / log_var.exp() - 1 + log_var).sum(1)
     return _reconstruction(x, _z(mean, log_var, eps), decode, decoder_var), kl
 
 
-@reconstruction_and_kl.wrong("e^log_var is taken for a standard deviation", seen="a common slip")
+@reconstruction_and_kl.wrong(
+    "e^log_var is taken for a standard deviation", seen="rishikksh20/vae_tacotron2 issue 3; keras-team/keras PR 9972"
+)
 def _(x, mean, log_var, decode, decoder_var, eps):
     return _reconstruction(x, mean + log_var.exp() * eps, decode, decoder_var), _kl(mean, log_var)
 
 
 @reconstruction_and_kl.wrong(
-    "the mean over pixels, not the sum: the KL weighs D times as much", seen="mse_loss's default"
+    "the mean over pixels, not the sum: the KL weighs D times as much",
+    seen="torch.nn.functional.mse_loss: its default reduction is 'mean'",
 )
 def _(x, mean, log_var, decode, decoder_var, eps):
     return _reconstruction(x, _z(mean, log_var, eps), decode, decoder_var, torch.mean), _kl(mean, log_var)
 
 
-@reconstruction_and_kl.wrong("the −1 of the KL is lost", seen="a slip of the pen")
+@reconstruction_and_kl.wrong(
+    "the −1 of the KL is lost", seen="of this kind: ericjang/draw issue 2 (−½ once, not once a latent)"
+)
 def _(x, mean, log_var, decode, decoder_var, eps):
     kl = 0.5 * (mean**2 + log_var.exp() - log_var).sum(1)
     return _reconstruction(x, _z(mean, log_var, eps), decode, decoder_var), kl
 
 
-@reconstruction_and_kl.wrong("squared error without the factor 1/(2·variance) and the constant", seen="mse + KL")
+@reconstruction_and_kl.wrong(
+    "squared error without the factor 1/(2·variance) and the constant",
+    seen="no public source: a plausible slip (mse + KL)",
+)
 def _(x, mean, log_var, decode, decoder_var, eps):
     return -(x - decode(_z(mean, log_var, eps))).square().flatten(1).sum(1), _kl(mean, log_var)
 
 
-@reconstruction_and_kl.wrong("the sample is detached: no gradient reaches the encoder", seen="torch.normal, .sample()")
+@reconstruction_and_kl.wrong(
+    "the sample is detached: no gradient reaches the encoder",
+    seen="torch.distributions: .sample() passes no gradient, .rsample() does",
+)
 def _(x, mean, log_var, decode, decoder_var, eps):
     return _reconstruction(x, _z(mean, log_var, eps).detach(), decode, decoder_var), _kl(mean, log_var)
 
 
-@reconstruction_and_kl.wrong("the KL by the one sample, too: right on average, but noisy", seen="log q − log p in code")
+@reconstruction_and_kl.wrong(
+    "the KL by the one sample, too: right on average, but noisy",
+    seen="no public source: a plausible slip (log q − log p in code)",
+)
 def _(x, mean, log_var, decode, decoder_var, eps):
     z = _z(mean, log_var, eps)
     kl = (Normal(mean, log_var.exp() ** 0.5).log_prob(z) - Normal(0.0, 1.0).log_prob(z)).sum(1)
     return _reconstruction(x, z, decode, decoder_var), kl
 
 
-@reconstruction_and_kl.wrong("the constant ½·log(2π·variance) is left out", seen="code whose variance is not learned")
+@reconstruction_and_kl.wrong(
+    "the constant ½·log(2π·variance) is left out",
+    seen="no public source: a plausible slip (code whose variance is not learned)",
+)
 def _(x, mean, log_var, decode, decoder_var, eps):
     square = (x - decode(_z(mean, log_var, eps))).square() / decoder_var
     return -0.5 * square.flatten(1).sum(1), _kl(mean, log_var)
 
 
-@reconstruction_and_kl.wrong("the mean is decoded, not a sample", seen="the code of a plain autoencoder")
+@reconstruction_and_kl.wrong(
+    "the mean is decoded, not a sample", seen="no public source: a plausible slip (the code of a plain autoencoder)"
+)
 def _(x, mean, log_var, decode, decoder_var, eps):
     return _reconstruction(x, mean, decode, decoder_var), _kl(mean, log_var)
 
@@ -467,30 +515,42 @@ def _(function, mean, std, eps):
     return slope, slope * eps
 
 
-@reparameterised.wrong("the sample is detached, and the gradient 0", seen="torch.normal, .sample() for .rsample()")
+@reparameterised.wrong(
+    "the sample is detached, and the gradient 0",
+    seen="torch.distributions: .sample() passes no gradient, .rsample() does",
+)
 def _(function, mean, std, eps):
     return 0 * eps, 0 * eps
 
 
-@reparameterised.wrong("ε is missing in the derivative by the standard deviation", seen="a common slip")
+@reparameterised.wrong(
+    "ε is missing in the derivative by the standard deviation", seen="no public source: a plausible slip"
+)
 def _(function, mean, std, eps):
     slope = _slope(function, mean + std * eps)
     return slope, slope
 
 
-@reparameterised.wrong("the derivative by the log-variance, given as that by the deviation", seen="a common slip")
+@reparameterised.wrong(
+    "the derivative by the log-variance, given as that by the deviation", seen="no public source: a plausible slip"
+)
 def _(function, mean, std, eps):
     slope = _slope(function, mean + std * eps)
     return slope, slope * eps * std / 2
 
 
-@reparameterised.wrong("the slope at the mean, not at the sample", seen="the code of a plain autoencoder")
+@reparameterised.wrong(
+    "the slope at the mean, not at the sample",
+    seen="no public source: a plausible slip (the code of a plain autoencoder)",
+)
 def _(function, mean, std, eps):
     slope = _slope(function, mean.expand_as(eps))
     return slope, slope * eps
 
 
-@reparameterised.wrong("the values are used, not the slopes: Eq. 2.6 under the name of Eq. 2.5", seen="a common slip")
+@reparameterised.wrong(
+    "the values are used, not the slopes: Eq. 2.6 under the name of Eq. 2.5", seen="no public source: a plausible slip"
+)
 def _(function, mean, std, eps):
     value = function(mean + std * eps)[:, None]
     return value * eps / std, value * (eps**2 - 1) / std
@@ -502,33 +562,46 @@ def _(function, mean, std, eps):
     return value * eps / std, value * (eps**2 - 1) / std
 
 
-@score_function.wrong("the gradient of q, not of log q", seen="a logarithm lost in copying")
+@score_function.wrong(
+    "the gradient of q, not of log q", seen="no public source: a plausible slip (a logarithm lost in copying)"
+)
 def _(function, mean, std, eps):
     density = torch.exp(-0.5 * eps**2) / (2 * torch.pi) ** 0.5 / std
     value = function(mean + std * eps)[:, None]
     return value * density * eps / std, value * density * (eps**2 - 1) / std
 
 
-@score_function.wrong("the sample moves with q's parameters: ∂ log q is 0 and −1/σ", seen=".rsample() for .sample()")
+@score_function.wrong(
+    "the sample moves with q's parameters: ∂ log q is 0 and −1/σ",
+    seen="torch.distributions: .rsample() where .sample() is meant",
+)
 def _(function, mean, std, eps):
     value = function(mean + std * eps)[:, None]
     return 0 * value * eps, -value / std + 0 * eps
 
 
-@score_function.wrong("the −1 is lost: the density's normalisation does not move", seen="a common slip")
+@score_function.wrong(
+    "the −1 is lost: the density's normalisation does not move", seen="no public source: a plausible slip"
+)
 def _(function, mean, std, eps):
     value = function(mean + std * eps)[:, None]
     return value * eps / std, value * eps**2 / std
 
 
-@score_function.wrong("f is differentiated too: both gradients are added", seen="a loss whose z was not detached")
+@score_function.wrong(
+    "f is differentiated too: both gradients are added",
+    seen="no public source: a plausible slip (a loss whose z was not detached)",
+)
 def _(function, mean, std, eps):
     z = mean + std * eps
     slope, value = _slope(function, z), function(z)[:, None]
     return value * eps / std + slope, value * (eps**2 - 1) / std + slope * eps
 
 
-@score_function.wrong("f is differentiated: Eq. 2.5 under the name of Eq. 2.6", seen="autograd, where f has no slope")
+@score_function.wrong(
+    "f is differentiated: Eq. 2.5 under the name of Eq. 2.6",
+    seen="no public source: a plausible slip (autograd, where f has no slope)",
+)
 def _(function, mean, std, eps):
     slope = _slope(function, mean + std * eps)
     return slope, slope * eps
@@ -610,31 +683,45 @@ def _noise(x, decoder_var):
     return decoder_var * torch.eye(x.shape[1], dtype=DOUBLE)
 
 
-@linear_evidence.wrong("the decoder's variance is squared", seen="variance and standard deviation mixed up")
+@linear_evidence.wrong(
+    "the decoder's variance is squared",
+    seen="no public source: a plausible slip (variance and standard deviation mixed up)",
+)
 def _(x, weight, bias, decoder_var):
     evidence = _evidence(x, weight, bias, _noise(x, decoder_var**2))
     return evidence, *_posterior(x, weight, bias, decoder_var**2)
 
 
-@linear_evidence.wrong("the pixels are taken as independent: only W·Wᵀ's diagonal", seen="p(x|z) mixed up with p(x)")
+@linear_evidence.wrong(
+    "the pixels are taken as independent: only W·Wᵀ's diagonal",
+    seen="no public source: a plausible slip (p(x|z) mixed up with p(x))",
+)
 def _(x, weight, bias, decoder_var):
     var = weight.square().sum(1) + decoder_var
     return Normal(bias, var**0.5).log_prob(x).sum(1), *_posterior(x, weight, bias, decoder_var)
 
 
-@linear_evidence.wrong("the posterior without its prior: least squares", seen="the pseudo-inverse as an encoder")
+@linear_evidence.wrong(
+    "the posterior without its prior: least squares",
+    seen="no public source: a plausible slip (the pseudo-inverse as an encoder)",
+)
 def _(x, weight, bias, decoder_var):
     evidence = _evidence(x, weight, bias, _noise(x, decoder_var))
     return evidence, *_posterior(x, weight, bias, decoder_var, prior_precision=0.0)
 
 
-@linear_evidence.wrong("log p(x|z) at the posterior's mean", seen="the decoder's likelihood taken for the evidence")
+@linear_evidence.wrong(
+    "log p(x|z) at the posterior's mean",
+    seen="no public source: a plausible slip (the decoder's likelihood taken for the evidence)",
+)
 def _(x, weight, bias, decoder_var):
     mean, cov = _posterior(x, weight, bias, decoder_var)
     return Normal(mean @ weight.T + bias, decoder_var**0.5).log_prob(x).sum(1), mean, cov
 
 
-@linear_evidence.wrong("the covariance without the decoder's variance: (I + Wᵀ·W)⁻¹", seen="a common slip")
+@linear_evidence.wrong(
+    "the covariance without the decoder's variance: (I + Wᵀ·W)⁻¹", seen="no public source: a plausible slip"
+)
 def _(x, weight, bias, decoder_var):
     evidence = _evidence(x, weight, bias, _noise(x, decoder_var))
     return evidence, *_posterior(x, weight, bias, 1.0)
@@ -704,24 +791,32 @@ def _(log_p_end, log_p, log_q, weight):
 
 
 @chain_bound.wrong(
-    "log p(x_T) twice, and minus log p(x_0|x_1)", seen="a student report, in the telescoped form of chapter 5"
+    "log p(x_T) twice, and minus log p(x_0|x_1)",
+    seen="no public source: a plausible slip (the telescoped form of chapter 5, copied with a sign lost)",
 )
 def _(log_p_end, log_p, log_q, weight):
     return weight @ (2 * log_p_end + log_p[1:].sum(0) - log_p[0] - log_q.sum(0))
 
 
-@chain_bound.wrong("the encoder's entropy is left out", seen="“it has no parameters”: true, but it has a value")
+@chain_bound.wrong(
+    "the encoder's entropy is left out",
+    seen="no public source: a plausible slip (“it has no parameters”: true, but it has a value)",
+)
 def _(log_p_end, log_p, log_q, weight):
     return weight @ (log_p_end + log_p.sum(0))
 
 
-@chain_bound.wrong("the last step's encoder only, as if there were one latent", seen="the bound of a VAE, copied")
+@chain_bound.wrong(
+    "the last step's encoder only, as if there were one latent",
+    seen="no public source: a plausible slip (the bound of a VAE, copied)",
+)
 def _(log_p_end, log_p, log_q, weight):
     return weight @ (log_p_end + log_p.sum(0) - log_q[-1])
 
 
 @chain_bound.wrong(
-    "the logarithm outside of the expectation: log p(x_0) itself", seen="the line before Jensen’s inequality, copied"
+    "the logarithm outside of the expectation: log p(x_0) itself",
+    seen="no public source: a plausible slip (the line before Jensen’s inequality, copied)",
 )
 def _(log_p_end, log_p, log_q, weight):
     return np.log(weight @ np.exp(log_p_end + log_p.sum(0) - log_q.sum(0)))

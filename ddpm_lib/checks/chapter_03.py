@@ -98,34 +98,48 @@ def _step(schedule, x_prev, t, noise):
     return (1 - _var(schedule, x_prev, t)) ** 0.5 * x_prev + noise
 
 
-@forward_step.wrong("noise β·U(0, 1) instead of √β·N(0, 1)", seen="acids-ircam/diffusion_models")
+@forward_step.wrong(
+    "noise β·U(0, 1) instead of √β·N(0, 1)",
+    seen="acids-ircam/diffusion_models, diffusion_02_model.ipynb (forward_process)",
+)
 def _(schedule, x_prev, t, generator):
     uniform = torch.rand(x_prev.shape, generator=generator, dtype=x_prev.dtype)
     return _step(schedule, x_prev, t, _var(schedule, x_prev, t) * uniform)
 
 
-@forward_step.wrong("uniform noise with the right mean and variance", seen="survives every test of mean and variance")
+@forward_step.wrong(
+    "uniform noise with the right mean and variance",
+    seen="no public source: a plausible slip (survives every test of mean and variance)",
+)
 def _(schedule, x_prev, t, generator):
     uniform = torch.rand(x_prev.shape, generator=generator, dtype=x_prev.dtype)
     return _step(schedule, x_prev, t, (12 * _var(schedule, x_prev, t)) ** 0.5 * (uniform - 0.5))
 
 
-@forward_step.wrong("ε ~ N(0, β) and √β·ε: β is applied twice", seen="a tuning guide for diffusion models")
+@forward_step.wrong(
+    "ε ~ N(0, β) and √β·ε: β is applied twice",
+    seen="huggingface/diffusion-models-class issue 63 (“noise scaled by beta_t”)",
+)
 def _(schedule, x_prev, t, generator):
     return _step(schedule, x_prev, t, _var(schedule, x_prev, t) * _randn(x_prev, generator))
 
 
-@forward_step.wrong("one draw of noise for all pixels of an image", seen="a noise tensor of shape (B, 1, 1, 1)")
+@forward_step.wrong(
+    "one draw of noise for all pixels of an image",
+    seen="no public source: a plausible slip (a noise tensor of shape (B, 1, 1, 1))",
+)
 def _(schedule, x_prev, t, generator):
     return _step(schedule, x_prev, t, _var(schedule, x_prev, t) ** 0.5 * _randn(x_prev[:, :1], generator))
 
 
-@forward_step.wrong("the root is missing: (1 − β)·x_{t−1}", seen="a common slip")
+@forward_step.wrong("the root is missing: (1 − β)·x_{t−1}", seen="no public source: a plausible slip")
 def _(schedule, x_prev, t, generator):
     return (1 - _var(schedule, x_prev, t)) * x_prev + _var(schedule, x_prev, t) ** 0.5 * _randn(x_prev, generator)
 
 
-@forward_step.wrong("the same noise in every step", seen="a seed that is set inside the function")
+@forward_step.wrong(
+    "the same noise in every step", seen="no public source: a plausible slip (a seed that is set inside the function)"
+)
 def _(schedule, x_prev, t, generator):
     return _step(
         schedule, x_prev, t, _var(schedule, x_prev, t) ** 0.5 * _randn(x_prev, torch.Generator().manual_seed(0))
@@ -133,14 +147,17 @@ def _(schedule, x_prev, t, generator):
 
 
 @forward_step.wrong(
-    "half of the batch repeats the other half's noise", seen="noise drawn for half a batch, and doubled"
+    "half of the batch repeats the other half's noise",
+    seen="no public source: a plausible slip (noise drawn for half a batch, and doubled)",
 )
 def _(schedule, x_prev, t, generator):
     half = _randn(x_prev[: (len(x_prev) + 1) // 2], generator)
     return _step(schedule, x_prev, t, _var(schedule, x_prev, t) ** 0.5 * torch.cat([half, half])[: len(x_prev)])
 
 
-@forward_step.wrong("the image is not shrunk", seen="noise added as in denoising autoencoders")
+@forward_step.wrong(
+    "the image is not shrunk", seen="no public source: a plausible slip (noise added as in denoising autoencoders)"
+)
 def _(schedule, x_prev, t, generator):
     return x_prev + _var(schedule, x_prev, t) ** 0.5 * _randn(x_prev, generator)
 
@@ -167,17 +184,22 @@ def linear(f):
     yield f.fault
 
 
-@linear.wrong("indexed by t/T instead of (t − 1)/(T − 1)", seen="an overview article")
+@linear.wrong(
+    "indexed by t/T instead of (t − 1)/(T − 1)",
+    seen="no public source: a plausible slip (t counted from 1, the schedule from 0)",
+)
 def _(T, beta_1, beta_T):
     return Schedule(beta_1 + torch.arange(1, T + 1, dtype=torch.float64) / T * (beta_T - beta_1))
 
 
-@linear.wrong("β_t = β̄/T for every t, which is constant", seen="a tuning guide for diffusion models")
+@linear.wrong(
+    "β_t = β̄/T for every t, which is constant", seen="no public source: a plausible slip (a budget spread evenly)"
+)
 def _(T, beta_1, beta_T):
     return Schedule(torch.full((T,), beta_T / T, dtype=torch.float64))
 
 
-@linear.wrong("√β is linear, not β", seen="CompVis/latent-diffusion, under the name linear")
+@linear.wrong("√β is linear, not β", seen="CompVis/latent-diffusion, make_beta_schedule: its “linear”")
 def _(T, beta_1, beta_T):
     return Schedule(torch.linspace(beta_1**0.5, beta_T**0.5, T, dtype=torch.float64) ** 2)
 
@@ -204,17 +226,23 @@ def cumulative(f):
     yield f.fault
 
 
-@cumulative.wrong("the product stops at t − 1", seen="arrays with and without an entry for t = 0, mixed up")
+@cumulative.wrong(
+    "the product stops at t − 1",
+    seen="no public source: a plausible slip (arrays with and without an entry for t = 0, mixed up)",
+)
 def _(beta):
     return torch.cumprod(torch.cat([torch.ones(1), 1 - beta[:-1]]), 0)
 
 
-@cumulative.wrong("the product of the β", seen="a slip of the pen")
+@cumulative.wrong("the product of the β", seen="no public source: a plausible slip")
 def _(beta):
     return torch.cat([torch.ones(1), torch.cumprod(beta[1:], 0)])
 
 
-@cumulative.wrong("exp(−Σβ), the limit of many small steps", seen="continuous-time texts, used at finite T")
+@cumulative.wrong(
+    "exp(−Σβ), the limit of many small steps",
+    seen="no public source: a plausible slip (continuous-time texts, used at finite T)",
+)
 def _(beta):
     return torch.exp(-torch.cumsum(beta, 0))
 
@@ -241,17 +269,20 @@ def _(alpha_prev, alpha_t):
     return (alpha_t * alpha_prev) ** 0.5, 1 - alpha_t * alpha_prev
 
 
-@two_steps.wrong("scale √α_t·α_{t−1}: the root covers one factor only", seen="a student report")
+@two_steps.wrong(
+    "scale √α_t·α_{t−1}: the root covers one factor only",
+    seen="no public source: a plausible slip (the root drawn too short)",
+)
 def _(alpha_prev, alpha_t):
     return alpha_t**0.5 * alpha_prev, 1 - alpha_t * alpha_prev
 
 
-@two_steps.wrong("the first step's noise is not shrunk by the second", seen="a common slip")
+@two_steps.wrong("the first step's noise is not shrunk by the second", seen="no public source: a plausible slip")
 def _(alpha_prev, alpha_t):
     return (alpha_t * alpha_prev) ** 0.5, (1 - alpha_t) + (1 - alpha_prev)
 
 
-@two_steps.wrong("standard deviations are added instead of variances", seen="a common slip")
+@two_steps.wrong("standard deviations are added instead of variances", seen="no public source: a plausible slip")
 def _(alpha_prev, alpha_t):
     return (alpha_t * alpha_prev) ** 0.5, ((1 - alpha_t) ** 0.5 + (alpha_t * (1 - alpha_prev)) ** 0.5) ** 2
 
@@ -291,25 +322,32 @@ def _jump(x_0, eps, signal, noise):
     return signal.reshape(-1, 1, 1, 1) * x_0 + noise.reshape(-1, 1, 1, 1) * eps
 
 
-@forward_jump.wrong("the roots are missing: ᾱ_t·x_0 + (1 − ᾱ_t)·ε", seen="variance and standard deviation mixed up")
+@forward_jump.wrong(
+    "the roots are missing: ᾱ_t·x_0 + (1 − ᾱ_t)·ε",
+    seen="of this kind: Ryota-Kawamura/How-Diffusion-Models-Work issue 1 (the noise's root only)",
+)
 def _(schedule, x_0, eps, t):
     a = schedule.alpha_bar[t]
     return _jump(x_0, eps, a, 1 - a)
 
 
-@forward_jump.wrong("α_t in place of ᾱ_t", seen="a bar lost in copying")
+@forward_jump.wrong("α_t in place of ᾱ_t", seen="no public source: a plausible slip (a bar lost in copying)")
 def _(schedule, x_0, eps, t):
     a = schedule.alpha[t]
     return _jump(x_0, eps, a.sqrt(), (1 - a).sqrt())
 
 
-@forward_jump.wrong("ᾱ_{t−1} in place of ᾱ_t", seen="a 1-based t with a 0-based table")
+@forward_jump.wrong(
+    "ᾱ_{t−1} in place of ᾱ_t", seen="no public source: a plausible slip (a 1-based t with a 0-based table)"
+)
 def _(schedule, x_0, eps, t):
     a = schedule.alpha_bar[t - 1]
     return _jump(x_0, eps, a.sqrt(), (1 - a).sqrt())
 
 
-@forward_jump.wrong("noise scaled by √β_t, that of one step", seen="Eq. 3.1 and Eq. 3.5 mixed up")
+@forward_jump.wrong(
+    "noise scaled by √β_t, that of one step", seen="no public source: a plausible slip (Eq. 3.1 and Eq. 3.5 mixed up)"
+)
 def _(schedule, x_0, eps, t):
     return _jump(x_0, eps, schedule.alpha_bar[t].sqrt(), schedule.beta[t].sqrt())
 
@@ -328,17 +366,20 @@ def signal_to_noise(f):
     yield f.fault
 
 
-@signal_to_noise.wrong("a ratio of standard deviations", seen="variance and standard deviation mixed up")
+@signal_to_noise.wrong(
+    "a ratio of standard deviations",
+    seen="no public source: a plausible slip (variance and standard deviation mixed up)",
+)
 def _(schedule, t):
     return (schedule.alpha_bar[t] / (1 - schedule.alpha_bar[t])).sqrt()
 
 
-@signal_to_noise.wrong("upside down", seen="samplers written in σ² = 1/SNR")
+@signal_to_noise.wrong("upside down", seen="no public source: a plausible slip (samplers written in σ² = 1/SNR)")
 def _(schedule, t):
     return (1 - schedule.alpha_bar[t]) / schedule.alpha_bar[t]
 
 
-@signal_to_noise.wrong("of one step: α_t/β_t", seen="a bar lost in copying")
+@signal_to_noise.wrong("of one step: α_t/β_t", seen="no public source: a plausible slip (a bar lost in copying)")
 def _(schedule, t):
     return schedule.alpha[t] / schedule.beta[t]
 
@@ -390,17 +431,25 @@ def _(schedule, s, t):
     return ratio.sqrt(), 1 - ratio
 
 
-@jump_between.wrong("variance 1 − ᾱ_t, as if x_s were clean", seen="strided samplers")
+@jump_between.wrong(
+    "variance 1 − ᾱ_t, as if x_s were clean", seen="no public source: a plausible slip (strided samplers)"
+)
 def _(schedule, s, t):
     return (schedule.alpha_bar[t] / schedule.alpha_bar[s]).sqrt(), 1 - schedule.alpha_bar[t]
 
 
-@jump_between.wrong("variances subtracted: (1 − ᾱ_t) − (1 − ᾱ_s)", seen="forgets that x_s is shrunk, with its noise")
+@jump_between.wrong(
+    "variances subtracted: (1 − ᾱ_t) − (1 − ᾱ_s)",
+    seen="no public source: a plausible slip (forgets that x_s is shrunk, with its noise)",
+)
 def _(schedule, s, t):
     return (schedule.alpha_bar[t] / schedule.alpha_bar[s]).sqrt(), schedule.alpha_bar[s] - schedule.alpha_bar[t]
 
 
-@jump_between.wrong("β_t, the variance of the last step of the jump", seen="diffusers PR 3006: the β of a skipped step")
+@jump_between.wrong(
+    "β_t, the variance of the last step of the jump",
+    seen="huggingface/diffusers PR 3006 (“when skipping timesteps, self.betas[t] is the wrong beta”)",
+)
 def _(schedule, s, t):
     return (schedule.alpha_bar[t] / schedule.alpha_bar[s]).sqrt(), schedule.beta[t]
 
@@ -449,18 +498,25 @@ def _(x_t, weight, mean, var, alpha_bar):
     return _mixture(x_t, weight, alpha_bar**0.5 * mean, alpha_bar * var + 1 - alpha_bar)
 
 
-@mixture_marginal.wrong("each component is treated as a point: variance 1 − ᾱ_t", seen="q(x_t|x_0) taken for q(x_t)")
+@mixture_marginal.wrong(
+    "each component is treated as a point: variance 1 − ᾱ_t",
+    seen="no public source: a plausible slip (q(x_t|x_0) taken for q(x_t))",
+)
 def _(x_t, weight, mean, var, alpha_bar):
     return _mixture(x_t, weight, alpha_bar**0.5 * mean, 1 - alpha_bar)
 
 
-@mixture_marginal.wrong("the components' means are not shrunk", seen="noise added as in denoising autoencoders")
+@mixture_marginal.wrong(
+    "the components' means are not shrunk",
+    seen="no public source: a plausible slip (noise added as in denoising autoencoders)",
+)
 def _(x_t, weight, mean, var, alpha_bar):
     return _mixture(x_t, weight, mean, alpha_bar * var + 1 - alpha_bar)
 
 
 @mixture_marginal.wrong(
-    "the variance is shrunk by √ᾱ_t instead of ᾱ_t", seen="variance and standard deviation mixed up"
+    "the variance is shrunk by √ᾱ_t instead of ᾱ_t",
+    seen="no public source: a plausible slip (variance and standard deviation mixed up)",
 )
 def _(x_t, weight, mean, var, alpha_bar):
     return _mixture(x_t, weight, alpha_bar**0.5 * mean, alpha_bar**0.5 * var + 1 - alpha_bar)
@@ -486,16 +542,20 @@ def _(x_0, alpha_bar):
     return 0.5 * (alpha_bar * (x_0**2 - 1) - np.log(1 - alpha_bar))
 
 
-@distance_from_noise.wrong("the logarithm's sign", seen="a common slip")
+@distance_from_noise.wrong("the logarithm's sign", seen="no public source: a plausible slip")
 def _(x_0, alpha_bar):
     return 0.5 * (alpha_bar * (x_0**2 - 1) + np.log(1 - alpha_bar))
 
 
-@distance_from_noise.wrong("the mean only: ½·ᾱ_t·x_0²", seen="forgets that the variance is not yet 1")
+@distance_from_noise.wrong(
+    "the mean only: ½·ᾱ_t·x_0²", seen="no public source: a plausible slip (forgets that the variance is not yet 1)"
+)
 def _(x_0, alpha_bar):
     return 0.5 * alpha_bar * x_0**2
 
 
-@distance_from_noise.wrong("the arguments of the divergence swapped", seen="KL taken for symmetric")
+@distance_from_noise.wrong(
+    "the arguments of the divergence swapped", seen="no public source: a plausible slip (KL taken for symmetric)"
+)
 def _(x_0, alpha_bar):
     return 0.5 * ((1 + alpha_bar * x_0**2) / (1 - alpha_bar) - 1 + np.log(1 - alpha_bar))

@@ -63,20 +63,26 @@ def _angles(t, width, max_period, shift=1, gap=1):
     return (t - shift).double()[:, None] * max_period**-power
 
 
-@time_embedding.wrong("t in place of t − 1", seen="networks whose steps count from 0, copied beside a t from 1")
+@time_embedding.wrong(
+    "t in place of t − 1",
+    seen="no public source: a plausible slip (networks whose steps count from 0, copied beside a t from 1)",
+)
 def _(t, width, max_period):
     angle = _angles(t, width, max_period, shift=0)
     return torch.cat([angle.sin(), angle.cos()], 1).float()
 
 
-@time_embedding.wrong("cosines first", seen="openai/guided-diffusion; right for its own weights only")
+@time_embedding.wrong(
+    "cosines first", seen="openai/guided-diffusion and improved-diffusion, nn.py; right for their own weights only"
+)
 def _(t, width, max_period):
     angle = _angles(t, width, max_period)
     return torch.cat([angle.cos(), angle.sin()], 1).float()
 
 
 @time_embedding.wrong(
-    "half in place of half − 1 in the frequencies", seen="openai/guided-diffusion; right for its own weights only"
+    "half in place of half − 1 in the frequencies",
+    seen="openai/guided-diffusion and improved-diffusion, nn.py; right for their own weights only",
 )
 def _(t, width, max_period):
     angle = _angles(t, width, max_period, gap=0)
@@ -84,14 +90,17 @@ def _(t, width, max_period):
 
 
 @time_embedding.wrong(
-    "sine and cosine alternate", seen="Vaswani et al. 2017 as printed; right for its own weights only"
+    "sine and cosine alternate", seen="Vaswani et al. 2017, section 3.5, as printed; right for its own weights only"
 )
 def _(t, width, max_period):
     angle = _angles(t, width, max_period)
     return torch.stack([angle.sin(), angle.cos()], 2).flatten(1).float()
 
 
-@time_embedding.wrong("sine on even rows, cosine on odd rows, not on columns", seen="dataflowr; BrianPulfer issue 9")
+@time_embedding.wrong(
+    "sine on even rows, cosine on odd rows, not on columns",
+    seen="dataflowr/notebooks, Module18/ddpm_nano_sol.ipynb; BrianPulfer/PapersReimplementations issue 9",
+)
 def _(t, width, max_period):
     table = _angles(torch.arange(1, 4001), width, max_period).repeat(1, 2)
     table[0::2] = table[0::2].sin()
@@ -99,7 +108,10 @@ def _(t, width, max_period):
     return table[t - 1].float()
 
 
-@time_embedding.wrong("t/T in place of t − 1", seen="a relative time, handed to frequencies made for whole steps")
+@time_embedding.wrong(
+    "t/T in place of t − 1",
+    seen="no public source: a plausible slip (a relative time, handed to frequencies made for whole steps)",
+)
 def _(t, width, max_period):
     angle = _angles(t, width, max_period, shift=0) / 1000
     return torch.cat([angle.sin(), angle.cos()], 1).float()
@@ -132,19 +144,23 @@ def _(omega, k):
     return _matrix([[c, s], [-s, c]])
 
 
-@shift_is_rotation.wrong("the matrix for pairs (cos, sin)", seen="the order of the pair mixed up")
+@shift_is_rotation.wrong(
+    "the matrix for pairs (cos, sin)", seen="no public source: a plausible slip (the order of the pair mixed up)"
+)
 def _(omega, k):
     c, s = math.cos(omega * k), math.sin(omega * k)
     return _matrix([[c, -s], [s, c]])
 
 
-@shift_is_rotation.wrong("a reflection: determinant −1", seen="a sign lost in the addition theorems")
+@shift_is_rotation.wrong(
+    "a reflection: determinant −1", seen="no public source: a plausible slip (a sign lost in the addition theorems)"
+)
 def _(omega, k):
     c, s = math.cos(omega * k), math.sin(omega * k)
     return _matrix([[c, s], [s, -c]])
 
 
-@shift_is_rotation.wrong("the same angle k for every hand", seen="ω forgotten")
+@shift_is_rotation.wrong("the same angle k for every hand", seen="no public source: a plausible slip (ω forgotten)")
 def _(omega, k):
     c, s = math.cos(k), math.sin(k)
     return _matrix([[c, s], [-s, c]])
@@ -171,17 +187,20 @@ def _(s, t, omega):
     return ((s - t) * omega).cos().sum()
 
 
-@gram.wrong("cos ω(s + t)", seen="a sign lost in the addition theorem")
+@gram.wrong("cos ω(s + t)", seen="no public source: a plausible slip (a sign lost in the addition theorem)")
 def _(s, t, omega):
     return ((s + t - 2) * omega).cos().sum()
 
 
-@gram.wrong("the mean over the hands, not the sum", seen="a cosine similarity taken for an inner product")
+@gram.wrong(
+    "the mean over the hands, not the sum",
+    seen="no public source: a plausible slip (a cosine similarity taken for an inner product)",
+)
 def _(s, t, omega):
     return ((s - t) * omega).cos().mean()
 
 
-@gram.wrong("sin ω(s − t): 0 at s = t", seen="sine and cosine mixed up")
+@gram.wrong("sin ω(s − t): 0 at s = t", seen="no public source: a plausible slip (sine and cosine mixed up)")
 def _(s, t, omega):
     return ((s - t) * omega).sin().sum()
 
@@ -225,7 +244,10 @@ def _(kernels, strides):
     return size
 
 
-@receptive_field.wrong("the layer's own stride counts already", seen="size and jump updated in the wrong order")
+@receptive_field.wrong(
+    "the layer's own stride counts already",
+    seen="no public source: a plausible slip (size and jump updated in the wrong order)",
+)
 def _(kernels, strides):
     size, jump = 1, 1
     for k, s in zip(kernels, strides, strict=True):
@@ -234,12 +256,14 @@ def _(kernels, strides):
     return size
 
 
-@receptive_field.wrong("strides ignored", seen="the rule for plain stacks, used for all")
+@receptive_field.wrong(
+    "strides ignored", seen="no public source: a plausible slip (the rule for plain stacks, used for all)"
+)
 def _(kernels, strides):
     return 1 + sum(k - 1 for k in kernels)
 
 
-@receptive_field.wrong("k in place of k − 1: shared pixels counted twice", seen="a common slip")
+@receptive_field.wrong("k in place of k − 1: shared pixels counted twice", seen="no public source: a plausible slip")
 def _(kernels, strides):
     size, jump = 1, 1
     for k, s in zip(kernels, strides, strict=True):
@@ -247,7 +271,10 @@ def _(kernels, strides):
     return size
 
 
-@receptive_field.wrong("the product of the kernels", seen="fields multiplied, as if no two neighbours overlapped")
+@receptive_field.wrong(
+    "the product of the kernels",
+    seen="no public source: a plausible slip (fields multiplied, as if no two neighbours overlapped)",
+)
 def _(kernels, strides):
     return math.prod(kernels)
 
@@ -290,22 +317,31 @@ def _(x, groups, gain, bias, eps):
     return _normalised(x, groups, gain, bias, eps)
 
 
-@group_norm.wrong("the variance divides by n − 1", seen="torch.var with its default")
+@group_norm.wrong(
+    "the variance divides by n − 1", seen="torch.var: its default correction is 1, so it divides by n − 1"
+)
 def _(x, groups, gain, bias, eps):
     return _normalised(x, groups, gain, bias, eps, correction=1)
 
 
-@group_norm.wrong("mean and variance run over the batch too", seen="batch norm taken for group norm")
+@group_norm.wrong(
+    "mean and variance run over the batch too",
+    seen="no public source: a plausible slip (batch norm taken for group norm)",
+)
 def _(x, groups, gain, bias, eps):
     return _normalised(x, groups, gain, bias, eps, dims=(0, 2))
 
 
-@group_norm.wrong("every channel is a group", seen="instance norm taken for group norm")
+@group_norm.wrong(
+    "every channel is a group", seen="no public source: a plausible slip (instance norm taken for group norm)"
+)
 def _(x, groups, gain, bias, eps):
     return _normalised(x, x.shape[1], gain, bias, eps)
 
 
-@group_norm.wrong("ε is added to the standard deviation", seen="a common slip, invisible while ε is tiny")
+@group_norm.wrong(
+    "ε is added to the standard deviation", seen="no public source: a plausible slip (invisible while ε is tiny)"
+)
 def _(x, groups, gain, bias, eps):
     grouped = x.reshape(len(x), groups, -1)
     std = grouped.var(2, correction=0, keepdim=True).sqrt()
@@ -313,7 +349,10 @@ def _(x, groups, gain, bias, eps):
     return z * gain[:, None, None] + bias[:, None, None]
 
 
-@group_norm.wrong("channel c belongs to group c mod G", seen="neighbouring channels dealt out like cards")
+@group_norm.wrong(
+    "channel c belongs to group c mod G",
+    seen="no public source: a plausible slip (neighbouring channels dealt out like cards)",
+)
 def _(x, groups, gain, bias, eps):
     order = torch.arange(x.shape[1]).reshape(-1, groups).T.flatten()
     out = torch.empty_like(x)
@@ -520,57 +559,73 @@ class _BlockOfPieces(ResidualBlock):
         return p["join"](self, x, p["second"](self, h))
 
 
-@residual_block.wrong("scale in place of 1 + scale", seen="features multiplied by about 0 at the start")
+@residual_block.wrong(
+    "scale in place of 1 + scale",
+    seen="no public source: a plausible slip (features multiplied by about 0 at the start)",
+)
 def _(*sizes, **options):
     return _BlockOfPieces(sizes, options, film=lambda b, h, scale, shift: b.norm_2(h) * scale + shift)
 
 
-@residual_block.wrong("scale and shift swapped", seen="the halves of one linear layer, taken in the other order")
+@residual_block.wrong(
+    "scale and shift swapped",
+    seen="no public source: a plausible slip (the halves of one linear layer, taken in the other order)",
+)
 def _(*sizes, **options):
     return _BlockOfPieces(sizes, options, film=lambda b, h, shift, scale: b.norm_2(h) * (1 + scale) + shift)
 
 
-@residual_block.wrong("scale and shift before the norm, which undoes part of them", seen="a common slip")
+@residual_block.wrong(
+    "scale and shift before the norm, which undoes part of them", seen="no public source: a plausible slip"
+)
 def _(*sizes, **options):
     return _BlockOfPieces(sizes, options, film=lambda b, h, scale, shift: b.norm_2(h * (1 + scale) + shift))
 
 
-@residual_block.wrong("the embedding is added after the second norm", seen="the two ways of telling the time mixed up")
+@residual_block.wrong(
+    "the embedding is added after the second norm",
+    seen="no public source: a plausible slip (the two ways of telling the time mixed up)",
+)
 def _(*sizes, **options):
     return _BlockOfPieces(sizes, options, add=lambda b, h, told: b.norm_2(h) + told)
 
 
-@residual_block.wrong("no SiLU on the embedding", seen="a common slip")
+@residual_block.wrong("no SiLU on the embedding", seen="no public source: a plausible slip")
 def _(*sizes, **options):
     return _BlockOfPieces(sizes, options, told=lambda b, embedding: b.embedding(embedding))
 
 
-@residual_block.wrong("no shortcut", seen="a plain stack of convolutions")
+@residual_block.wrong("no shortcut", seen="no public source: a plausible slip (a plain stack of convolutions)")
 def _(*sizes, **options):
     return _BlockOfPieces(sizes, options, join=lambda b, x, branch: branch)
 
 
-@residual_block.wrong("the shortcut starts after the norm", seen="one variable, x, overwritten on the way")
+@residual_block.wrong(
+    "the shortcut starts after the norm",
+    seen="no public source: a plausible slip (one variable, x, overwritten on the way)",
+)
 def _(*sizes, **options):
     return _BlockOfPieces(sizes, options, join=lambda b, x, branch: b.shortcut(b.norm_1(x)) + branch)
 
 
-@residual_block.wrong("SiLU before the norm", seen="a common slip")
+@residual_block.wrong("SiLU before the norm", seen="no public source: a plausible slip")
 def _(*sizes, **options):
     return _BlockOfPieces(sizes, options, first=lambda b, x: b.conv_1(b.norm_1(F.silu(x))))
 
 
-@residual_block.wrong("ReLU in place of SiLU", seen="the blocks of ResNet, copied")
+@residual_block.wrong("ReLU in place of SiLU", seen="no public source: a plausible slip (the blocks of ResNet, copied)")
 def _(*sizes, **options):
     return _BlockOfPieces(sizes, options, second=lambda b, h: b.conv_2(b.dropout(F.relu(h))))
 
 
-@residual_block.wrong("dropout after the last convolution", seen="a common slip")
+@residual_block.wrong("dropout after the last convolution", seen="no public source: a plausible slip")
 def _(*sizes, **options):
     return _BlockOfPieces(sizes, options, second=lambda b, h: b.dropout(b.conv_2(F.silu(h))))
 
 
-@residual_block.wrong("the last convolution does not start at zero", seen="a layer left as PyTorch makes it")
+@residual_block.wrong(
+    "the last convolution does not start at zero", seen="torch.nn.Conv2d: its default initialisation is not zero"
+)
 def _(*sizes, **options):
     block = ResidualBlock(*sizes, **options)
     block.conv_2.reset_parameters()
@@ -609,17 +664,25 @@ def _(d):
     return d
 
 
-@scale_of_the_scores.wrong("√d, which is the standard deviation", seen="variance and standard deviation mixed up")
+@scale_of_the_scores.wrong(
+    "√d, which is the standard deviation",
+    seen="no public source: a plausible slip (variance and standard deviation mixed up)",
+)
 def _(d):
     return d**0.5
 
 
-@scale_of_the_scores.wrong("d²: standard deviations are added", seen="the terms taken for one and the same number")
+@scale_of_the_scores.wrong(
+    "d²: standard deviations are added",
+    seen="no public source: a plausible slip (the terms taken for one and the same number)",
+)
 def _(d):
     return d**2
 
 
-@scale_of_the_scores.wrong("2·d: the variance of q·q", seen="key and query taken for the same vector")
+@scale_of_the_scores.wrong(
+    "2·d: the variance of q·q", seen="no public source: a plausible slip (key and query taken for the same vector)"
+)
 def _(d):
     return 2 * d
 
@@ -710,40 +773,50 @@ class _LayerOfPieces(SelfAttention):
         return p["join"](self, x, self.out(p["merge"](self, weights @ v, x.shape[2])))
 
 
-@self_attention.wrong("the scores are not scaled", seen="a common slip")
+@self_attention.wrong("the scores are not scaled", seen="no public source: a plausible slip")
 def _(c, **options):
     return _LayerOfPieces(c, options, scale=lambda a, q: 1.0)
 
 
-@self_attention.wrong("divided by d, not by √d", seen="variance and standard deviation mixed up")
+@self_attention.wrong(
+    "divided by d, not by √d", seen="no public source: a plausible slip (variance and standard deviation mixed up)"
+)
 def _(c, **options):
     return _LayerOfPieces(c, options, scale=lambda a, q: 1 / q.shape[-1])
 
 
-@self_attention.wrong("scaled with all channels, not with a head's", seen="a layer of one head, given more")
+@self_attention.wrong(
+    "scaled with all channels, not with a head's",
+    seen="no public source: a plausible slip (a layer of one head, given more)",
+)
 def _(c, **options):
     return _LayerOfPieces(c, options, scale=lambda a, q: c**-0.5)
 
 
-@self_attention.wrong("the softmax runs over the queries", seen="dim=-2 for dim=-1")
+@self_attention.wrong(
+    "the softmax runs over the queries", seen="no public source: a plausible slip (dim=-2 for dim=-1)"
+)
 def _(c, **options):
     return _LayerOfPieces(c, options, weights=lambda a, scores: scores.softmax(-2))
 
 
-@self_attention.wrong("queries and keys swapped", seen="the scores transposed")
+@self_attention.wrong("queries and keys swapped", seen="no public source: a plausible slip (the scores transposed)")
 def _(c, **options):
     return _LayerOfPieces(c, options, weights=lambda a, scores: scores.transpose(-1, -2).softmax(-1))
 
 
 @self_attention.wrong(
-    "heads outermost, q, k and v within", seen="openai/guided-diffusion's older order of the channels"
+    "heads outermost, q, k and v within", seen="openai/guided-diffusion, QKVAttentionLegacy, its default"
 )
 def _(c, **options):
     order = "b (n three c) h w -> three b n (h w) c"
     return _LayerOfPieces(c, options, split=lambda a, qkv: rearrange(qkv, order, three=3, n=a.heads))
 
 
-@self_attention.wrong("heads merged in the wrong order", seen="a reshape without the transposition that belongs to it")
+@self_attention.wrong(
+    "heads merged in the wrong order",
+    seen="no public source: a plausible slip (a reshape without the transposition that belongs to it)",
+)
 def _(c, **options):
     return _LayerOfPieces(
         c,
@@ -752,12 +825,17 @@ def _(c, **options):
     )
 
 
-@self_attention.wrong("no shortcut", seen="attention in the place of the residual block, not after it")
+@self_attention.wrong(
+    "no shortcut",
+    seen="no public source: a plausible slip (attention in the place of the residual block, not after it)",
+)
 def _(c, **options):
     return _LayerOfPieces(c, options, join=lambda a, x, branch: branch)
 
 
-@self_attention.wrong("the last layer does not start at zero", seen="a layer left as PyTorch makes it")
+@self_attention.wrong(
+    "the last layer does not start at zero", seen="torch.nn.Conv2d and Linear: their default initialisation is not zero"
+)
 def _(c, **options):
     layer = SelfAttention(c, **options)
     layer.out.reset_parameters()
@@ -798,25 +876,29 @@ def _(cov, second_moment):
     return 1 - 2 * cov + second_moment
 
 
-@loss_of_a_network.wrong("the covariance counted once", seen="a common slip")
+@loss_of_a_network.wrong("the covariance counted once", seen="no public source: a plausible slip")
 def _(cov, second_moment):
     return 1 - cov + second_moment
 
 
-@loss_of_a_network.wrong("the covariance's sign", seen="the rule for a sum, used for a difference")
+@loss_of_a_network.wrong(
+    "the covariance's sign", seen="no public source: a plausible slip (the rule for a sum, used for a difference)"
+)
 def _(cov, second_moment):
     return 1 + 2 * cov + second_moment
 
 
 @loss_of_a_network.wrong(
-    "the estimate's size taken off, not added", seen="the loss of the perfect network, used for all"
+    "the estimate's size taken off, not added",
+    seen="no public source: a plausible slip (the loss of the perfect network, used for all)",
 )
 def _(cov, second_moment):
     return 1 - second_moment
 
 
 @loss_of_a_network.wrong(
-    "the network's output taken for independent of the noise", seen="its start taken for all of it"
+    "the network's output taken for independent of the noise",
+    seen="no public source: a plausible slip (its start taken for all of it)",
 )
 def _(cov, second_moment):
     return 1 + second_moment

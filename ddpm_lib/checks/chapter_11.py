@@ -147,29 +147,37 @@ def _shuffled(n, *seed):
     return np.random.default_rng(seed).permutation(n)
 
 
-@batches.wrong("drawn with replacement: a third of the images is missed in an epoch", seen="randint for the indices")
+@batches.wrong(
+    "drawn with replacement: a third of the images is missed in an epoch",
+    seen="no public source: a plausible slip (randint for the indices)",
+)
 def _(n, batch, seed, start):
     draws = np.random.default_rng((seed, start))
     while True:
         yield torch.from_numpy(draws.integers(0, n, batch))
 
 
-@batches.wrong("the same order in every epoch", seen="a seed that is set at the beginning of each epoch")
+@batches.wrong(
+    "the same order in every epoch", seen="lucidrains/DALLE-pytorch PR 230 (DistributedSampler without set_epoch)"
+)
 def _(n, batch, seed, start):
     return _epochs(n, batch, lambda epoch: _shuffled(n, seed), start)
 
 
-@batches.wrong("a new order in the second epoch, and from then on the same", seen="a common slip")
+@batches.wrong("a new order in the second epoch, and from then on the same", seen="no public source: a plausible slip")
 def _(n, batch, seed, start):
     return _epochs(n, batch, lambda epoch: _shuffled(n, seed, min(epoch, 1)), start)
 
 
-@batches.wrong("a resumed run begins with batch 0 again", seen="guided-diffusion and others: the loader starts afresh")
+@batches.wrong(
+    "a resumed run begins with batch 0 again",
+    seen="kyutai-labs/pocket-tts PR 287 (every relaunch replays the shuffle from position zero)",
+)
 def _(n, batch, seed, start):
     return _epochs(n, batch, lambda epoch: _shuffled(n, seed, epoch), 0)
 
 
-@batches.wrong("the rest of an epoch is dropped", seen="drop_last=True: which images are never seen is left to chance")
+@batches.wrong("the rest of an epoch is dropped", seen="openai/guided-diffusion, image_datasets.py: drop_last=True")
 def _(n, batch, seed, start):
     whole = max(1, n // batch)
     while True:
@@ -178,12 +186,18 @@ def _(n, batch, seed, start):
         start += 1
 
 
-@batches.wrong("only a random beginning, then in the order of the data", seen="a shuffle by rolling, cheap on a disk")
+@batches.wrong(
+    "only a random beginning, then in the order of the data",
+    seen="no public source: a plausible slip (a shuffle by rolling, cheap on a disk)",
+)
 def _(n, batch, seed, start):
     return _epochs(n, batch, lambda epoch: np.roll(np.arange(n), _shuffled(n, seed, epoch)[0]), start)
 
 
-@batches.wrong("drawn from torch's global generator", seen="DataLoader(shuffle=True), resumed with a new seed")
+@batches.wrong(
+    "drawn from torch's global generator",
+    seen="torch.utils.data.DataLoader(shuffle=True): without a generator it draws its seed from the global one",
+)
 def _(n, batch, seed, start):
     drawn = {}
     return _epochs(n, batch, lambda epoch: drawn.setdefault(epoch, torch.randperm(n).numpy()), start)
@@ -242,38 +256,45 @@ def _(theta, gradient, m, v, k, rate, beta_1, beta_2, eps, decay):
     return theta - rate * (m_hat / (v_hat.sqrt() + eps) + decay * theta), m, v
 
 
-@adamw.wrong("L2: the decay is added to the gradient", seen="torch.optim.Adam with weight_decay, said to be AdamW")
+@adamw.wrong("L2: the decay is added to the gradient", seen="torch.optim.Adam: its weight_decay is an L2 penalty")
 def _(theta, gradient, m, v, k, rate, beta_1, beta_2, eps, decay):
     return adamw.statement(theta, gradient + decay * theta, m, v, k, rate, beta_1, beta_2, eps, 0.0)
 
 
-@adamw.wrong("no correction for the start: m and v themselves", seen="google-research/bert's optimiser, copied")
+@adamw.wrong("no correction for the start: m and v themselves", seen="google-research/bert, optimization.py")
 def _(theta, gradient, m, v, k, rate, beta_1, beta_2, eps, decay):
     m, v = beta_1 * m + (1 - beta_1) * gradient, beta_2 * v + (1 - beta_2) * gradient**2
     return theta - rate * (m / (v.sqrt() + eps) + decay * theta), m, v
 
 
-@adamw.wrong("ε inside the root", seen="a common slip: RMSProp's and batch norm's formula")
+@adamw.wrong("ε inside the root", seen="no public source: a plausible slip (RMSProp's and batch norm's formula)")
 def _(theta, gradient, m, v, k, rate, beta_1, beta_2, eps, decay):
     m, v = beta_1 * m + (1 - beta_1) * gradient, beta_2 * v + (1 - beta_2) * gradient**2
     m_hat, v_hat = m / (1 - beta_1**k), v / (1 - beta_2**k)
     return theta - rate * (m_hat / (v_hat + eps).sqrt() + decay * theta), m, v
 
 
-@adamw.wrong("ε added before v is corrected", seen="the paper's shortcut at the end of its section 2, ε̂ taken for ε")
+@adamw.wrong(
+    "ε added before v is corrected",
+    seen="Kingma and Ba 2015, the last paragraph before their section 2.1: its ε̂ taken for ε",
+)
 def _(theta, gradient, m, v, k, rate, beta_1, beta_2, eps, decay):
     m, v = beta_1 * m + (1 - beta_1) * gradient, beta_2 * v + (1 - beta_2) * gradient**2
     scaled = rate * (1 - beta_2**k) ** 0.5 / (1 - beta_1**k)
     return theta - scaled * m / (v.sqrt() + eps) - rate * decay * theta, m, v
 
 
-@adamw.wrong("the decay is not multiplied by the rate", seen="Loshchilov and Hutter's λ, put into torch's AdamW")
+@adamw.wrong(
+    "the decay is not multiplied by the rate",
+    seen="Loshchilov and Hutter 2019, Algorithm 2: λ is not multiplied by α; put into torch's AdamW, which multiplies "
+    "it by lr",
+)
 def _(theta, gradient, m, v, k, rate, beta_1, beta_2, eps, decay):
     moved, m, v = adamw.statement(theta, gradient, m, v, k, rate, beta_1, beta_2, eps, 0.0)
     return moved - decay * theta, m, v
 
 
-@adamw.wrong("the two memories are exchanged", seen="betas=(0.999, 0.9)")
+@adamw.wrong("the two memories are exchanged", seen="no public source: a plausible slip (betas=(0.999, 0.9))")
 def _(theta, gradient, m, v, k, rate, beta_1, beta_2, eps, decay):
     return adamw.statement(theta, gradient, m, v, k, rate, beta_2, beta_1, eps, decay)
 
@@ -338,22 +359,28 @@ def _(gradients, c):
     return tuple(part * (c / max(c, float(_norm(gradients)))) for part in gradients)
 
 
-@clipping.wrong("each tensor is clipped by itself, which turns the gradient", seen="clip_grad_norm_(p, c) in a loop")
+@clipping.wrong(
+    "each tensor is clipped by itself, which turns the gradient",
+    seen="no public source: a plausible slip (clip_grad_norm_(p, c) in a loop)",
+)
 def _(gradients, c):
     return tuple(part * (c / max(c, float(_norm([part])))) for part in gradients)
 
 
-@clipping.wrong("each number is clipped by itself", seen="clip_grad_value_ taken for clip_grad_norm_")
+@clipping.wrong("each number is clipped by itself", seen="torch.nn.utils.clip_grad_value_ for clip_grad_norm_")
 def _(gradients, c):
     return tuple(part.clamp(-c, c) for part in gradients)
 
 
-@clipping.wrong("short gradients are stretched to length c, too", seen="normalising taken for clipping")
+@clipping.wrong(
+    "short gradients are stretched to length c, too",
+    seen="no public source: a plausible slip (normalising taken for clipping)",
+)
 def _(gradients, c):
     return tuple(part * c / _norm(gradients) for part in gradients)
 
 
-@clipping.wrong("divided by the square of the norm", seen="a root forgotten")
+@clipping.wrong("divided by the square of the norm", seen="no public source: a plausible slip (a root forgotten)")
 def _(gradients, c):
     return tuple(part * min(1.0, c / max(float(_norm(gradients)) ** 2, 1e-300)) for part in gradients)
 
@@ -386,22 +413,33 @@ def _fall(done, warmup, steps, final):
     return 1 + (final - 1) * (done - warmup) / (steps - warmup)
 
 
-@course.wrong("the first step has the rate 0", seen="done/warmup, as in transformers' schedules")
+@course.wrong(
+    "the first step has the rate 0",
+    seen="huggingface/transformers, get_linear_schedule_with_warmup: step/warmup from step 0",
+)
 def _(warmup, steps, final):
     return lambda k: k / warmup if k < warmup else max(min(1.0, final), _fall(k, warmup, steps, final))
 
 
-@course.wrong("the fall takes `steps` steps after the warm-up, so it is never finished", seen="a common slip")
+@course.wrong(
+    "the fall takes `steps` steps after the warm-up, so it is never finished", seen="no public source: a plausible slip"
+)
 def _(warmup, steps, final):
     return lambda k: (k + 1) / (warmup + 1) if k < warmup else max(final, _fall(k, warmup, steps + warmup + 1, final))
 
 
-@course.wrong("the line goes on after `steps`, below its end and below 0", seen="a missing max(0, ...)")
+@course.wrong(
+    "the line goes on after `steps`, below its end and below 0",
+    seen="no public source: a plausible slip (a missing max(0, ...))",
+)
 def _(warmup, steps, final):
     return lambda k: (k + 1) / (warmup + 1) if k < warmup else _fall(k, warmup, steps, final)
 
 
-@course.wrong("falls to 0, and stops there at `final`", seen="max(final, 1 − progress): a plateau, not a line")
+@course.wrong(
+    "falls to 0, and stops there at `final`",
+    seen="no public source: a plausible slip (max(final, 1 − progress): a plateau, not a line)",
+)
 def _(warmup, steps, final):
     return lambda k: (k + 1) / (warmup + 1) if k < warmup else max(final, _fall(k, warmup, steps, 0.0))
 
@@ -522,27 +560,36 @@ class _Average:
         self.before = copy.deepcopy(model)
 
 
-@moving_average.wrong("θ in the place of its average: d·θ_old + (1 − d)·θ_new", seen="an EDM2 summary")
+@moving_average.wrong(
+    "θ in the place of its average: d·θ_old + (1 − d)·θ_new", seen="no public source: a plausible slip (the hats lost)"
+)
 def _(model, decay):
     return _Average(model, decay, lambda average, old, new, d, decay: d * old + (1 - d) * new)
 
 
-@moving_average.wrong("no warm-up of d", seen="improved-diffusion and others, where 0.9999 holds from the first step")
+@moving_average.wrong("no warm-up of d", seen="openai/improved-diffusion: update_ema with 0.9999 from the first step")
 def _(model, decay):
     return _Average(model, decay, lambda average, old, new, d, decay: decay * average + (1 - decay) * new)
 
 
-@moving_average.wrong("d and 1 − d are exchanged", seen="decay and momentum mixed up: 0.9999 for 0.0001")
+@moving_average.wrong(
+    "d and 1 − d are exchanged",
+    seen="no public source: a plausible slip (decay and momentum mixed up: 0.9999 for 0.0001)",
+)
 def _(model, decay):
     return _Average(model, decay, lambda average, old, new, d, decay: (1 - d) * average + d * new)
 
 
-@moving_average.wrong("buffers are not copied", seen="a loop over parameters() alone")
+@moving_average.wrong(
+    "buffers are not copied", seen="pytorch/pytorch issue 84053 (AveragedModel with use_buffers=False)"
+)
 def _(model, decay):
     return _Average(model, decay, lambda average, old, new, d, decay: d * average + (1 - d) * new, buffers=False)
 
 
-@moving_average.wrong("no copy: the average is the network itself", seen="ema = model")
+@moving_average.wrong(
+    "no copy: the average is the network itself", seen="no public source: a plausible slip (ema = model)"
+)
 def _(model, decay):
     return _Average(model, decay, lambda average, old, new, d, decay: d * average + (1 - d) * new, alias=True)
 
@@ -579,24 +626,32 @@ def _(decays):
     return added * _products(decays)
 
 
-@memory.wrong("the first weights count like all others: the shares do not sum to 1", seen="a sum that starts at k = 1")
+@memory.wrong(
+    "the first weights count like all others: the shares do not sum to 1",
+    seen="no public source: a plausible slip (a sum that starts at k = 1)",
+)
 def _(decays):
     return torch.cat([1 - decays[:1], 1 - decays]) * _products(decays)
 
 
-@memory.wrong("the oldest weights count most", seen="an index turned round: 1 − d_k times d_1···d_{k−1}")
+@memory.wrong(
+    "the oldest weights count most",
+    seen="no public source: a plausible slip (an index turned round: 1 − d_k times d_1···d_{k−1})",
+)
 def _(decays):
     added = torch.cat([torch.ones(1, dtype=decays.dtype), 1 - decays])
     return (added * _products(decays)).flip(0)
 
 
-@memory.wrong("one step too old: d_k itself is among the factors of θ_k", seen="a common slip")
+@memory.wrong("one step too old: d_k itself is among the factors of θ_k", seen="no public source: a plausible slip")
 def _(decays):
     added = torch.cat([torch.ones(1, dtype=decays.dtype), 1 - decays])
     return added * torch.cat([_products(decays)[:1], _products(decays)[:-1]])
 
 
-@memory.wrong("a plain mean of all weights", seen="“averaged weights” taken at their word")
+@memory.wrong(
+    "a plain mean of all weights", seen="no public source: a plausible slip (“averaged weights” taken at their word)"
+)
 def _(decays):
     return torch.full((len(decays) + 1,), 1 / (len(decays) + 1), dtype=decays.dtype)
 
@@ -626,21 +681,26 @@ def _(p):
     return 1 / (len(p) * p)
 
 
-@unbiased.wrong("no factor: what is drawn often counts more", seen="importance sampling without its weights")
+@unbiased.wrong(
+    "no factor: what is drawn often counts more",
+    seen="no public source: a plausible slip (importance sampling without its weights)",
+)
 def _(p):
     return torch.ones_like(p)
 
 
-@unbiased.wrong("1/p: the loss and the learning rate grow by the factor T", seen="a common slip")
+@unbiased.wrong("1/p: the loss and the learning rate grow by the factor T", seen="no public source: a plausible slip")
 def _(p):
     return 1 / p
 
 
-@unbiased.wrong("T·p, upside down", seen="a common slip")
+@unbiased.wrong("T·p, upside down", seen="no public source: a plausible slip")
 def _(p):
     return len(p) * p
 
 
-@unbiased.wrong("the factors are scaled to the mean 1 over t", seen="“normalised” weights")
+@unbiased.wrong(
+    "the factors are scaled to the mean 1 over t", seen="no public source: a plausible slip (“normalised” weights)"
+)
 def _(p):
     return (1 / p) / (1 / p).mean()
