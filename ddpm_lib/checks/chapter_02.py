@@ -9,7 +9,7 @@ from torch.distributions import Independent, MultivariateNormal, Normal, kl_dive
 
 from ddpm_lib.checks import apart, check, largest
 from ddpm_lib.checks.chapter_01 import UNITS, hermite, log_normal, zoom
-from ddpm_lib.checks.guard import STENCIL, Watched, relative, slope_gap, until
+from ddpm_lib.checks.guard import STENCIL, Watched, apart_each, relative, slope_gap, until
 
 DOUBLE = torch.float64
 
@@ -43,38 +43,75 @@ def pixels(f):
     yield f.fault
 
 
-@pixels.wrong("scaled twice: the data lie in [−3, 1]", seen="a student report over denoising-diffusion-pytorch")
+@pixels.wrong(
+    "scaled twice: the data lie in [−3, 1]", seen="no public source: a data set and a training script that both scale"
+)
 def _(images, white):
     return 2 * (images.double() / white * 2 - 1) - 1
 
 
-@pixels.wrong("left in [0, 1]: grey where there should be black", seen="users of public code: diffusers issue 10677")
+@pixels.wrong(
+    "left in [0, 1]: grey where there should be black", seen="huggingface/diffusers 10677, zengbohan0217/FADM 2"
+)
 def _(images, white):
     return images.double() / white
 
 
-@pixels.wrong("divided by the number of levels, 256, instead of by the level of white", seen="a common slip")
+@pixels.wrong(
+    "divided by the number of levels, 256, instead of by the level of white",
+    seen="Daniil-Osokin/lightweight-human-pose-estimation.pytorch 140",
+)
 def _(images, white):
     return images.double() / (white + 1) * 2 - 1
 
 
-@pixels.wrong("doubled as bytes, which overflow", seen="a common slip")
+@pixels.wrong("doubled as bytes, which overflow", seen="no public source: a common slip")
 def _(images, white):
     return images * 2 / white - 1
 
 
-@pixels.wrong("each batch stretched to its own darkest and brightest pixel", seen="“normalise” in plotting code")
+@pixels.wrong(
+    "each batch stretched to its own darkest and brightest pixel", seen="no public source: “normalise” in plotting code"
+)
 def _(images, white):
     low, high = images.double().aminmax()
     return (images.double() - low) / (high - low) * 2 - 1
 
 
-@pixels.wrong("the batch's mean removed, and divided by its standard deviation", seen="code for classifiers")
+@pixels.wrong(
+    "the batch's mean removed, and divided by its standard deviation", seen="no public source: code for classifiers"
+)
 def _(images, white):
     return (images.double() - images.double().mean()) / images.double().std()
 
 
 # x ~ N(a·z² + b·z + c, s), z ~ N(0, 1), and q(z|x) = N(m, v): the posterior of some has two bumps.
+
+
+@pixels.wrong("to [−½, ½]", seen="IBM/BAGAN 9")
+def _(images, white):
+    return images.double() / white - 0.5
+
+
+@pixels.wrong(
+    "255 is taken for white in every image of bytes", seen="no public source: right until white is another level"
+)
+def _(images, white):
+    return images.double() / (255 if images.dtype == torch.uint8 else white) * 2 - 1
+
+
+@pixels.wrong("shades between whole levels are cut off", seen="no public source: resized images cast to integers")
+def _(images, white):
+    return images.long().double() / white * 2 - 1
+
+
+@pixels.wrong("floats are scaled where they lie: the data set is overwritten", seen="no public source: mul_ and sub_")
+def _(images, white):
+    if not images.is_floating_point():
+        return images.double() / white * 2 - 1
+    return images.mul_(2 / white).sub_(1)
+
+
 CURVED = [  # a, b, c, s, x, m, v
     (0.6, 0.5, -0.4, 0.2, 0.7, 0.8, 0.15),
     (0.6, 0.5, -0.4, 0.2, 0.7, -1.1, 0.6),
@@ -134,21 +171,37 @@ def _(log_joint, log_q, weight):
     return np.log((weight * np.exp(log_ratio)).sum()), (weight * log_ratio).sum()
 
 
-@lower_bound.wrong("= in place of ≥: log p(x) is said to be E_q[log p/q]", seen="a tuning guide for diffusion models")
+@lower_bound.wrong(
+    "= in place of ≥: log p(x) is said to be E_q[log p/q]", seen="probml/pml2-book 87, in its chapter on diffusion"
+)
 def _(log_joint, log_q, weight):
     bound = (weight * (log_joint - log_q)).sum()
     return bound, bound
 
 
-@lower_bound.wrong("−log q is left out of the bound: q's entropy is lost", seen="a common slip")
+@lower_bound.wrong("−log q is left out of the bound: q's entropy is lost", seen="no public source: a common slip")
 def _(log_joint, log_q, weight):
     return np.log((weight * np.exp(log_joint - log_q)).sum()), (weight * log_joint).sum()
 
 
-@lower_bound.wrong("≤ in place of ≥: the sides are swapped", seen="the inequality of convex functions, used for log")
+@lower_bound.wrong(
+    "≤ in place of ≥: the sides are swapped", seen="no public source: the inequality of convex functions, used for log"
+)
 def _(log_joint, log_q, weight):
     log_ratio = log_joint - log_q
     return (weight * log_ratio).sum(), np.log((weight * np.exp(log_ratio)).sum())
+
+
+@lower_bound.wrong("q is subtracted, not log q", seen="probml/pml2-book 23")
+def _(log_joint, log_q, weight):
+    evidence = np.log((weight * np.exp(log_joint - log_q)).sum())
+    return evidence, (weight * (log_joint - np.exp(log_q))).sum()
+
+
+@lower_bound.wrong("1e-12 is added to p(x) before the logarithm", seen="no public source: against log 0")
+def _(log_joint, log_q, weight):
+    log_ratio = log_joint - log_q
+    return np.log((weight * np.exp(log_ratio)).sum() + 1e-12), (weight * log_ratio).sum()
 
 
 @check(
@@ -171,19 +224,29 @@ def _(log_q, log_posterior, log_prior, dz):
     return (np.exp(log_q) * (log_q - log_posterior)).sum() * dz
 
 
-@gap.wrong("the divergence's arguments swapped", seen="KL taken for symmetric")
+@gap.wrong("the divergence's arguments swapped", seen="no public source: KL taken for symmetric")
 def _(log_q, log_posterior, log_prior, dz):
     return (np.exp(log_posterior) * (log_posterior - log_q)).sum() * dz
 
 
-@gap.wrong("the divergence to the prior", seen="the KL of Eq. 2.4 taken for that of Eq. 2.3")
+@gap.wrong("the divergence to the prior", seen="no public source: the KL of Eq. 2.4 taken for that of Eq. 2.3")
 def _(log_q, log_posterior, log_prior, dz):
     return (np.exp(log_q) * (log_q - log_prior)).sum() * dz
 
 
-@gap.wrong("in bits", seen="log2 taken for log")
+@gap.wrong("in bits", seen="no public source: log2 taken for log")
 def _(log_q, log_posterior, log_prior, dz):
     return (np.exp(log_q) * (log_q - log_posterior)).sum() * dz / np.log(2)
+
+
+@gap.wrong("a log-ratio of at most 100", seen="no public source: a clamp for stability")
+def _(log_q, log_posterior, log_prior, dz):
+    return (np.exp(log_q) * (log_q - log_posterior).clip(max=100)).sum() * dz
+
+
+@gap.wrong("the spacing of one grid for all grids", seen="no public source: a number in the place of a variable")
+def _(log_q, log_posterior, log_prior, dz):
+    return (np.exp(log_q) * (log_q - log_posterior)).sum() * (Z[1] - Z[0])
 
 
 LINEAR = [(1, (1, 2, 2)), (2, (3,)), (2, (2, 1, 3)), (3, (1,)), (1, (1, 1, 1))]  # latents, shape of x
@@ -246,8 +309,8 @@ def reconstruction_and_kl(f):
     f = Watched(f)
     for seed, (latents, shape) in enumerate(LINEAR):
         x, mean, log_var, weight, bias, decoder_var = linear_case(latents, shape, seed)
-        leaves = [mean, log_var, weight, bias, torch.tensor(decoder_var, dtype=DOUBLE)]
-        mean, log_var, weight, bias, var = (leaf.requires_grad_() for leaf in leaves)
+        leaves = [x, mean, log_var, weight, bias, torch.tensor(decoder_var, dtype=DOUBLE)]
+        x, mean, log_var, weight, bias, var = (leaf.requires_grad_() for leaf in leaves)
         flat = x.flatten(1)
 
         q = MultivariateNormal(mean, torch.diag_embed(log_var.exp()))
@@ -270,11 +333,11 @@ def reconstruction_and_kl(f):
         got = parts[0] - parts[1]
         linked = got.sum() + 0 * mean.sum()  # with something to differentiate, if f let no gradient through
         got_slopes = torch.autograd.grad(linked, leaves, allow_unused=True, materialize_grads=True)
-        yield largest(apart(got, exact), *map(apart, got_slopes, slopes))
+        yield largest(apart(got, exact), apart_each(got_slopes, slopes))
         yield apart(both[1], exact_kl.repeat_interleave(N))  # in closed form: the same for every eps
 
         eps = torch.randn(mean.shape, generator=torch.Generator().manual_seed(9), dtype=DOUBLE)
-        mean, log_var, weight, bias = (leaf.detach() for leaf in leaves[:4])
+        x, mean, log_var, weight, bias = (leaf.detach() for leaf in leaves[:5])
 
         def curved(z, w=weight, b=bias, s=x.shape):
             return torch.sin(z @ w.T + b).reshape(-1, *s[1:])
@@ -315,61 +378,125 @@ def _z(mean, log_var, eps):
     return mean + (log_var / 2).exp() * eps
 
 
-@reconstruction_and_kl.wrong("the sign of the KL: the bound adds it", seen="a loss and its negative mixed up")
+@reconstruction_and_kl.wrong("the sign of the KL: the bound adds it", seen="EderSantana/gumbel 3")
 def _(x, mean, log_var, decode, decoder_var, eps):
     return _reconstruction(x, _z(mean, log_var, eps), decode, decoder_var), -_kl(mean, log_var)
 
 
-@reconstruction_and_kl.wrong("the divergence's arguments swapped: KL(p(z) ‖ q(z|x))", seen="KL taken for symmetric")
+@reconstruction_and_kl.wrong(
+    "the divergence's arguments swapped: KL(p(z) ‖ q(z|x))", seen="no public source: KL taken for symmetric"
+)
 def _(x, mean, log_var, decode, decoder_var, eps):
     kl = 0.5 * ((mean**2 + 1) / log_var.exp() - 1 + log_var).sum(1)
     return _reconstruction(x, _z(mean, log_var, eps), decode, decoder_var), kl
 
 
-@reconstruction_and_kl.wrong("e^log_var is taken for a standard deviation", seen="a common slip")
+@reconstruction_and_kl.wrong(
+    "e^log_var is taken for a standard deviation", seen="rachtsingh/ibp_vae 3, bjlkeng/sandbox 10"
+)
 def _(x, mean, log_var, decode, decoder_var, eps):
     return _reconstruction(x, mean + log_var.exp() * eps, decode, decoder_var), _kl(mean, log_var)
 
 
 @reconstruction_and_kl.wrong(
-    "the mean over pixels, not the sum: the KL weighs D times as much", seen="mse_loss's default"
+    "the mean over pixels, not the sum: the KL weighs D times as much",
+    seen="orybkin/sigma-vae-pytorch PR 12, zdebruine/MMVAE PR 19",
 )
 def _(x, mean, log_var, decode, decoder_var, eps):
     return _reconstruction(x, _z(mean, log_var, eps), decode, decoder_var, torch.mean), _kl(mean, log_var)
 
 
-@reconstruction_and_kl.wrong("the −1 of the KL is lost", seen="a slip of the pen")
+@reconstruction_and_kl.wrong("the −1 of the KL is lost", seen="no public source: a slip of the pen")
 def _(x, mean, log_var, decode, decoder_var, eps):
     kl = 0.5 * (mean**2 + log_var.exp() - log_var).sum(1)
     return _reconstruction(x, _z(mean, log_var, eps), decode, decoder_var), kl
 
 
-@reconstruction_and_kl.wrong("squared error without the factor 1/(2·variance) and the constant", seen="mse + KL")
+@reconstruction_and_kl.wrong(
+    "squared error without the factor 1/(2·variance) and the constant", seen="no public source: mse + KL"
+)
 def _(x, mean, log_var, decode, decoder_var, eps):
     return -(x - decode(_z(mean, log_var, eps))).square().flatten(1).sum(1), _kl(mean, log_var)
 
 
-@reconstruction_and_kl.wrong("the sample is detached: no gradient reaches the encoder", seen="torch.normal, .sample()")
+@reconstruction_and_kl.wrong(
+    "the sample is detached: no gradient reaches the encoder", seen="jankrepl/deepdow PR 106: .sample() for .rsample()"
+)
 def _(x, mean, log_var, decode, decoder_var, eps):
     return _reconstruction(x, _z(mean, log_var, eps).detach(), decode, decoder_var), _kl(mean, log_var)
 
 
-@reconstruction_and_kl.wrong("the KL by the one sample, too: right on average, but noisy", seen="log q − log p in code")
+@reconstruction_and_kl.wrong(
+    "the KL by the one sample, too: right on average, but noisy", seen="no public source: log q − log p in code"
+)
 def _(x, mean, log_var, decode, decoder_var, eps):
     z = _z(mean, log_var, eps)
     kl = (Normal(mean, log_var.exp() ** 0.5).log_prob(z) - Normal(0.0, 1.0).log_prob(z)).sum(1)
     return _reconstruction(x, z, decode, decoder_var), kl
 
 
-@reconstruction_and_kl.wrong("the constant ½·log(2π·variance) is left out", seen="code whose variance is not learned")
+@reconstruction_and_kl.wrong(
+    "the constant ½·log(2π·variance) is left out", seen="no public source: code whose variance is not learned"
+)
 def _(x, mean, log_var, decode, decoder_var, eps):
     square = (x - decode(_z(mean, log_var, eps))).square() / decoder_var
     return -0.5 * square.flatten(1).sum(1), _kl(mean, log_var)
 
 
-@reconstruction_and_kl.wrong("the mean is decoded, not a sample", seen="the code of a plain autoencoder")
+@reconstruction_and_kl.wrong(
+    "the mean is decoded, not a sample", seen="no public source: the code of a plain autoencoder"
+)
 def _(x, mean, log_var, decode, decoder_var, eps):
     return _reconstruction(x, mean, decode, decoder_var), _kl(mean, log_var)
+
+
+@reconstruction_and_kl.wrong("the mean over latents, not the sum", seen="mkusner/grammarVAE 2, keras-team/keras-io 270")
+def _(x, mean, log_var, decode, decoder_var, eps):
+    return _reconstruction(x, _z(mean, log_var, eps), decode, decoder_var), _kl(mean, log_var) / mean.shape[1]
+
+
+@reconstruction_and_kl.wrong("one KL for all: the sum over the batch", seen="EDAPINENUT/GNTPP 4, GlassyWing/nvae 3")
+def _(x, mean, log_var, decode, decoder_var, eps):
+    kl = _kl(mean, log_var).sum().expand(len(x))
+    return _reconstruction(x, _z(mean, log_var, eps), decode, decoder_var), kl
+
+
+@reconstruction_and_kl.wrong("−½ once, not once a latent", seen="ericjang/draw 2 and PR 6")
+def _(x, mean, log_var, decode, decoder_var, eps):
+    kl = _kl(mean, log_var) + 0.5 * (mean.shape[1] - 1)
+    return _reconstruction(x, _z(mean, log_var, eps), decode, decoder_var), kl
+
+
+@reconstruction_and_kl.wrong("plus log_var in the KL, not minus", seen="FluxML/model-zoo PR 147")
+def _(x, mean, log_var, decode, decoder_var, eps):
+    return _reconstruction(x, _z(mean, log_var, eps), decode, decoder_var), _kl(mean, log_var) + log_var.sum(1)
+
+
+@reconstruction_and_kl.wrong(
+    "log_var is cut off at −30 and 20", seen="DiagonalGaussianDistribution in CompVis/latent-diffusion"
+)
+def _(x, mean, log_var, decode, decoder_var, eps):
+    log_var = log_var.clamp(-30, 20)
+    return _reconstruction(x, _z(mean, log_var, eps), decode, decoder_var), _kl(mean, log_var)
+
+
+@reconstruction_and_kl.wrong(
+    "1e-8 is added inside the KL's logarithm", seen="hwalsuklee/tensorflow-mnist-CVAE 2 quotes such code"
+)
+def _(x, mean, log_var, decode, decoder_var, eps):
+    kl = 0.5 * (mean**2 + log_var.exp() - 1 - (log_var.exp() + 1e-8).log()).sum(1)
+    return _reconstruction(x, _z(mean, log_var, eps), decode, decoder_var), kl
+
+
+@reconstruction_and_kl.wrong("a KL of at least 0.001 nats", seen="no public source: free bits, called the bound")
+def _(x, mean, log_var, decode, decoder_var, eps):
+    return _reconstruction(x, _z(mean, log_var, eps), decode, decoder_var), _kl(mean, log_var).clamp(min=1e-3)
+
+
+@reconstruction_and_kl.wrong("a decoder's variance of at least 1e-6", seen="no public source: a clamp for stability")
+def _(x, mean, log_var, decode, decoder_var, eps):
+    decoder_var = torch.as_tensor(decoder_var).clamp(min=1e-6)
+    return _reconstruction(x, _z(mean, log_var, eps), decode, decoder_var), _kl(mean, log_var)
 
 
 SMOOTH = [  # f: (N, K) → (N,), and q's means and standard deviations
@@ -417,10 +544,9 @@ def unbiased(estimator):
         eps, weight = hermite(48, len(mean))
         mean, std = torch.tensor([mean, std], dtype=DOUBLE)
         got = estimator(function, mean, std, eps)
-        yield largest(*(apart(weight @ part.detach(), row) for part, row in zip(got, exact, strict=True)))
+        yield apart_each([weight @ part.detach() for part in got], exact)
         for rows in ([7], [len(eps) - 9, 3], [20, 21, 22]):
-            few = estimator(function, mean, std, eps[rows])
-            yield largest(*(apart(part, of_all[rows]) for part, of_all in zip(few, got, strict=True)))
+            yield apart_each(estimator(function, mean, std, eps[rows]), [part[rows] for part in got])
     eps, weight = hermite(4, 3)
     for m, s in ((0.5, 2.0**-10), (0.0, 2.0**-40), (0.0, 1.0), (0.0, 2.0**12)):
         mean, std = m * torch.tensor([1, -2, 3.0], dtype=DOUBLE), s * torch.tensor([1, 0.5, 2.0], dtype=DOUBLE)
@@ -438,7 +564,7 @@ def reparameterised(f):
     for function, mean, std in SMOOTH:  # it sees slopes only: a constant changes no estimate, not even of one eps
         arguments = *torch.tensor([mean, std], dtype=DOUBLE), hermite(5, len(mean))[0]
         lifted = f(lambda z, g=function: g(z) + 3.5, *arguments)
-        yield from map(apart, lifted, f(function, *arguments))
+        yield apart_each(lifted, f(function, *arguments))
     yield f.fault
 
 
@@ -467,33 +593,57 @@ def _(function, mean, std, eps):
     return slope, slope * eps
 
 
-@reparameterised.wrong("the sample is detached, and the gradient 0", seen="torch.normal, .sample() for .rsample()")
+@reparameterised.wrong(
+    "the sample is detached, and the gradient 0", seen="no public source: torch.normal, .sample() for .rsample()"
+)
 def _(function, mean, std, eps):
     return 0 * eps, 0 * eps
 
 
-@reparameterised.wrong("ε is missing in the derivative by the standard deviation", seen="a common slip")
+@reparameterised.wrong(
+    "ε is missing in the derivative by the standard deviation", seen="no public source: a common slip"
+)
 def _(function, mean, std, eps):
     slope = _slope(function, mean + std * eps)
     return slope, slope
 
 
-@reparameterised.wrong("the derivative by the log-variance, given as that by the deviation", seen="a common slip")
+@reparameterised.wrong(
+    "the derivative by the log-variance, given as that by the deviation", seen="no public source: a common slip"
+)
 def _(function, mean, std, eps):
     slope = _slope(function, mean + std * eps)
     return slope, slope * eps * std / 2
 
 
-@reparameterised.wrong("the slope at the mean, not at the sample", seen="the code of a plain autoencoder")
+@reparameterised.wrong(
+    "the slope at the mean, not at the sample", seen="no public source: the code of a plain autoencoder"
+)
 def _(function, mean, std, eps):
     slope = _slope(function, mean.expand_as(eps))
     return slope, slope * eps
 
 
-@reparameterised.wrong("the values are used, not the slopes: Eq. 2.6 under the name of Eq. 2.5", seen="a common slip")
+@reparameterised.wrong(
+    "the values are used, not the slopes: Eq. 2.6 under the name of Eq. 2.5", seen="no public source: a common slip"
+)
 def _(function, mean, std, eps):
     value = function(mean + std * eps)[:, None]
     return value * eps / std, value * (eps**2 - 1) / std
+
+
+@reparameterised.wrong(
+    "averaged over the batch, for every ε", seen="no public source: the estimate in the place of its terms"
+)
+def _(function, mean, std, eps):
+    slope = _slope(function, mean + std * eps)
+    return slope.mean(0).expand_as(eps), (slope * eps).mean(0).expand_as(eps)
+
+
+@reparameterised.wrong("a standard deviation of at least 1e-6", seen="no public source: a clamp for stability")
+def _(function, mean, std, eps):
+    slope = _slope(function, mean + std.clamp(min=1e-6) * eps)
+    return slope, slope * eps
 
 
 @score_function.states
@@ -502,36 +652,55 @@ def _(function, mean, std, eps):
     return value * eps / std, value * (eps**2 - 1) / std
 
 
-@score_function.wrong("the gradient of q, not of log q", seen="a logarithm lost in copying")
+@score_function.wrong("the gradient of q, not of log q", seen="no public source: a logarithm lost in copying")
 def _(function, mean, std, eps):
     density = torch.exp(-0.5 * eps**2) / (2 * torch.pi) ** 0.5 / std
     value = function(mean + std * eps)[:, None]
     return value * density * eps / std, value * density * (eps**2 - 1) / std
 
 
-@score_function.wrong("the sample moves with q's parameters: ∂ log q is 0 and −1/σ", seen=".rsample() for .sample()")
+@score_function.wrong("the sample moves with q's parameters: ∂ log q is 0 and −1/σ", seen="tensorflow/tensorflow 7236")
 def _(function, mean, std, eps):
     value = function(mean + std * eps)[:, None]
     return 0 * value * eps, -value / std + 0 * eps
 
 
-@score_function.wrong("the −1 is lost: the density's normalisation does not move", seen="a common slip")
+@score_function.wrong(
+    "the −1 is lost: the density's normalisation does not move", seen="no public source: a common slip"
+)
 def _(function, mean, std, eps):
     value = function(mean + std * eps)[:, None]
     return value * eps / std, value * eps**2 / std
 
 
-@score_function.wrong("f is differentiated too: both gradients are added", seen="a loss whose z was not detached")
+@score_function.wrong(
+    "f is differentiated too: both gradients are added", seen="no public source: a loss whose z was not detached"
+)
 def _(function, mean, std, eps):
     z = mean + std * eps
     slope, value = _slope(function, z), function(z)[:, None]
     return value * eps / std + slope, value * (eps**2 - 1) / std + slope * eps
 
 
-@score_function.wrong("f is differentiated: Eq. 2.5 under the name of Eq. 2.6", seen="autograd, where f has no slope")
+@score_function.wrong(
+    "f is differentiated: Eq. 2.5 under the name of Eq. 2.6", seen="no public source: autograd, where f has no slope"
+)
 def _(function, mean, std, eps):
     slope = _slope(function, mean + std * eps)
     return slope, slope * eps
+
+
+@score_function.wrong("minus the mean of the same batch: biased by 1/n", seen="jsboige/CoursIA PR 15256")
+def _(function, mean, std, eps):
+    value = function(mean + std * eps)[:, None]
+    value = value - value.mean()
+    return value * eps / std, value * (eps**2 - 1) / std
+
+
+@score_function.wrong("1e-8 is added to the standard deviation", seen="no public source: against a division by 0")
+def _(function, mean, std, eps):
+    value = function(mean + std * eps)[:, None]
+    return value * eps / (std + 1e-8), value * (eps**2 - 1) / (std + 1e-8)
 
 
 EVIDENCE = [  # latents, entries of x, factor of W, of x, decoder's variance
@@ -610,37 +779,63 @@ def _noise(x, decoder_var):
     return decoder_var * torch.eye(x.shape[1], dtype=DOUBLE)
 
 
-@linear_evidence.wrong("the decoder's variance is squared", seen="variance and standard deviation mixed up")
+@linear_evidence.wrong(
+    "the decoder's variance is squared", seen="no public source: variance and standard deviation mixed up"
+)
 def _(x, weight, bias, decoder_var):
     evidence = _evidence(x, weight, bias, _noise(x, decoder_var**2))
     return evidence, *_posterior(x, weight, bias, decoder_var**2)
 
 
-@linear_evidence.wrong("the pixels are taken as independent: only W·Wᵀ's diagonal", seen="p(x|z) mixed up with p(x)")
+@linear_evidence.wrong(
+    "the pixels are taken as independent: only W·Wᵀ's diagonal", seen="no public source: p(x|z) mixed up with p(x)"
+)
 def _(x, weight, bias, decoder_var):
     var = weight.square().sum(1) + decoder_var
     return Normal(bias, var**0.5).log_prob(x).sum(1), *_posterior(x, weight, bias, decoder_var)
 
 
-@linear_evidence.wrong("the posterior without its prior: least squares", seen="the pseudo-inverse as an encoder")
+@linear_evidence.wrong(
+    "the posterior without its prior: least squares", seen="no public source: the pseudo-inverse as an encoder"
+)
 def _(x, weight, bias, decoder_var):
     evidence = _evidence(x, weight, bias, _noise(x, decoder_var))
     return evidence, *_posterior(x, weight, bias, decoder_var, prior_precision=0.0)
 
 
-@linear_evidence.wrong("log p(x|z) at the posterior's mean", seen="the decoder's likelihood taken for the evidence")
+@linear_evidence.wrong(
+    "log p(x|z) at the posterior's mean", seen="no public source: the decoder's likelihood taken for the evidence"
+)
 def _(x, weight, bias, decoder_var):
     mean, cov = _posterior(x, weight, bias, decoder_var)
     return Normal(mean @ weight.T + bias, decoder_var**0.5).log_prob(x).sum(1), mean, cov
 
 
-@linear_evidence.wrong("the covariance without the decoder's variance: (I + Wᵀ·W)⁻¹", seen="a common slip")
+@linear_evidence.wrong(
+    "the covariance without the decoder's variance: (I + Wᵀ·W)⁻¹", seen="no public source: a common slip"
+)
 def _(x, weight, bias, decoder_var):
     evidence = _evidence(x, weight, bias, _noise(x, decoder_var))
     return evidence, *_posterior(x, weight, bias, 1.0)
 
 
 # Chains x_0 → x_1 → … → x_T. Encoder x_t ~ N(a·x_{t−1}, b), decoder x_{t−1} ~ N(c·x_t + d, s), p(x_T) = N(m, v).
+
+
+@linear_evidence.wrong(
+    "1e-6 is added to the variances of x", seen="no public source: jitter, lest a Cholesky factor fail"
+)
+def _(x, weight, bias, decoder_var):
+    evidence = _evidence(x, weight, bias, _noise(x, decoder_var + 1e-6))
+    return evidence, *_posterior(x, weight, bias, decoder_var)
+
+
+@linear_evidence.wrong("a log p(x) of at least −1000", seen="no public source: a clamp for stability")
+def _(x, weight, bias, decoder_var):
+    evidence = _evidence(x, weight, bias, _noise(x, decoder_var)).clamp(min=-1000)
+    return evidence, *_posterior(x, weight, bias, decoder_var)
+
+
 CHAINS = [  # x_0, [(a, b) for t = 1..T], [(c, d, s) for t = 1..T], (m, v)
     (0.7, [(0.9, 0.3), (0.6, 0.5)], [(0.8, 0.1, 0.4), (0.5, -0.3, 0.7)], (0.2, 0.8)),
     (-1.2, [(0.9, 0.2), (0.7, 0.4), (0.5, 0.6)], [(0.9, -0.2, 0.3), (0.6, 0.2, 0.5), (0.4, 0.1, 0.9)], (-0.1, 1.3)),
@@ -704,24 +899,40 @@ def _(log_p_end, log_p, log_q, weight):
 
 
 @chain_bound.wrong(
-    "log p(x_T) twice, and minus log p(x_0|x_1)", seen="a student report, in the telescoped form of chapter 5"
+    "log p(x_T) twice, and minus log p(x_0|x_1)",
+    seen="no public source: a term that the telescope of chapter 5 leaves over, counted twice",
 )
 def _(log_p_end, log_p, log_q, weight):
     return weight @ (2 * log_p_end + log_p[1:].sum(0) - log_p[0] - log_q.sum(0))
 
 
-@chain_bound.wrong("the encoder's entropy is left out", seen="“it has no parameters”: true, but it has a value")
+@chain_bound.wrong(
+    "the encoder's entropy is left out", seen="no public source: “it has no parameters”: true, but it has a value"
+)
 def _(log_p_end, log_p, log_q, weight):
     return weight @ (log_p_end + log_p.sum(0))
 
 
-@chain_bound.wrong("the last step's encoder only, as if there were one latent", seen="the bound of a VAE, copied")
+@chain_bound.wrong(
+    "the last step's encoder only, as if there were one latent", seen="no public source: the bound of a VAE, copied"
+)
 def _(log_p_end, log_p, log_q, weight):
     return weight @ (log_p_end + log_p.sum(0) - log_q[-1])
 
 
 @chain_bound.wrong(
-    "the logarithm outside of the expectation: log p(x_0) itself", seen="the line before Jensen’s inequality, copied"
+    "the logarithm outside of the expectation: log p(x_0) itself",
+    seen="no public source: the line before Jensen’s inequality, copied",
 )
 def _(log_p_end, log_p, log_q, weight):
     return np.log(weight @ np.exp(log_p_end + log_p.sum(0) - log_q.sum(0)))
+
+
+@chain_bound.wrong("the first three steps of any chain", seen="no public source: a sum written out for one T")
+def _(log_p_end, log_p, log_q, weight):
+    return weight @ (log_p_end + log_p[:3].sum(0) - log_q[:3].sum(0))
+
+
+@chain_bound.wrong("log-densities of at least −100", seen="no public source: a clamp for stability")
+def _(log_p_end, log_p, log_q, weight):
+    return weight @ (log_p_end + log_p.clip(min=-100).sum(0) - log_q.sum(0))

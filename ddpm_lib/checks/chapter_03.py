@@ -98,34 +98,40 @@ def _step(schedule, x_prev, t, noise):
     return (1 - _var(schedule, x_prev, t)) ** 0.5 * x_prev + noise
 
 
-@forward_step.wrong("noise β·U(0, 1) instead of √β·N(0, 1)", seen="acids-ircam/diffusion_models")
+@forward_step.wrong("noise β·U(0, 1) instead of √β·N(0, 1)", seen="acids-ircam/diffusion_models 1 and 8")
 def _(schedule, x_prev, t, generator):
     uniform = torch.rand(x_prev.shape, generator=generator, dtype=x_prev.dtype)
     return _step(schedule, x_prev, t, _var(schedule, x_prev, t) * uniform)
 
 
-@forward_step.wrong("uniform noise with the right mean and variance", seen="survives every test of mean and variance")
+@forward_step.wrong(
+    "uniform noise with the right mean and variance", seen="no public source: survives every test of mean and variance"
+)
 def _(schedule, x_prev, t, generator):
     uniform = torch.rand(x_prev.shape, generator=generator, dtype=x_prev.dtype)
     return _step(schedule, x_prev, t, (12 * _var(schedule, x_prev, t)) ** 0.5 * (uniform - 0.5))
 
 
-@forward_step.wrong("ε ~ N(0, β) and √β·ε: β is applied twice", seen="a tuning guide for diffusion models")
+@forward_step.wrong(
+    "ε ~ N(0, β) and √β·ε: β is applied twice", seen="noise scaled by β, huggingface/diffusion-models-class 63"
+)
 def _(schedule, x_prev, t, generator):
     return _step(schedule, x_prev, t, _var(schedule, x_prev, t) * _randn(x_prev, generator))
 
 
-@forward_step.wrong("one draw of noise for all pixels of an image", seen="a noise tensor of shape (B, 1, 1, 1)")
+@forward_step.wrong(
+    "one draw of noise for all pixels of an image", seen="greatlog/UnpairedSR 15: noise of shape (B, 1, 1, 1)"
+)
 def _(schedule, x_prev, t, generator):
     return _step(schedule, x_prev, t, _var(schedule, x_prev, t) ** 0.5 * _randn(x_prev[:, :1], generator))
 
 
-@forward_step.wrong("the root is missing: (1 − β)·x_{t−1}", seen="a common slip")
+@forward_step.wrong("the root is missing: (1 − β)·x_{t−1}", seen="no public source: a common slip")
 def _(schedule, x_prev, t, generator):
     return (1 - _var(schedule, x_prev, t)) * x_prev + _var(schedule, x_prev, t) ** 0.5 * _randn(x_prev, generator)
 
 
-@forward_step.wrong("the same noise in every step", seen="a seed that is set inside the function")
+@forward_step.wrong("the same noise in every step", seen="no public source: a seed that is set inside the function")
 def _(schedule, x_prev, t, generator):
     return _step(
         schedule, x_prev, t, _var(schedule, x_prev, t) ** 0.5 * _randn(x_prev, torch.Generator().manual_seed(0))
@@ -133,16 +139,51 @@ def _(schedule, x_prev, t, generator):
 
 
 @forward_step.wrong(
-    "half of the batch repeats the other half's noise", seen="noise drawn for half a batch, and doubled"
+    "half of the batch repeats the other half's noise",
+    seen="no public source: noise drawn for half a batch, and doubled",
 )
 def _(schedule, x_prev, t, generator):
     half = _randn(x_prev[: (len(x_prev) + 1) // 2], generator)
     return _step(schedule, x_prev, t, _var(schedule, x_prev, t) ** 0.5 * torch.cat([half, half])[: len(x_prev)])
 
 
-@forward_step.wrong("the image is not shrunk", seen="noise added as in denoising autoencoders")
+@forward_step.wrong("the image is not shrunk", seen="no public source: noise added as in denoising autoencoders")
 def _(schedule, x_prev, t, generator):
     return x_prev + _var(schedule, x_prev, t) ** 0.5 * _randn(x_prev, generator)
+
+
+@forward_step.wrong(
+    "one magnitude for all pixels of an image, signs of their own",
+    seen="no public source: uncorrelated, not independent",
+)
+def _(schedule, x_prev, t, generator):
+    shape = (len(x_prev), *[1] * (x_prev.ndim - 1))
+    magnitude = torch.randn(shape, generator=generator, dtype=x_prev.dtype).abs()
+    signs = _randn(x_prev, generator).sign()
+    return _step(schedule, x_prev, t, _var(schedule, x_prev, t) ** 0.5 * magnitude * signs)
+
+
+@forward_step.wrong("noise that ignores the generator", seen="no public source: randn_like, which takes none")
+def _(schedule, x_prev, t, generator):
+    return _step(schedule, x_prev, t, _var(schedule, x_prev, t) ** 0.5 * torch.randn_like(x_prev))
+
+
+@forward_step.wrong("no noise in the first step", seen="no public source: the rule of the reverse process, t > 1")
+def _(schedule, x_prev, t, generator):
+    later = per_image(torch.arange(schedule.T + 1) > 1, t, x_prev.shape)
+    return _step(schedule, x_prev, t, _var(schedule, x_prev, t) ** 0.5 * later * _randn(x_prev, generator))
+
+
+@forward_step.wrong("the first image's t for the whole batch", seen="no public source: t[0] where t is meant")
+def _(schedule, x_prev, t, generator):
+    t = t if isinstance(t, int) else t[:1].expand(len(t))
+    return _step(schedule, x_prev, t, _var(schedule, x_prev, t) ** 0.5 * _randn(x_prev, generator))
+
+
+@forward_step.wrong("a variance of at least 1e-6", seen="no public source: a clamp for stability")
+def _(schedule, x_prev, t, generator):
+    var = _var(schedule, x_prev, t).clamp(min=1e-6)
+    return _step(schedule, x_prev, t, var**0.5 * _randn(x_prev, generator))
 
 
 @check("3.2", "linear schedule", "implementation", "its ends, and equal differences between them", to=1e-12)
@@ -167,19 +208,33 @@ def linear(f):
     yield f.fault
 
 
-@linear.wrong("indexed by t/T instead of (t − 1)/(T − 1)", seen="an overview article")
+@linear.wrong(
+    "indexed by t/T instead of (t − 1)/(T − 1)", seen="no public source: the first step is then a fifth too large"
+)
 def _(T, beta_1, beta_T):
     return Schedule(beta_1 + torch.arange(1, T + 1, dtype=torch.float64) / T * (beta_T - beta_1))
 
 
-@linear.wrong("β_t = β̄/T for every t, which is constant", seen="a tuning guide for diffusion models")
+@linear.wrong(
+    "β_t = β̄/T for every t, which is constant", seen="no public source: a constant schedule under the name linear"
+)
 def _(T, beta_1, beta_T):
     return Schedule(torch.full((T,), beta_T / T, dtype=torch.float64))
 
 
-@linear.wrong("√β is linear, not β", seen="CompVis/latent-diffusion, under the name linear")
+@linear.wrong("√β is linear, not β", seen="under the name linear: CompVis/stable-diffusion 314, Comfy-Org/ComfyUI 1998")
 def _(T, beta_1, beta_T):
     return Schedule(torch.linspace(beta_1**0.5, beta_T**0.5, T, dtype=torch.float64) ** 2)
+
+
+@linear.wrong("the last β scaled with T, the first not", seen="NVlabs/I2SB 11")
+def _(T, beta_1, beta_T):
+    return Schedule(torch.linspace(beta_1, min(beta_T * 1000 / T, 0.999), T, dtype=torch.float64))
+
+
+@linear.wrong("a β of at most 0.999", seen="no public source: the cosine schedule's rule, used here")
+def _(T, beta_1, beta_T):
+    return Schedule(torch.linspace(beta_1, beta_T, T, dtype=torch.float64).clamp(max=0.999))
 
 
 @functools.cache
@@ -204,19 +259,28 @@ def cumulative(f):
     yield f.fault
 
 
-@cumulative.wrong("the product stops at t − 1", seen="arrays with and without an entry for t = 0, mixed up")
+@cumulative.wrong(
+    "the product stops at t − 1", seen="no public source: arrays with and without an entry for t = 0, mixed up"
+)
 def _(beta):
     return torch.cumprod(torch.cat([torch.ones(1), 1 - beta[:-1]]), 0)
 
 
-@cumulative.wrong("the product of the β", seen="a slip of the pen")
+@cumulative.wrong("the product of the β", seen="a comment in code, LuChengTHU/dpm-solver 13")
 def _(beta):
     return torch.cat([torch.ones(1), torch.cumprod(beta[1:], 0)])
 
 
-@cumulative.wrong("exp(−Σβ), the limit of many small steps", seen="continuous-time texts, used at finite T")
+@cumulative.wrong(
+    "exp(−Σβ), the limit of many small steps", seen="no public source: continuous-time texts, used at finite T"
+)
 def _(beta):
     return torch.exp(-torch.cumsum(beta, 0))
+
+
+@cumulative.wrong("at least 1e-12", seen="no public source: a clamp for stability")
+def _(beta):
+    return torch.cumprod(1 - beta, 0).clamp(min=1e-12)
 
 
 @check("3.4", "two steps in one", "identity", "two single steps, differentiated by autograd", to=1e-12)
@@ -241,19 +305,24 @@ def _(alpha_prev, alpha_t):
     return (alpha_t * alpha_prev) ** 0.5, 1 - alpha_t * alpha_prev
 
 
-@two_steps.wrong("scale √α_t·α_{t−1}: the root covers one factor only", seen="a student report")
+@two_steps.wrong("scale √α_t·α_{t−1}: the root covers one factor only", seen="no public source: a root drawn too short")
 def _(alpha_prev, alpha_t):
     return alpha_t**0.5 * alpha_prev, 1 - alpha_t * alpha_prev
 
 
-@two_steps.wrong("the first step's noise is not shrunk by the second", seen="a common slip")
+@two_steps.wrong("the first step's noise is not shrunk by the second", seen="no public source: a common slip")
 def _(alpha_prev, alpha_t):
     return (alpha_t * alpha_prev) ** 0.5, (1 - alpha_t) + (1 - alpha_prev)
 
 
-@two_steps.wrong("standard deviations are added instead of variances", seen="a common slip")
+@two_steps.wrong("standard deviations are added instead of variances", seen="no public source: a common slip")
 def _(alpha_prev, alpha_t):
     return (alpha_t * alpha_prev) ** 0.5, ((1 - alpha_t) ** 0.5 + (alpha_t * (1 - alpha_prev)) ** 0.5) ** 2
+
+
+@two_steps.wrong("a variance of at least 1e-8", seen="no public source: a clamp for stability")
+def _(alpha_prev, alpha_t):
+    return (alpha_t * alpha_prev) ** 0.5, max(1 - alpha_t * alpha_prev, 1e-8)
 
 
 JUMPS = [  # schedule, t, shape of x
@@ -281,8 +350,6 @@ def forward_jump(f):
         x_0, eps = torch.randn(2, *shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
         yield apart(f(schedule, x_0, eps, t), scale * x_0 + var.sqrt() * eps)
         yield apart(f(schedule, 50 * x_0, 7 * eps, t), scale * 50 * x_0 + var.sqrt() * 7 * eps)
-        yield relative(f(schedule, 0 * x_0, eps, t), var.sqrt() * eps)
-        yield relative(f(schedule, x_0, 0 * eps, t), scale * x_0)
     yield slope_gap(lambda x_0, eps: f(SHORT, x_0, eps, torch.tensor([2, 4])), *some_images(2, 2, 1, 3, 3), step=1.0)
     yield f.fault
 
@@ -291,27 +358,57 @@ def _jump(x_0, eps, signal, noise):
     return signal.reshape(-1, 1, 1, 1) * x_0 + noise.reshape(-1, 1, 1, 1) * eps
 
 
-@forward_jump.wrong("the roots are missing: ᾱ_t·x_0 + (1 − ᾱ_t)·ε", seen="variance and standard deviation mixed up")
+@forward_jump.wrong(
+    "the roots are missing: ᾱ_t·x_0 + (1 − ᾱ_t)·ε", seen="no public source: variance and standard deviation mixed up"
+)
 def _(schedule, x_0, eps, t):
     a = schedule.alpha_bar[t]
     return _jump(x_0, eps, a, 1 - a)
 
 
-@forward_jump.wrong("α_t in place of ᾱ_t", seen="a bar lost in copying")
+@forward_jump.wrong("α_t in place of ᾱ_t", seen="no public source: a bar lost in copying")
 def _(schedule, x_0, eps, t):
     a = schedule.alpha[t]
     return _jump(x_0, eps, a.sqrt(), (1 - a).sqrt())
 
 
-@forward_jump.wrong("ᾱ_{t−1} in place of ᾱ_t", seen="a 1-based t with a 0-based table")
+@forward_jump.wrong("ᾱ_{t−1} in place of ᾱ_t", seen="no public source: a 1-based t with a 0-based table")
 def _(schedule, x_0, eps, t):
     a = schedule.alpha_bar[t - 1]
     return _jump(x_0, eps, a.sqrt(), (1 - a).sqrt())
 
 
-@forward_jump.wrong("noise scaled by √β_t, that of one step", seen="Eq. 3.1 and Eq. 3.5 mixed up")
+@forward_jump.wrong("noise scaled by √β_t, that of one step", seen="no public source: Eq. 3.1 and Eq. 3.5 mixed up")
 def _(schedule, x_0, eps, t):
     return _jump(x_0, eps, schedule.alpha_bar[t].sqrt(), schedule.beta[t].sqrt())
+
+
+@forward_jump.wrong("the root is missing on the noise: (1 − ᾱ_t)·ε", seen="Ryota-Kawamura/How-Diffusion-Models-Work 1")
+def _(schedule, x_0, eps, t):
+    a = schedule.alpha_bar[t]
+    return _jump(x_0, eps, a.sqrt(), 1 - a)
+
+
+@forward_jump.wrong(
+    "coefficients along the width where it equals the batch", seen="no public source: a missing reshape"
+)
+def _(schedule, x_0, eps, t):
+    a = schedule.alpha_bar[t]
+    if isinstance(t, int) or len(t) != x_0.shape[-1]:
+        return _jump(x_0, eps, a.sqrt(), (1 - a).sqrt())
+    return a.sqrt() * x_0 + (1 - a).sqrt() * eps
+
+
+@forward_jump.wrong("1 − ᾱ_t is at least 1e-10", seen="no public source: a clamp for stability")
+def _(schedule, x_0, eps, t):
+    a = schedule.alpha_bar[t]
+    return _jump(x_0, eps, a.sqrt(), (1 - a).clamp(min=1e-10).sqrt())
+
+
+@forward_jump.wrong("the result is cut off at −30 and 30", seen="no public source: a clamp for stability")
+def _(schedule, x_0, eps, t):
+    a = schedule.alpha_bar[t]
+    return _jump(x_0, eps, a.sqrt(), (1 - a).sqrt()).clamp(-30, 30)
 
 
 @check("3.6", "signal-to-noise ratio", "implementation", "the chain walked step by step", to=1e-9)
@@ -328,19 +425,34 @@ def signal_to_noise(f):
     yield f.fault
 
 
-@signal_to_noise.wrong("a ratio of standard deviations", seen="variance and standard deviation mixed up")
+@signal_to_noise.wrong(
+    "a ratio of standard deviations", seen="no public source: variance and standard deviation mixed up"
+)
 def _(schedule, t):
     return (schedule.alpha_bar[t] / (1 - schedule.alpha_bar[t])).sqrt()
 
 
-@signal_to_noise.wrong("upside down", seen="samplers written in σ² = 1/SNR")
+@signal_to_noise.wrong("upside down", seen="no public source: samplers written in σ² = 1/SNR")
 def _(schedule, t):
     return (1 - schedule.alpha_bar[t]) / schedule.alpha_bar[t]
 
 
-@signal_to_noise.wrong("of one step: α_t/β_t", seen="a bar lost in copying")
+@signal_to_noise.wrong("of one step: α_t/β_t", seen="no public source: a bar lost in copying")
 def _(schedule, t):
     return schedule.alpha[t] / schedule.beta[t]
+
+
+@signal_to_noise.wrong("1e-8 is added to the noise's variance", seen="no public source: against a division by 0")
+def _(schedule, t):
+    return schedule.alpha_bar[t] / (1 - schedule.alpha_bar[t] + 1e-8)
+
+
+@signal_to_noise.wrong(
+    "of t in falling order of the ratio, whatever the order of t", seen="no public source: a sorted table"
+)
+def _(schedule, t):
+    ratio = schedule.alpha_bar[t] / (1 - schedule.alpha_bar[t])
+    return ratio if ratio.ndim != 1 else ratio.sort(descending=True)[0]
 
 
 LEAPS = [  # schedule, s, t
@@ -390,19 +502,35 @@ def _(schedule, s, t):
     return ratio.sqrt(), 1 - ratio
 
 
-@jump_between.wrong("variance 1 − ᾱ_t, as if x_s were clean", seen="strided samplers")
+@jump_between.wrong("variance 1 − ᾱ_t, as if x_s were clean", seen="no public source: strided samplers")
 def _(schedule, s, t):
     return (schedule.alpha_bar[t] / schedule.alpha_bar[s]).sqrt(), 1 - schedule.alpha_bar[t]
 
 
-@jump_between.wrong("variances subtracted: (1 − ᾱ_t) − (1 − ᾱ_s)", seen="forgets that x_s is shrunk, with its noise")
+@jump_between.wrong(
+    "variances subtracted: (1 − ᾱ_t) − (1 − ᾱ_s)", seen="no public source: forgets that x_s is shrunk, with its noise"
+)
 def _(schedule, s, t):
     return (schedule.alpha_bar[t] / schedule.alpha_bar[s]).sqrt(), schedule.alpha_bar[s] - schedule.alpha_bar[t]
 
 
-@jump_between.wrong("β_t, the variance of the last step of the jump", seen="diffusers PR 3006: the β of a skipped step")
+@jump_between.wrong(
+    "β_t, the variance of the last step of the jump", seen="huggingface/diffusers PR 3006: the β of a skipped step"
+)
 def _(schedule, s, t):
     return (schedule.alpha_bar[t] / schedule.alpha_bar[s]).sqrt(), schedule.beta[t]
+
+
+@jump_between.wrong("ᾱ_1 in place of ᾱ_0 = 1", seen="no public source: tables that begin at t = 1")
+def _(schedule, s, t):
+    ratio = schedule.alpha_bar[t] / schedule.alpha_bar[max(s, 1)]
+    return ratio.sqrt(), 1 - ratio
+
+
+@jump_between.wrong("a variance of at least 1e-8", seen="no public source: a clamp for stability")
+def _(schedule, s, t):
+    ratio = schedule.alpha_bar[t] / schedule.alpha_bar[s]
+    return ratio.sqrt(), (1 - ratio).clamp(min=1e-8)
 
 
 MIXTURES = [  # weights, means, variances
@@ -449,21 +577,37 @@ def _(x_t, weight, mean, var, alpha_bar):
     return _mixture(x_t, weight, alpha_bar**0.5 * mean, alpha_bar * var + 1 - alpha_bar)
 
 
-@mixture_marginal.wrong("each component is treated as a point: variance 1 − ᾱ_t", seen="q(x_t|x_0) taken for q(x_t)")
+@mixture_marginal.wrong(
+    "each component is treated as a point: variance 1 − ᾱ_t", seen="no public source: q(x_t|x_0) taken for q(x_t)"
+)
 def _(x_t, weight, mean, var, alpha_bar):
     return _mixture(x_t, weight, alpha_bar**0.5 * mean, 1 - alpha_bar)
 
 
-@mixture_marginal.wrong("the components' means are not shrunk", seen="noise added as in denoising autoencoders")
+@mixture_marginal.wrong(
+    "the components' means are not shrunk", seen="no public source: noise added as in denoising autoencoders"
+)
 def _(x_t, weight, mean, var, alpha_bar):
     return _mixture(x_t, weight, mean, alpha_bar * var + 1 - alpha_bar)
 
 
 @mixture_marginal.wrong(
-    "the variance is shrunk by √ᾱ_t instead of ᾱ_t", seen="variance and standard deviation mixed up"
+    "the variance is shrunk by √ᾱ_t instead of ᾱ_t", seen="no public source: variance and standard deviation mixed up"
 )
 def _(x_t, weight, mean, var, alpha_bar):
     return _mixture(x_t, weight, alpha_bar**0.5 * mean, alpha_bar**0.5 * var + 1 - alpha_bar)
+
+
+@mixture_marginal.wrong("variances of at least 1e-4", seen="no public source: a clamp for stability")
+def _(x_t, weight, mean, var, alpha_bar):
+    return _mixture(x_t, weight, alpha_bar**0.5 * mean, np.maximum(alpha_bar * var + 1 - alpha_bar, 1e-4))
+
+
+@mixture_marginal.wrong("one normal with the mixture's mean and variance", seen="no public source: two moments for all")
+def _(x_t, weight, mean, var, alpha_bar):
+    center = weight @ mean
+    spread = alpha_bar * (weight @ (var + mean**2) - center**2) + 1 - alpha_bar
+    return normal(x_t, alpha_bar**0.5 * center, spread)
 
 
 @check("3.9", "distance from pure noise", "identity", "quadrature of the divergence", to=1e-9)
@@ -486,16 +630,26 @@ def _(x_0, alpha_bar):
     return 0.5 * (alpha_bar * (x_0**2 - 1) - np.log(1 - alpha_bar))
 
 
-@distance_from_noise.wrong("the logarithm's sign", seen="a common slip")
+@distance_from_noise.wrong("the logarithm's sign", seen="no public source: a common slip")
 def _(x_0, alpha_bar):
     return 0.5 * (alpha_bar * (x_0**2 - 1) + np.log(1 - alpha_bar))
 
 
-@distance_from_noise.wrong("the mean only: ½·ᾱ_t·x_0²", seen="forgets that the variance is not yet 1")
+@distance_from_noise.wrong("the mean only: ½·ᾱ_t·x_0²", seen="no public source: forgets that the variance is not yet 1")
 def _(x_0, alpha_bar):
     return 0.5 * alpha_bar * x_0**2
 
 
-@distance_from_noise.wrong("the arguments of the divergence swapped", seen="KL taken for symmetric")
+@distance_from_noise.wrong("the arguments of the divergence swapped", seen="no public source: KL taken for symmetric")
 def _(x_0, alpha_bar):
     return 0.5 * ((1 + alpha_bar * x_0**2) / (1 - alpha_bar) - 1 + np.log(1 - alpha_bar))
+
+
+@distance_from_noise.wrong("1e-8 is added inside the logarithm", seen="no public source: against log 0")
+def _(x_0, alpha_bar):
+    return 0.5 * (alpha_bar * (x_0**2 - 1) - np.log(1 - alpha_bar + 1e-8))
+
+
+@distance_from_noise.wrong("the pixel is cut off at −1 and 1", seen="no public source: a clamp of the data's range")
+def _(x_0, alpha_bar):
+    return 0.5 * (alpha_bar * (np.clip(x_0, -1, 1) ** 2 - 1) - np.log(1 - alpha_bar))
