@@ -21,7 +21,7 @@ ROOMS = {
     "evaluation": (*GROUND, "images", "samplers"),
     "runs": (*GROUND, "diffusion", "images", "networks", "samplers", "training", "evaluation"),
     "checks": (*GROUND, "diffusion", "exact", "images", "networks", "samplers", "training", "evaluation"),
-    "__main__": (*GROUND, "networks", "training", "runs"),
+    "__main__": (*GROUND, "networks", "samplers", "training", "runs"),
 }
 
 CHAPTER = {
@@ -56,10 +56,14 @@ CHAPTER = {
     "networks.blocks": 10,
     "networks.unet": 10,
     "networks.interop": 10,
+    "checks.layers": 10,
     "checks.chapter_10": 10,
     "images.image_files": 11,
     "images.datasets": 11,
+    "images.workers": 11,
+    "images.decoded": 11,
     "images.feed": 11,
+    "images.fingerprint": 11,
     "training.ema": 11,
     "training.checkpoint": 11,
     "training.trainer": 11,
@@ -69,6 +73,8 @@ CHAPTER = {
     "samplers.guidance": 14,
     "evaluation.metrics": 15,
     "runs.recipes": 16,
+    "runs.stored": 16,
+    "runs.folder": 16,
     "runs.model": 16,
     "runs.run": 16,
     "runs.selftest": 16,

@@ -43,25 +43,27 @@ def _(x, eps, beta):
     return (1 - beta) ** 0.5 * x + beta**0.5 * eps
 
 
-@mixing_with_noise.wrong("weights 1 − β and β, as for averages", seen="no public source: a natural first guess")
+@mixing_with_noise.wrong("weights 1 − β and β, as for averages", seen="no public source: a plausible slip")
 def _(x, eps, beta):
     return (1 - beta) * x + beta * eps
 
 
 @mixing_with_noise.wrong(
-    "the noise is added and the image not shrunk", seen="no public source: the variance then grows with every step"
+    "the noise is added and the image not shrunk",
+    seen="no public source: a plausible slip (the variance then grows with every step)",
 )
 def _(x, eps, beta):
     return x + beta**0.5 * eps
 
 
-@mixing_with_noise.wrong("√β and √(1 − β²), as for a sine and a cosine", seen="no public source: a slip of the pen")
+@mixing_with_noise.wrong("√β and √(1 − β²), as for a sine and a cosine", seen="no public source: a plausible slip")
 def _(x, eps, beta):
     return (1 - beta**2) ** 0.5 * x + beta**0.5 * eps
 
 
 @mixing_with_noise.wrong(
-    "the image is thrown away", seen="no public source: passes every check that looks at the variance alone"
+    "the image is thrown away",
+    seen="no public source: a plausible slip (passes every check that looks at the variance alone)",
 )
 def _(x, eps, beta):
     return eps

@@ -90,37 +90,41 @@ def normal_density(f):
 
 
 @normal_density.wrong(
-    "the variance taken for the standard deviation", seen="SamsungLabs/pytorch-ensembles 5, CyberPoint/libpgm 10"
+    "the variance taken for the standard deviation",
+    seen="SamsungLabs/pytorch-ensembles issue 5, CyberPoint/libpgm issue 10",
 )
 def _(x, mean, var):
     return -0.5 * ((x - mean) ** 2 / var**2 + torch.as_tensor(2 * math.pi * var**2).log())
 
 
-@normal_density.wrong("the normaliser is missing", seen="no public source: a squared error taken for a log-density")
+@normal_density.wrong(
+    "the normaliser is missing", seen="no public source: a plausible slip (a squared error taken for a log-density)"
+)
 def _(x, mean, var):
     return -0.5 * (x - mean) ** 2 / torch.as_tensor(var)
 
 
-@normal_density.wrong("the normaliser without the variance: ½·log 2π only", seen="no public source: a common slip")
+@normal_density.wrong("the normaliser without the variance: ½·log 2π only", seen="no public source: a plausible slip")
 def _(x, mean, var):
     return -0.5 * ((x - mean) ** 2 / torch.as_tensor(var) + math.log(2 * math.pi))
 
 
 @normal_density.wrong(
-    "the root of the normaliser is forgotten: log(2πv), not ½·log(2πv)", seen="no public source: a common slip"
+    "the root of the normaliser is forgotten: log(2πv), not ½·log(2πv)", seen="no public source: a plausible slip"
 )
 def _(x, mean, var):
     return -0.5 * (x - mean) ** 2 / torch.as_tensor(var) - torch.as_tensor(2 * math.pi * var).log()
 
 
 @normal_density.wrong(
-    "the ½ is missing in the exponent", seen="no public source: exp(−x²), the density with variance ½"
+    "the ½ is missing in the exponent",
+    seen="no public source: a plausible slip (exp(−x²), the density with variance ½)",
 )
 def _(x, mean, var):
     return -((x - mean) ** 2) / torch.as_tensor(var) - 0.5 * torch.as_tensor(2 * math.pi * var).log()
 
 
-@normal_density.wrong("in bits", seen="no public source: log2 in the place of the natural logarithm")
+@normal_density.wrong("in bits", seen="no public source: a plausible slip (log2 in the place of the natural logarithm)")
 def _(x, mean, var):
     return -0.5 * ((x - mean) ** 2 / var + torch.as_tensor(2 * math.pi * var).log()) / math.log(2)
 
@@ -178,25 +182,29 @@ def _(A, b, mean, cov):
 
 
 @affine_map.wrong(
-    "A stands on one side only", seen="no public source: a factor that is not squared: Var(a·x) = a·Var(x)"
+    "A stands on one side only",
+    seen="no public source: a plausible slip (a factor that is not squared: Var(a·x) = a·Var(x))",
 )
 def _(A, b, mean, cov):
     return A @ mean + b, (A @ cov)[:, : len(A)]
 
 
 @affine_map.wrong(
-    "A's entries are squared one by one", seen="no public source: the rule for independent entries, used for all"
+    "A's entries are squared one by one",
+    seen="no public source: a plausible slip (the rule for independent entries, used for all)",
 )
 def _(A, b, mean, cov):
     return A @ mean + b, torch.diag(A**2 @ cov.diagonal())
 
 
-@affine_map.wrong("the shift is added to the variances too", seen="no public source: a common slip")
+@affine_map.wrong("the shift is added to the variances too", seen="no public source: a plausible slip")
 def _(A, b, mean, cov):
     return A @ mean + b, A @ cov @ A.T + torch.diag(b**2)
 
 
-@affine_map.wrong("AᵀΣA, transposed", seen="no public source: row vectors and column vectors mixed up")
+@affine_map.wrong(
+    "AᵀΣA, transposed", seen="no public source: a plausible slip (row vectors and column vectors mixed up)"
+)
 def _(A, b, mean, cov):
     square = torch.cat([A, A])[:2]
     return A @ mean + b, (square.T @ cov @ square)[: len(A), : len(A)]
@@ -244,21 +252,24 @@ def _(mean_1, var_1, mean_2, var_2):
 
 
 @sum_of_normals.wrong(
-    "standard deviations are added instead of variances", seen="thodson-usgs/ratingcurve 61, hansenlab/minfi 290"
+    "standard deviations are added instead of variances",
+    seen="thodson-usgs/ratingcurve issue 61, hansenlab/minfi issue 290",
 )
 def _(mean_1, var_1, mean_2, var_2):
     return mean_1 + mean_2, (var_1**0.5 + var_2**0.5) ** 2
 
 
 @sum_of_normals.wrong(
-    "precisions are added instead of variances", seen="no public source: the rule for products, used for sums"
+    "precisions are added instead of variances",
+    seen="no public source: a plausible slip (the rule for products, used for sums)",
 )
 def _(mean_1, var_1, mean_2, var_2):
     return mean_1 + mean_2, 1 / (1 / var_1 + 1 / var_2)
 
 
 @sum_of_normals.wrong(
-    "the variance of the average", seen="no public source: a mixture of two densities taken for a sum of two variables"
+    "the variance of the average",
+    seen="no public source: a plausible slip (a mixture of two densities taken for a sum of two variables)",
 )
 def _(mean_1, var_1, mean_2, var_2):
     return (mean_1 + mean_2) / 2, (var_1 + var_2) / 2 + (mean_1 - mean_2) ** 2 / 4
@@ -323,40 +334,46 @@ def _weighted(mean_1, mean_2, weight_1, weight_2):
 
 
 @product_of_densities.wrong(
-    "variances are added instead of precisions", seen="no public source: the rule for sums, used for products"
+    "variances are added instead of precisions",
+    seen="no public source: a plausible slip (the rule for sums, used for products)",
 )
 def _(mean_1, var_1, mean_2, var_2):
     return _weighted(mean_1, mean_2, 1 / var_1, 1 / var_2), var_1 + var_2
 
 
-@product_of_densities.wrong("the plain average of the means", seen="no public source: right for equal variances only")
+@product_of_densities.wrong(
+    "the plain average of the means", seen="no public source: a plausible slip (right for equal variances only)"
+)
 def _(mean_1, var_1, mean_2, var_2):
     return _weighted(mean_1, mean_2, 1, 1) + 0 * var_1, 1 / (1 / var_1 + 1 / var_2)
 
 
 @product_of_densities.wrong(
-    "each mean is weighted with its own variance", seen="no public source: weights swapped: the vaguer one wins"
+    "each mean is weighted with its own variance",
+    seen="no public source: a plausible slip (weights swapped: the vaguer one wins)",
 )
 def _(mean_1, var_1, mean_2, var_2):
     return _weighted(mean_1, mean_2, var_1, var_2), 1 / (1 / var_1 + 1 / var_2)
 
 
 @product_of_densities.wrong(
-    "weights 1/std instead of 1/var", seen="no public source: variance and standard deviation mixed up"
+    "weights 1/std instead of 1/var",
+    seen="no public source: a plausible slip (variance and standard deviation mixed up)",
 )
 def _(mean_1, var_1, mean_2, var_2):
     return _weighted(mean_1, mean_2, var_1**-0.5, var_2**-0.5), 1 / (1 / var_1 + 1 / var_2)
 
 
 @product_of_densities.wrong(
-    "the two means are added", seen="no public source: the product of densities taken for a sum of variables"
+    "the two means are added",
+    seen="no public source: a plausible slip (the product of densities taken for a sum of variables)",
 )
 def _(mean_1, var_1, mean_2, var_2):
     return mean_1 + mean_2, 1 / (1 / var_1 + 1 / var_2)
 
 
 @product_of_densities.wrong(
-    "by precisions, which are infinite at a point", seen="no public source: 1.4 as it is printed"
+    "by precisions, which are infinite at a point", seen="no public source: the formula as it is printed"
 )
 def _(mean_1, var_1, mean_2, var_2):
     return _weighted(mean_1, mean_2, 1 / var_1, 1 / var_2), 1 / (1 / var_1 + 1 / var_2)
@@ -418,7 +435,8 @@ def _blocks(mean, cov, known):
 
 
 @conditioning.wrong(
-    "the known entries are dropped: the marginal", seen="no public source: the block of the others, mean and all, as is"
+    "the known entries are dropped: the marginal",
+    seen="no public source: a plausible slip (the block of the others, mean and all, as is)",
 )
 def _(mean, cov, known, value):
     mean_r, _, rr, _, _ = _blocks(mean, cov, known)
@@ -426,7 +444,8 @@ def _(mean, cov, known, value):
 
 
 @conditioning.wrong(
-    "the mean of the known entries is not subtracted", seen="no public source: formulas for mean 0 copied"
+    "the mean of the known entries is not subtracted",
+    seen="no public source: a plausible slip (formulas for mean 0 copied)",
 )
 def _(mean, cov, known, value):
     mean_r, _, rr, rk, kk = _blocks(mean, cov, known)
@@ -434,7 +453,8 @@ def _(mean, cov, known, value):
 
 
 @conditioning.wrong(
-    "the variance stays as it was", seen="a figure's code, distillpub/post--visual-exploration-gaussian-processes 64"
+    "the variance stays as it was",
+    seen="distillpub/post--visual-exploration-gaussian-processes issue 64: a figure's code",
 )
 def _(mean, cov, known, value):
     mean_r, mean_k, rr, rk, kk = _blocks(mean, cov, known)
@@ -442,7 +462,8 @@ def _(mean, cov, known, value):
 
 
 @conditioning.wrong(
-    "Σ_kk is not inverted", seen="no public source: right if the known entries have variance 1 and no correlation"
+    "Σ_kk is not inverted",
+    seen="no public source: a plausible slip (right if the known entries have variance 1 and no correlation)",
 )
 def _(mean, cov, known, value):
     mean_r, mean_k, rr, rk, kk = _blocks(mean, cov, known)
@@ -450,7 +471,8 @@ def _(mean, cov, known, value):
 
 
 @conditioning.wrong(
-    "each known entry corrects by itself", seen="no public source: correlations among the known entries forgotten"
+    "each known entry corrects by itself",
+    seen="no public source: a plausible slip (correlations among the known entries forgotten)",
 )
 def _(mean, cov, known, value):
     mean_r, mean_k, rr, rk, kk = _blocks(mean, cov, known)
@@ -459,7 +481,8 @@ def _(mean, cov, known, value):
 
 
 @conditioning.wrong(
-    "the known entries are sorted and their values are not", seen="no public source: a mask in the place of indices"
+    "the known entries are sorted and their values are not",
+    seen="no public source: a plausible slip (a mask in the place of indices)",
 )
 def _(mean, cov, known, value):
     mean_r, mean_k, rr, rk, kk = _blocks(mean, cov, sorted(known))
@@ -467,14 +490,15 @@ def _(mean, cov, known, value):
 
 
 @conditioning.wrong(
-    "a block of the precision matrix, not inverted", seen="no public source: precision taken for covariance"
+    "a block of the precision matrix, not inverted",
+    seen="no public source: a plausible slip (precision taken for covariance)",
 )
 def _(mean, cov, known, value):
     mean_r, mean_k, _, rk, kk = _blocks(mean, cov, known)
     return mean_r + rk @ kk.inverse() @ (value - mean_k), _blocks(mean, cov.inverse(), known)[2]
 
 
-@conditioning.wrong("1e-10 is added to the known entries' variances", seen="no public source: jitter, as above")
+@conditioning.wrong("1e-10 is added to the known entries' variances", seen="no public source: jitter, lest a Cholesky factor fail")
 def _(mean, cov, known, value):
     mean_r, mean_k, rr, rk, kk = _blocks(mean, cov, known)
     gain = rk @ (kk + 1e-10 * torch.eye(len(known), dtype=kk.dtype)).inverse()
@@ -520,39 +544,40 @@ def _kl(mean_q, var_q, mean_p, var_p):
     return 0.5 * (torch.log(var_p / var_q) + (var_q + (mean_q - mean_p) ** 2) / var_p - 1)
 
 
-@kl.wrong("the arguments swapped", seen="no public source: KL taken for symmetric")
+@kl.wrong("the arguments swapped", seen="no public source: a plausible slip (KL taken for symmetric)")
 def _(mean_q, var_q, mean_p, var_p):
     return _kl(mean_p, var_p, mean_q, var_q)
 
 
-@kl.wrong("the −1 is missing", seen="probml/pml2-book 297")
+@kl.wrong("the −1 is missing", seen="probml/pml2-book issue 297")
 def _(mean_q, var_q, mean_p, var_p):
     return _kl(mean_q, var_q, mean_p, var_p) + 0.5
 
 
-@kl.wrong("the logarithm's sign", seen="no public source: a common slip")
+@kl.wrong("the logarithm's sign", seen="no public source: a plausible slip")
 def _(mean_q, var_q, mean_p, var_p):
     return _kl(mean_q, var_q, mean_p, var_p) - torch.log(var_p / var_q)
 
 
 @kl.wrong(
-    "standard deviations where the variances belong", seen="no public source: variance and standard deviation mixed up"
+    "standard deviations where the variances belong",
+    seen="no public source: a plausible slip (variance and standard deviation mixed up)",
 )
 def _(mean_q, var_q, mean_p, var_p):
     return _kl(mean_q, var_q.sqrt(), mean_p, var_p.sqrt())
 
 
-@kl.wrong("the distance of the means, scaled with q's variance", seen="no public source: a common slip")
+@kl.wrong("the distance of the means, scaled with q's variance", seen="no public source: a plausible slip")
 def _(mean_q, var_q, mean_p, var_p):
     return _kl(mean_q, var_q, mean_q, var_p) + 0.5 * (mean_q - mean_p) ** 2 / var_q
 
 
-@kl.wrong("the factor ½ is missing", seen="no public source: a common slip")
+@kl.wrong("the factor ½ is missing", seen="no public source: a plausible slip")
 def _(mean_q, var_q, mean_p, var_p):
     return 2 * _kl(mean_q, var_q, mean_p, var_p)
 
 
-@kl.wrong("in bits", seen="no public source: units mixed up in reports of bits per dimension")
+@kl.wrong("in bits", seen="no public source: a plausible slip (units mixed up in reports of bits per dimension)")
 def _(mean_q, var_q, mean_p, var_p):
     return _kl(mean_q, var_q, mean_p, var_p) / math.log(2)
 
@@ -562,7 +587,7 @@ def _(mean_q, var_q, mean_p, var_p):
     return _kl(mean_q, var_q.clamp(min=1e-6), mean_p, var_p.clamp(min=1e-6))
 
 
-@kl.wrong("1e-16 is added inside the logarithm", seen="kasparmartens/NeuralProcesses 1 quotes such code")
+@kl.wrong("1e-16 is added inside the logarithm", seen="kasparmartens/NeuralProcesses issue 1, in the code it quotes")
 def _(mean_q, var_q, mean_p, var_p):
     return _kl(mean_q, var_q, mean_p, var_p) + 0.5 * (torch.log(var_q) - torch.log(var_q + 1e-16))
 
@@ -614,28 +639,28 @@ def _kl_full(mean_q, cov_q, mean_p, cov_p, dimensions=None):
 
 @kl_full.wrong(
     "the diagonals only: a sum over the entries",
-    seen="no public source: the formula for independent entries, used for all",
+    seen="no public source: a plausible slip (the formula for independent entries, used for all)",
 )
 def _(mean_q, cov_q, mean_p, cov_p):
     return _kl_full(mean_q, cov_q.diagonal().diag(), mean_p, cov_p.diagonal().diag())
 
 
-@kl_full.wrong("−1 instead of −D", seen="no public source: the constant of one dimension")
+@kl_full.wrong("−1 instead of −D", seen="no public source: a plausible slip (the constant of one dimension)")
 def _(mean_q, cov_q, mean_p, cov_p):
     return _kl_full(mean_q, cov_q, mean_p, cov_p, dimensions=1)
 
 
-@kl_full.wrong("the arguments swapped", seen="no public source: KL taken for symmetric")
+@kl_full.wrong("the arguments swapped", seen="no public source: a plausible slip (KL taken for symmetric)")
 def _(mean_q, cov_q, mean_p, cov_p):
     return _kl_full(mean_p, cov_p, mean_q, cov_q)
 
 
-@kl_full.wrong("the determinants' ratio upside down", seen="no public source: a common slip")
+@kl_full.wrong("the determinants' ratio upside down", seen="no public source: a plausible slip")
 def _(mean_q, cov_q, mean_p, cov_p):
     return _kl_full(mean_q, cov_q, mean_p, cov_p) + cov_q.logdet() - cov_p.logdet()
 
 
-@kl_full.wrong("the trace of a product taken for the product of the traces", seen="no public source: a common slip")
+@kl_full.wrong("the trace of a product taken for the product of the traces", seen="no public source: a plausible slip")
 def _(mean_q, cov_q, mean_p, cov_p):
     inverse = cov_p.inverse()
     right = _kl_full(mean_q, cov_q, mean_p, cov_p)
@@ -674,24 +699,29 @@ def _(z):
     return torch.sigmoid(z) * (1 + z * (1 - torch.sigmoid(z)))
 
 
-@silu_derivative.wrong("the product rule's second term is forgotten: σ(z)", seen="no public source: a common slip")
+@silu_derivative.wrong("the product rule's second term is forgotten: σ(z)", seen="no public source: a plausible slip")
 def _(z):
     return torch.sigmoid(z)
 
 
-@silu_derivative.wrong("σ(1 − σ), the derivative of the sigmoid", seen="no public source: SiLU and sigmoid mixed up")
+@silu_derivative.wrong(
+    "σ(1 − σ), the derivative of the sigmoid", seen="no public source: a plausible slip (SiLU and sigmoid mixed up)"
+)
 def _(z):
     return torch.sigmoid(z) * (1 - torch.sigmoid(z))
 
 
 @silu_derivative.wrong(
-    "σ(z) + z·σ(z): the factor 1 − σ is lost", seen="no public source: the derivative of exp in the place of σ's"
+    "σ(z) + z·σ(z): the factor 1 − σ is lost",
+    seen="no public source: a plausible slip (the derivative of exp in the place of σ's)",
 )
 def _(z):
     return torch.sigmoid(z) * (1 + z)
 
 
-@silu_derivative.wrong("ReLU's step", seen="no public source: a hand-written backward pass for the wrong activation")
+@silu_derivative.wrong(
+    "ReLU's step", seen="no public source: a plausible slip (a hand-written backward pass for the wrong activation)"
+)
 def _(z):
     return (z > 0).double()
 
@@ -730,21 +760,24 @@ def _(var):
 
 
 @relu_moments.wrong(
-    "the moments of |z|: the negative half is folded, not cut off", seen="no public source: half-normal formulas copied"
+    "the moments of |z|: the negative half is folded, not cut off",
+    seen="no public source: a plausible slip (half-normal formulas copied)",
 )
 def _(var):
     return (2 * var / math.pi) ** 0.5, var
 
 
 @relu_moments.wrong(
-    "the variance in the place of the second moment", seen="no public source: forgets that ReLU's mean is not 0"
+    "the variance in the place of the second moment",
+    seen="no public source: a plausible slip (forgets that ReLU's mean is not 0)",
 )
 def _(var):
     return (var / (2 * math.pi)) ** 0.5, var / 2 - var / (2 * math.pi)
 
 
 @relu_moments.wrong(
-    "the mean grows with the variance, not with its root", seen="no public source: variance and deviation mixed up"
+    "the mean grows with the variance, not with its root",
+    seen="no public source: a plausible slip (variance and deviation mixed up)",
 )
 def _(var):
     return var / (2 * math.pi) ** 0.5, var / 2
@@ -805,13 +838,17 @@ def _(delta, n, c):
     return special.ndtr(shift - c) + special.ndtr(-shift - c)
 
 
-@power.wrong("one tail only", seen="no public source: the second term dropped, which is right for large shifts only")
+@power.wrong(
+    "one tail only",
+    seen="no public source: a plausible slip (the second term dropped, which is right for large shifts only)",
+)
 def _(delta, n, c):
     return special.ndtr(abs(delta) * n**0.5 - c)
 
 
 @power.wrong(
-    "δ·n in the place of δ·√n", seen="no public source: the root lost: the sum's shift without the sum's spread"
+    "δ·n in the place of δ·√n",
+    seen="no public source: a plausible slip (the root lost: the sum's shift without the sum's spread)",
 )
 def _(delta, n, c):
     return special.ndtr(delta * n - c) + special.ndtr(-delta * n - c)
@@ -819,13 +856,13 @@ def _(delta, n, c):
 
 @power.wrong(
     "the number of draws is forgotten",
-    seen="no public source: a deviation of the draws taken for that of their average",
+    seen="no public source: a plausible slip (a deviation of the draws taken for that of their average)",
 )
 def _(delta, n, c):
     return special.ndtr(delta - c) + special.ndtr(-delta - c)
 
 
-@power.wrong("the probability to miss", seen="no public source: power and its complement mixed up")
+@power.wrong("the probability to miss", seen="no public source: a plausible slip (power and its complement mixed up)")
 def _(delta, n, c):
     shift = delta * n**0.5
     return special.ndtr(c - shift) - special.ndtr(-shift - c)

@@ -44,14 +44,16 @@ def pixels(f):
 
 
 @pixels.wrong(
-    "scaled twice: the data lie in [−3, 1]", seen="no public source: a data set and a training script that both scale"
+    "scaled twice: the data lie in [−3, 1]",
+    seen="no public source: a plausible slip (denoising-diffusion-pytorch scales to [−1, 1] by itself)",
 )
 def _(images, white):
     return 2 * (images.double() / white * 2 - 1) - 1
 
 
 @pixels.wrong(
-    "left in [0, 1]: grey where there should be black", seen="huggingface/diffusers 10677, zengbohan0217/FADM 2"
+    "left in [0, 1]: grey where there should be black",
+    seen="labmlai/annotated_deep_learning_paper_implementations issue 241",
 )
 def _(images, white):
     return images.double() / white
@@ -59,19 +61,20 @@ def _(images, white):
 
 @pixels.wrong(
     "divided by the number of levels, 256, instead of by the level of white",
-    seen="Daniil-Osokin/lightweight-human-pose-estimation.pytorch 140",
+    seen="Daniil-Osokin/lightweight-human-pose-estimation.pytorch issue 140",
 )
 def _(images, white):
     return images.double() / (white + 1) * 2 - 1
 
 
-@pixels.wrong("doubled as bytes, which overflow", seen="no public source: a common slip")
+@pixels.wrong("doubled as bytes, which overflow", seen="no public source: a plausible slip")
 def _(images, white):
     return images * 2 / white - 1
 
 
 @pixels.wrong(
-    "each batch stretched to its own darkest and brightest pixel", seen="no public source: “normalise” in plotting code"
+    "each batch stretched to its own darkest and brightest pixel",
+    seen="no public source: a plausible slip (“normalise” in plotting code)",
 )
 def _(images, white):
     low, high = images.double().aminmax()
@@ -79,7 +82,8 @@ def _(images, white):
 
 
 @pixels.wrong(
-    "the batch's mean removed, and divided by its standard deviation", seen="no public source: code for classifiers"
+    "the batch's mean removed, and divided by its standard deviation",
+    seen="no public source: a plausible slip (code for classifiers)",
 )
 def _(images, white):
     return (images.double() - images.double().mean()) / images.double().std()
@@ -88,7 +92,7 @@ def _(images, white):
 # x ~ N(a·z² + b·z + c, s), z ~ N(0, 1), and q(z|x) = N(m, v): the posterior of some has two bumps.
 
 
-@pixels.wrong("to [−½, ½]", seen="IBM/BAGAN 9")
+@pixels.wrong("to [−½, ½]", seen="IBM/BAGAN issue 9")
 def _(images, white):
     return images.double() / white - 0.5
 
@@ -172,27 +176,29 @@ def _(log_joint, log_q, weight):
 
 
 @lower_bound.wrong(
-    "= in place of ≥: log p(x) is said to be E_q[log p/q]", seen="probml/pml2-book 87, in its chapter on diffusion"
+    "= in place of ≥: log p(x) is said to be E_q[log p/q]",
+    seen="probml/pml2-book issue 87, in its chapter on diffusion",
 )
 def _(log_joint, log_q, weight):
     bound = (weight * (log_joint - log_q)).sum()
     return bound, bound
 
 
-@lower_bound.wrong("−log q is left out of the bound: q's entropy is lost", seen="no public source: a common slip")
+@lower_bound.wrong("−log q is left out of the bound: q's entropy is lost", seen="no public source: a plausible slip")
 def _(log_joint, log_q, weight):
     return np.log((weight * np.exp(log_joint - log_q)).sum()), (weight * log_joint).sum()
 
 
 @lower_bound.wrong(
-    "≤ in place of ≥: the sides are swapped", seen="no public source: the inequality of convex functions, used for log"
+    "≤ in place of ≥: the sides are swapped",
+    seen="no public source: a plausible slip (the inequality of convex functions, used for log)",
 )
 def _(log_joint, log_q, weight):
     log_ratio = log_joint - log_q
     return (weight * log_ratio).sum(), np.log((weight * np.exp(log_ratio)).sum())
 
 
-@lower_bound.wrong("q is subtracted, not log q", seen="probml/pml2-book 23")
+@lower_bound.wrong("q is subtracted, not log q", seen="probml/pml2-book issue 23")
 def _(log_joint, log_q, weight):
     evidence = np.log((weight * np.exp(log_joint - log_q)).sum())
     return evidence, (weight * (log_joint - np.exp(log_q))).sum()
@@ -224,17 +230,20 @@ def _(log_q, log_posterior, log_prior, dz):
     return (np.exp(log_q) * (log_q - log_posterior)).sum() * dz
 
 
-@gap.wrong("the divergence's arguments swapped", seen="no public source: KL taken for symmetric")
+@gap.wrong("the divergence's arguments swapped", seen="no public source: a plausible slip (KL taken for symmetric)")
 def _(log_q, log_posterior, log_prior, dz):
     return (np.exp(log_posterior) * (log_posterior - log_q)).sum() * dz
 
 
-@gap.wrong("the divergence to the prior", seen="no public source: the KL of Eq. 2.4 taken for that of Eq. 2.3")
+@gap.wrong(
+    "the divergence to the prior",
+    seen="no public source: a plausible slip (the KL of Eq. 2.4 taken for that of Eq. 2.3)",
+)
 def _(log_q, log_posterior, log_prior, dz):
     return (np.exp(log_q) * (log_q - log_prior)).sum() * dz
 
 
-@gap.wrong("in bits", seen="no public source: log2 taken for log")
+@gap.wrong("in bits", seen="no public source: a plausible slip (log2 taken for log)")
 def _(log_q, log_posterior, log_prior, dz):
     return (np.exp(log_q) * (log_q - log_posterior)).sum() * dz / np.log(2)
 
@@ -378,13 +387,14 @@ def _z(mean, log_var, eps):
     return mean + (log_var / 2).exp() * eps
 
 
-@reconstruction_and_kl.wrong("the sign of the KL: the bound adds it", seen="EderSantana/gumbel 3")
+@reconstruction_and_kl.wrong("the sign of the KL: the bound adds it", seen="EderSantana/gumbel issue 3")
 def _(x, mean, log_var, decode, decoder_var, eps):
     return _reconstruction(x, _z(mean, log_var, eps), decode, decoder_var), -_kl(mean, log_var)
 
 
 @reconstruction_and_kl.wrong(
-    "the divergence's arguments swapped: KL(p(z) ‖ q(z|x))", seen="no public source: KL taken for symmetric"
+    "the divergence's arguments swapped: KL(p(z) ‖ q(z|x))",
+    seen="no public source: a plausible slip (KL taken for symmetric)",
 )
 def _(x, mean, log_var, decode, decoder_var, eps):
     kl = 0.5 * ((mean**2 + 1) / log_var.exp() - 1 + log_var).sum(1)
@@ -392,7 +402,7 @@ def _(x, mean, log_var, decode, decoder_var, eps):
 
 
 @reconstruction_and_kl.wrong(
-    "e^log_var is taken for a standard deviation", seen="rachtsingh/ibp_vae 3, bjlkeng/sandbox 10"
+    "e^log_var is taken for a standard deviation", seen="rishikksh20/vae_tacotron2 issue 3; keras-team/keras PR 9972"
 )
 def _(x, mean, log_var, decode, decoder_var, eps):
     return _reconstruction(x, mean + log_var.exp() * eps, decode, decoder_var), _kl(mean, log_var)
@@ -400,34 +410,37 @@ def _(x, mean, log_var, decode, decoder_var, eps):
 
 @reconstruction_and_kl.wrong(
     "the mean over pixels, not the sum: the KL weighs D times as much",
-    seen="orybkin/sigma-vae-pytorch PR 12, zdebruine/MMVAE PR 19",
+    seen="torch.nn.functional.mse_loss: its default reduction is 'mean'; orybkin/sigma-vae-pytorch PR 12",
 )
 def _(x, mean, log_var, decode, decoder_var, eps):
     return _reconstruction(x, _z(mean, log_var, eps), decode, decoder_var, torch.mean), _kl(mean, log_var)
 
 
-@reconstruction_and_kl.wrong("the −1 of the KL is lost", seen="no public source: a slip of the pen")
+@reconstruction_and_kl.wrong("the −1 of the KL is lost", seen="no public source: a plausible slip")
 def _(x, mean, log_var, decode, decoder_var, eps):
     kl = 0.5 * (mean**2 + log_var.exp() - log_var).sum(1)
     return _reconstruction(x, _z(mean, log_var, eps), decode, decoder_var), kl
 
 
 @reconstruction_and_kl.wrong(
-    "squared error without the factor 1/(2·variance) and the constant", seen="no public source: mse + KL"
+    "squared error without the factor 1/(2·variance) and the constant",
+    seen="no public source: a plausible slip (mse + KL)",
 )
 def _(x, mean, log_var, decode, decoder_var, eps):
     return -(x - decode(_z(mean, log_var, eps))).square().flatten(1).sum(1), _kl(mean, log_var)
 
 
 @reconstruction_and_kl.wrong(
-    "the sample is detached: no gradient reaches the encoder", seen="jankrepl/deepdow PR 106: .sample() for .rsample()"
+    "the sample is detached: no gradient reaches the encoder",
+    seen="torch.distributions: .sample() passes no gradient, .rsample() does",
 )
 def _(x, mean, log_var, decode, decoder_var, eps):
     return _reconstruction(x, _z(mean, log_var, eps).detach(), decode, decoder_var), _kl(mean, log_var)
 
 
 @reconstruction_and_kl.wrong(
-    "the KL by the one sample, too: right on average, but noisy", seen="no public source: log q − log p in code"
+    "the KL by the one sample, too: right on average, but noisy",
+    seen="no public source: a plausible slip (log q − log p in code)",
 )
 def _(x, mean, log_var, decode, decoder_var, eps):
     z = _z(mean, log_var, eps)
@@ -436,7 +449,8 @@ def _(x, mean, log_var, decode, decoder_var, eps):
 
 
 @reconstruction_and_kl.wrong(
-    "the constant ½·log(2π·variance) is left out", seen="no public source: code whose variance is not learned"
+    "the constant ½·log(2π·variance) is left out",
+    seen="no public source: a plausible slip (code whose variance is not learned)",
 )
 def _(x, mean, log_var, decode, decoder_var, eps):
     square = (x - decode(_z(mean, log_var, eps))).square() / decoder_var
@@ -444,24 +458,28 @@ def _(x, mean, log_var, decode, decoder_var, eps):
 
 
 @reconstruction_and_kl.wrong(
-    "the mean is decoded, not a sample", seen="no public source: the code of a plain autoencoder"
+    "the mean is decoded, not a sample", seen="no public source: a plausible slip (the code of a plain autoencoder)"
 )
 def _(x, mean, log_var, decode, decoder_var, eps):
     return _reconstruction(x, mean, decode, decoder_var), _kl(mean, log_var)
 
 
-@reconstruction_and_kl.wrong("the mean over latents, not the sum", seen="mkusner/grammarVAE 2, keras-team/keras-io 270")
+@reconstruction_and_kl.wrong(
+    "the mean over latents, not the sum", seen="mkusner/grammarVAE issue 2, keras-team/keras-io issue 270"
+)
 def _(x, mean, log_var, decode, decoder_var, eps):
     return _reconstruction(x, _z(mean, log_var, eps), decode, decoder_var), _kl(mean, log_var) / mean.shape[1]
 
 
-@reconstruction_and_kl.wrong("one KL for all: the sum over the batch", seen="EDAPINENUT/GNTPP 4, GlassyWing/nvae 3")
+@reconstruction_and_kl.wrong(
+    "one KL for all: the sum over the batch", seen="EDAPINENUT/GNTPP issue 4, GlassyWing/nvae issue 3"
+)
 def _(x, mean, log_var, decode, decoder_var, eps):
     kl = _kl(mean, log_var).sum().expand(len(x))
     return _reconstruction(x, _z(mean, log_var, eps), decode, decoder_var), kl
 
 
-@reconstruction_and_kl.wrong("−½ once, not once a latent", seen="ericjang/draw 2 and PR 6")
+@reconstruction_and_kl.wrong("−½ once, not once a latent", seen="ericjang/draw issue 2, PR 6")
 def _(x, mean, log_var, decode, decoder_var, eps):
     kl = _kl(mean, log_var) + 0.5 * (mean.shape[1] - 1)
     return _reconstruction(x, _z(mean, log_var, eps), decode, decoder_var), kl
@@ -481,7 +499,7 @@ def _(x, mean, log_var, decode, decoder_var, eps):
 
 
 @reconstruction_and_kl.wrong(
-    "1e-8 is added inside the KL's logarithm", seen="hwalsuklee/tensorflow-mnist-CVAE 2 quotes such code"
+    "1e-8 is added inside the KL's logarithm", seen="hwalsuklee/tensorflow-mnist-CVAE issue 2, in the code it quotes"
 )
 def _(x, mean, log_var, decode, decoder_var, eps):
     kl = 0.5 * (mean**2 + log_var.exp() - 1 - (log_var.exp() + 1e-8).log()).sum(1)
@@ -594,14 +612,15 @@ def _(function, mean, std, eps):
 
 
 @reparameterised.wrong(
-    "the sample is detached, and the gradient 0", seen="no public source: torch.normal, .sample() for .rsample()"
+    "the sample is detached, and the gradient 0",
+    seen="torch.distributions: .sample() passes no gradient, .rsample() does",
 )
 def _(function, mean, std, eps):
     return 0 * eps, 0 * eps
 
 
 @reparameterised.wrong(
-    "ε is missing in the derivative by the standard deviation", seen="no public source: a common slip"
+    "ε is missing in the derivative by the standard deviation", seen="no public source: a plausible slip"
 )
 def _(function, mean, std, eps):
     slope = _slope(function, mean + std * eps)
@@ -609,7 +628,7 @@ def _(function, mean, std, eps):
 
 
 @reparameterised.wrong(
-    "the derivative by the log-variance, given as that by the deviation", seen="no public source: a common slip"
+    "the derivative by the log-variance, given as that by the deviation", seen="no public source: a plausible slip"
 )
 def _(function, mean, std, eps):
     slope = _slope(function, mean + std * eps)
@@ -617,7 +636,8 @@ def _(function, mean, std, eps):
 
 
 @reparameterised.wrong(
-    "the slope at the mean, not at the sample", seen="no public source: the code of a plain autoencoder"
+    "the slope at the mean, not at the sample",
+    seen="no public source: a plausible slip (the code of a plain autoencoder)",
 )
 def _(function, mean, std, eps):
     slope = _slope(function, mean.expand_as(eps))
@@ -625,7 +645,7 @@ def _(function, mean, std, eps):
 
 
 @reparameterised.wrong(
-    "the values are used, not the slopes: Eq. 2.6 under the name of Eq. 2.5", seen="no public source: a common slip"
+    "the values are used, not the slopes: Eq. 2.6 under the name of Eq. 2.5", seen="no public source: a plausible slip"
 )
 def _(function, mean, std, eps):
     value = function(mean + std * eps)[:, None]
@@ -652,21 +672,25 @@ def _(function, mean, std, eps):
     return value * eps / std, value * (eps**2 - 1) / std
 
 
-@score_function.wrong("the gradient of q, not of log q", seen="no public source: a logarithm lost in copying")
+@score_function.wrong(
+    "the gradient of q, not of log q", seen="no public source: a plausible slip (a logarithm lost in copying)"
+)
 def _(function, mean, std, eps):
     density = torch.exp(-0.5 * eps**2) / (2 * torch.pi) ** 0.5 / std
     value = function(mean + std * eps)[:, None]
     return value * density * eps / std, value * density * (eps**2 - 1) / std
 
 
-@score_function.wrong("the sample moves with q's parameters: ∂ log q is 0 and −1/σ", seen="tensorflow/tensorflow 7236")
+@score_function.wrong(
+    "the sample moves with q's parameters: ∂ log q is 0 and −1/σ", seen="tensorflow/tensorflow issue 7236"
+)
 def _(function, mean, std, eps):
     value = function(mean + std * eps)[:, None]
     return 0 * value * eps, -value / std + 0 * eps
 
 
 @score_function.wrong(
-    "the −1 is lost: the density's normalisation does not move", seen="no public source: a common slip"
+    "the −1 is lost: the density's normalisation does not move", seen="no public source: a plausible slip"
 )
 def _(function, mean, std, eps):
     value = function(mean + std * eps)[:, None]
@@ -674,7 +698,8 @@ def _(function, mean, std, eps):
 
 
 @score_function.wrong(
-    "f is differentiated too: both gradients are added", seen="no public source: a loss whose z was not detached"
+    "f is differentiated too: both gradients are added",
+    seen="no public source: a plausible slip (a loss whose z was not detached)",
 )
 def _(function, mean, std, eps):
     z = mean + std * eps
@@ -683,7 +708,8 @@ def _(function, mean, std, eps):
 
 
 @score_function.wrong(
-    "f is differentiated: Eq. 2.5 under the name of Eq. 2.6", seen="no public source: autograd, where f has no slope"
+    "f is differentiated: Eq. 2.5 under the name of Eq. 2.6",
+    seen="no public source: a plausible slip (autograd, where f has no slope)",
 )
 def _(function, mean, std, eps):
     slope = _slope(function, mean + std * eps)
@@ -780,7 +806,8 @@ def _noise(x, decoder_var):
 
 
 @linear_evidence.wrong(
-    "the decoder's variance is squared", seen="no public source: variance and standard deviation mixed up"
+    "the decoder's variance is squared",
+    seen="no public source: a plausible slip (variance and standard deviation mixed up)",
 )
 def _(x, weight, bias, decoder_var):
     evidence = _evidence(x, weight, bias, _noise(x, decoder_var**2))
@@ -788,7 +815,8 @@ def _(x, weight, bias, decoder_var):
 
 
 @linear_evidence.wrong(
-    "the pixels are taken as independent: only W·Wᵀ's diagonal", seen="no public source: p(x|z) mixed up with p(x)"
+    "the pixels are taken as independent: only W·Wᵀ's diagonal",
+    seen="no public source: a plausible slip (p(x|z) mixed up with p(x))",
 )
 def _(x, weight, bias, decoder_var):
     var = weight.square().sum(1) + decoder_var
@@ -796,7 +824,8 @@ def _(x, weight, bias, decoder_var):
 
 
 @linear_evidence.wrong(
-    "the posterior without its prior: least squares", seen="no public source: the pseudo-inverse as an encoder"
+    "the posterior without its prior: least squares",
+    seen="no public source: a plausible slip (the pseudo-inverse as an encoder)",
 )
 def _(x, weight, bias, decoder_var):
     evidence = _evidence(x, weight, bias, _noise(x, decoder_var))
@@ -804,7 +833,8 @@ def _(x, weight, bias, decoder_var):
 
 
 @linear_evidence.wrong(
-    "log p(x|z) at the posterior's mean", seen="no public source: the decoder's likelihood taken for the evidence"
+    "log p(x|z) at the posterior's mean",
+    seen="no public source: a plausible slip (the decoder's likelihood taken for the evidence)",
 )
 def _(x, weight, bias, decoder_var):
     mean, cov = _posterior(x, weight, bias, decoder_var)
@@ -812,7 +842,7 @@ def _(x, weight, bias, decoder_var):
 
 
 @linear_evidence.wrong(
-    "the covariance without the decoder's variance: (I + Wᵀ·W)⁻¹", seen="no public source: a common slip"
+    "the covariance without the decoder's variance: (I + Wᵀ·W)⁻¹", seen="no public source: a plausible slip"
 )
 def _(x, weight, bias, decoder_var):
     evidence = _evidence(x, weight, bias, _noise(x, decoder_var))
@@ -900,21 +930,23 @@ def _(log_p_end, log_p, log_q, weight):
 
 @chain_bound.wrong(
     "log p(x_T) twice, and minus log p(x_0|x_1)",
-    seen="no public source: a term that the telescope of chapter 5 leaves over, counted twice",
+    seen="no public source: a plausible slip (the telescoped form of chapter 5, copied with a sign lost)",
 )
 def _(log_p_end, log_p, log_q, weight):
     return weight @ (2 * log_p_end + log_p[1:].sum(0) - log_p[0] - log_q.sum(0))
 
 
 @chain_bound.wrong(
-    "the encoder's entropy is left out", seen="no public source: “it has no parameters”: true, but it has a value"
+    "the encoder's entropy is left out",
+    seen="no public source: a plausible slip (“it has no parameters”: true, but it has a value)",
 )
 def _(log_p_end, log_p, log_q, weight):
     return weight @ (log_p_end + log_p.sum(0))
 
 
 @chain_bound.wrong(
-    "the last step's encoder only, as if there were one latent", seen="no public source: the bound of a VAE, copied"
+    "the last step's encoder only, as if there were one latent",
+    seen="no public source: a plausible slip (the bound of a VAE, copied)",
 )
 def _(log_p_end, log_p, log_q, weight):
     return weight @ (log_p_end + log_p.sum(0) - log_q[-1])
@@ -922,7 +954,7 @@ def _(log_p_end, log_p, log_q, weight):
 
 @chain_bound.wrong(
     "the logarithm outside of the expectation: log p(x_0) itself",
-    seen="no public source: the line before Jensen’s inequality, copied",
+    seen="no public source: a plausible slip (the line before Jensen’s inequality, copied)",
 )
 def _(log_p_end, log_p, log_q, weight):
     return np.log(weight @ np.exp(log_p_end + log_p.sum(0) - log_q.sum(0)))

@@ -98,14 +98,18 @@ def _step(schedule, x_prev, t, noise):
     return (1 - _var(schedule, x_prev, t)) ** 0.5 * x_prev + noise
 
 
-@forward_step.wrong("noise β·U(0, 1) instead of √β·N(0, 1)", seen="acids-ircam/diffusion_models 1 and 8")
+@forward_step.wrong(
+    "noise β·U(0, 1) instead of √β·N(0, 1)",
+    seen="acids-ircam/diffusion_models, diffusion_02_model.ipynb (forward_process)",
+)
 def _(schedule, x_prev, t, generator):
     uniform = torch.rand(x_prev.shape, generator=generator, dtype=x_prev.dtype)
     return _step(schedule, x_prev, t, _var(schedule, x_prev, t) * uniform)
 
 
 @forward_step.wrong(
-    "uniform noise with the right mean and variance", seen="no public source: survives every test of mean and variance"
+    "uniform noise with the right mean and variance",
+    seen="no public source: a plausible slip (survives every test of mean and variance)",
 )
 def _(schedule, x_prev, t, generator):
     uniform = torch.rand(x_prev.shape, generator=generator, dtype=x_prev.dtype)
@@ -113,25 +117,28 @@ def _(schedule, x_prev, t, generator):
 
 
 @forward_step.wrong(
-    "ε ~ N(0, β) and √β·ε: β is applied twice", seen="noise scaled by β, huggingface/diffusion-models-class 63"
+    "ε ~ N(0, β) and √β·ε: β is applied twice",
+    seen="huggingface/diffusion-models-class issue 63 (“noise scaled by beta_t”)",
 )
 def _(schedule, x_prev, t, generator):
     return _step(schedule, x_prev, t, _var(schedule, x_prev, t) * _randn(x_prev, generator))
 
 
 @forward_step.wrong(
-    "one draw of noise for all pixels of an image", seen="greatlog/UnpairedSR 15: noise of shape (B, 1, 1, 1)"
+    "one draw of noise for all pixels of an image", seen="greatlog/UnpairedSR issue 15: noise of shape (B, 1, 1, 1)"
 )
 def _(schedule, x_prev, t, generator):
     return _step(schedule, x_prev, t, _var(schedule, x_prev, t) ** 0.5 * _randn(x_prev[:, :1], generator))
 
 
-@forward_step.wrong("the root is missing: (1 − β)·x_{t−1}", seen="no public source: a common slip")
+@forward_step.wrong("the root is missing: (1 − β)·x_{t−1}", seen="no public source: a plausible slip")
 def _(schedule, x_prev, t, generator):
     return (1 - _var(schedule, x_prev, t)) * x_prev + _var(schedule, x_prev, t) ** 0.5 * _randn(x_prev, generator)
 
 
-@forward_step.wrong("the same noise in every step", seen="no public source: a seed that is set inside the function")
+@forward_step.wrong(
+    "the same noise in every step", seen="no public source: a plausible slip (a seed that is set inside the function)"
+)
 def _(schedule, x_prev, t, generator):
     return _step(
         schedule, x_prev, t, _var(schedule, x_prev, t) ** 0.5 * _randn(x_prev, torch.Generator().manual_seed(0))
@@ -140,14 +147,16 @@ def _(schedule, x_prev, t, generator):
 
 @forward_step.wrong(
     "half of the batch repeats the other half's noise",
-    seen="no public source: noise drawn for half a batch, and doubled",
+    seen="no public source: a plausible slip (noise drawn for half a batch, and doubled)",
 )
 def _(schedule, x_prev, t, generator):
     half = _randn(x_prev[: (len(x_prev) + 1) // 2], generator)
     return _step(schedule, x_prev, t, _var(schedule, x_prev, t) ** 0.5 * torch.cat([half, half])[: len(x_prev)])
 
 
-@forward_step.wrong("the image is not shrunk", seen="no public source: noise added as in denoising autoencoders")
+@forward_step.wrong(
+    "the image is not shrunk", seen="no public source: a plausible slip (noise added as in denoising autoencoders)"
+)
 def _(schedule, x_prev, t, generator):
     return x_prev + _var(schedule, x_prev, t) ** 0.5 * _randn(x_prev, generator)
 
@@ -209,25 +218,26 @@ def linear(f):
 
 
 @linear.wrong(
-    "indexed by t/T instead of (t − 1)/(T − 1)", seen="no public source: the first step is then a fifth too large"
+    "indexed by t/T instead of (t − 1)/(T − 1)",
+    seen="no public source: a plausible slip (t counted from 1, the schedule from 0)",
 )
 def _(T, beta_1, beta_T):
     return Schedule(beta_1 + torch.arange(1, T + 1, dtype=torch.float64) / T * (beta_T - beta_1))
 
 
 @linear.wrong(
-    "β_t = β̄/T for every t, which is constant", seen="no public source: a constant schedule under the name linear"
+    "β_t = β̄/T for every t, which is constant", seen="no public source: a plausible slip (a budget spread evenly)"
 )
 def _(T, beta_1, beta_T):
     return Schedule(torch.full((T,), beta_T / T, dtype=torch.float64))
 
 
-@linear.wrong("√β is linear, not β", seen="under the name linear: CompVis/stable-diffusion 314, Comfy-Org/ComfyUI 1998")
+@linear.wrong("√β is linear, not β", seen="under the name linear: CompVis/stable-diffusion issue 314")
 def _(T, beta_1, beta_T):
     return Schedule(torch.linspace(beta_1**0.5, beta_T**0.5, T, dtype=torch.float64) ** 2)
 
 
-@linear.wrong("the last β scaled with T, the first not", seen="NVlabs/I2SB 11")
+@linear.wrong("the last β scaled with T, the first not", seen="NVlabs/I2SB issue 11")
 def _(T, beta_1, beta_T):
     return Schedule(torch.linspace(beta_1, min(beta_T * 1000 / T, 0.999), T, dtype=torch.float64))
 
@@ -260,19 +270,21 @@ def cumulative(f):
 
 
 @cumulative.wrong(
-    "the product stops at t − 1", seen="no public source: arrays with and without an entry for t = 0, mixed up"
+    "the product stops at t − 1",
+    seen="no public source: a plausible slip (arrays with and without an entry for t = 0, mixed up)",
 )
 def _(beta):
     return torch.cumprod(torch.cat([torch.ones(1), 1 - beta[:-1]]), 0)
 
 
-@cumulative.wrong("the product of the β", seen="a comment in code, LuChengTHU/dpm-solver 13")
+@cumulative.wrong("the product of the β", seen="LuChengTHU/dpm-solver issue 13: a comment in code")
 def _(beta):
     return torch.cat([torch.ones(1), torch.cumprod(beta[1:], 0)])
 
 
 @cumulative.wrong(
-    "exp(−Σβ), the limit of many small steps", seen="no public source: continuous-time texts, used at finite T"
+    "exp(−Σβ), the limit of many small steps",
+    seen="no public source: a plausible slip (continuous-time texts, used at finite T)",
 )
 def _(beta):
     return torch.exp(-torch.cumsum(beta, 0))
@@ -305,17 +317,20 @@ def _(alpha_prev, alpha_t):
     return (alpha_t * alpha_prev) ** 0.5, 1 - alpha_t * alpha_prev
 
 
-@two_steps.wrong("scale √α_t·α_{t−1}: the root covers one factor only", seen="no public source: a root drawn too short")
+@two_steps.wrong(
+    "scale √α_t·α_{t−1}: the root covers one factor only",
+    seen="no public source: a plausible slip (the root drawn too short)",
+)
 def _(alpha_prev, alpha_t):
     return alpha_t**0.5 * alpha_prev, 1 - alpha_t * alpha_prev
 
 
-@two_steps.wrong("the first step's noise is not shrunk by the second", seen="no public source: a common slip")
+@two_steps.wrong("the first step's noise is not shrunk by the second", seen="no public source: a plausible slip")
 def _(alpha_prev, alpha_t):
     return (alpha_t * alpha_prev) ** 0.5, (1 - alpha_t) + (1 - alpha_prev)
 
 
-@two_steps.wrong("standard deviations are added instead of variances", seen="no public source: a common slip")
+@two_steps.wrong("standard deviations are added instead of variances", seen="no public source: a plausible slip")
 def _(alpha_prev, alpha_t):
     return (alpha_t * alpha_prev) ** 0.5, ((1 - alpha_t) ** 0.5 + (alpha_t * (1 - alpha_prev)) ** 0.5) ** 2
 
@@ -359,31 +374,38 @@ def _jump(x_0, eps, signal, noise):
 
 
 @forward_jump.wrong(
-    "the roots are missing: ᾱ_t·x_0 + (1 − ᾱ_t)·ε", seen="no public source: variance and standard deviation mixed up"
+    "the roots are missing: ᾱ_t·x_0 + (1 − ᾱ_t)·ε",
+    seen="of this kind: Ryota-Kawamura/How-Diffusion-Models-Work issue 1 (the noise's root only)",
 )
 def _(schedule, x_0, eps, t):
     a = schedule.alpha_bar[t]
     return _jump(x_0, eps, a, 1 - a)
 
 
-@forward_jump.wrong("α_t in place of ᾱ_t", seen="no public source: a bar lost in copying")
+@forward_jump.wrong("α_t in place of ᾱ_t", seen="no public source: a plausible slip (a bar lost in copying)")
 def _(schedule, x_0, eps, t):
     a = schedule.alpha[t]
     return _jump(x_0, eps, a.sqrt(), (1 - a).sqrt())
 
 
-@forward_jump.wrong("ᾱ_{t−1} in place of ᾱ_t", seen="no public source: a 1-based t with a 0-based table")
+@forward_jump.wrong(
+    "ᾱ_{t−1} in place of ᾱ_t", seen="no public source: a plausible slip (a 1-based t with a 0-based table)"
+)
 def _(schedule, x_0, eps, t):
     a = schedule.alpha_bar[t - 1]
     return _jump(x_0, eps, a.sqrt(), (1 - a).sqrt())
 
 
-@forward_jump.wrong("noise scaled by √β_t, that of one step", seen="no public source: Eq. 3.1 and Eq. 3.5 mixed up")
+@forward_jump.wrong(
+    "noise scaled by √β_t, that of one step", seen="no public source: a plausible slip (Eq. 3.1 and Eq. 3.5 mixed up)"
+)
 def _(schedule, x_0, eps, t):
     return _jump(x_0, eps, schedule.alpha_bar[t].sqrt(), schedule.beta[t].sqrt())
 
 
-@forward_jump.wrong("the root is missing on the noise: (1 − ᾱ_t)·ε", seen="Ryota-Kawamura/How-Diffusion-Models-Work 1")
+@forward_jump.wrong(
+    "the root is missing on the noise: (1 − ᾱ_t)·ε", seen="Ryota-Kawamura/How-Diffusion-Models-Work issue 1"
+)
 def _(schedule, x_0, eps, t):
     a = schedule.alpha_bar[t]
     return _jump(x_0, eps, a.sqrt(), 1 - a)
@@ -426,18 +448,19 @@ def signal_to_noise(f):
 
 
 @signal_to_noise.wrong(
-    "a ratio of standard deviations", seen="no public source: variance and standard deviation mixed up"
+    "a ratio of standard deviations",
+    seen="no public source: a plausible slip (variance and standard deviation mixed up)",
 )
 def _(schedule, t):
     return (schedule.alpha_bar[t] / (1 - schedule.alpha_bar[t])).sqrt()
 
 
-@signal_to_noise.wrong("upside down", seen="no public source: samplers written in σ² = 1/SNR")
+@signal_to_noise.wrong("upside down", seen="no public source: a plausible slip (samplers written in σ² = 1/SNR)")
 def _(schedule, t):
     return (1 - schedule.alpha_bar[t]) / schedule.alpha_bar[t]
 
 
-@signal_to_noise.wrong("of one step: α_t/β_t", seen="no public source: a bar lost in copying")
+@signal_to_noise.wrong("of one step: α_t/β_t", seen="no public source: a plausible slip (a bar lost in copying)")
 def _(schedule, t):
     return schedule.alpha[t] / schedule.beta[t]
 
@@ -502,20 +525,24 @@ def _(schedule, s, t):
     return ratio.sqrt(), 1 - ratio
 
 
-@jump_between.wrong("variance 1 − ᾱ_t, as if x_s were clean", seen="no public source: strided samplers")
+@jump_between.wrong(
+    "variance 1 − ᾱ_t, as if x_s were clean", seen="no public source: a plausible slip (strided samplers)"
+)
 def _(schedule, s, t):
     return (schedule.alpha_bar[t] / schedule.alpha_bar[s]).sqrt(), 1 - schedule.alpha_bar[t]
 
 
 @jump_between.wrong(
-    "variances subtracted: (1 − ᾱ_t) − (1 − ᾱ_s)", seen="no public source: forgets that x_s is shrunk, with its noise"
+    "variances subtracted: (1 − ᾱ_t) − (1 − ᾱ_s)",
+    seen="no public source: a plausible slip (forgets that x_s is shrunk, with its noise)",
 )
 def _(schedule, s, t):
     return (schedule.alpha_bar[t] / schedule.alpha_bar[s]).sqrt(), schedule.alpha_bar[s] - schedule.alpha_bar[t]
 
 
 @jump_between.wrong(
-    "β_t, the variance of the last step of the jump", seen="huggingface/diffusers PR 3006: the β of a skipped step"
+    "β_t, the variance of the last step of the jump",
+    seen="huggingface/diffusers PR 3006 (“when skipping timesteps, self.betas[t] is the wrong beta”)",
 )
 def _(schedule, s, t):
     return (schedule.alpha_bar[t] / schedule.alpha_bar[s]).sqrt(), schedule.beta[t]
@@ -578,21 +605,24 @@ def _(x_t, weight, mean, var, alpha_bar):
 
 
 @mixture_marginal.wrong(
-    "each component is treated as a point: variance 1 − ᾱ_t", seen="no public source: q(x_t|x_0) taken for q(x_t)"
+    "each component is treated as a point: variance 1 − ᾱ_t",
+    seen="no public source: a plausible slip (q(x_t|x_0) taken for q(x_t))",
 )
 def _(x_t, weight, mean, var, alpha_bar):
     return _mixture(x_t, weight, alpha_bar**0.5 * mean, 1 - alpha_bar)
 
 
 @mixture_marginal.wrong(
-    "the components' means are not shrunk", seen="no public source: noise added as in denoising autoencoders"
+    "the components' means are not shrunk",
+    seen="no public source: a plausible slip (noise added as in denoising autoencoders)",
 )
 def _(x_t, weight, mean, var, alpha_bar):
     return _mixture(x_t, weight, mean, alpha_bar * var + 1 - alpha_bar)
 
 
 @mixture_marginal.wrong(
-    "the variance is shrunk by √ᾱ_t instead of ᾱ_t", seen="no public source: variance and standard deviation mixed up"
+    "the variance is shrunk by √ᾱ_t instead of ᾱ_t",
+    seen="no public source: a plausible slip (variance and standard deviation mixed up)",
 )
 def _(x_t, weight, mean, var, alpha_bar):
     return _mixture(x_t, weight, alpha_bar**0.5 * mean, alpha_bar**0.5 * var + 1 - alpha_bar)
@@ -630,17 +660,21 @@ def _(x_0, alpha_bar):
     return 0.5 * (alpha_bar * (x_0**2 - 1) - np.log(1 - alpha_bar))
 
 
-@distance_from_noise.wrong("the logarithm's sign", seen="no public source: a common slip")
+@distance_from_noise.wrong("the logarithm's sign", seen="no public source: a plausible slip")
 def _(x_0, alpha_bar):
     return 0.5 * (alpha_bar * (x_0**2 - 1) + np.log(1 - alpha_bar))
 
 
-@distance_from_noise.wrong("the mean only: ½·ᾱ_t·x_0²", seen="no public source: forgets that the variance is not yet 1")
+@distance_from_noise.wrong(
+    "the mean only: ½·ᾱ_t·x_0²", seen="no public source: a plausible slip (forgets that the variance is not yet 1)"
+)
 def _(x_0, alpha_bar):
     return 0.5 * alpha_bar * x_0**2
 
 
-@distance_from_noise.wrong("the arguments of the divergence swapped", seen="no public source: KL taken for symmetric")
+@distance_from_noise.wrong(
+    "the arguments of the divergence swapped", seen="no public source: a plausible slip (KL taken for symmetric)"
+)
 def _(x_0, alpha_bar):
     return 0.5 * ((1 + alpha_bar * x_0**2) / (1 - alpha_bar) - 1 + np.log(1 - alpha_bar))
 
