@@ -3,14 +3,14 @@
 import copy
 import functools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ddpm_lib.checks import apart
+from ddpm_lib.checks import apart, largest
 
 STENCIL = ((-3, -1 / 60), (-2, 3 / 20), (-1, -3 / 4), (1, 3 / 4), (2, -3 / 20), (3, 1 / 60))  # of sixth order
 
@@ -35,6 +35,11 @@ def until(rejects: float) -> Callable[[Callable[[Callable], Iterator[float]]], C
         return measure
 
     return decorate
+
+
+def apart_each(got: Iterable, expected: Iterable) -> float:
+    """The largest of `apart` over several results. Raises ValueError if their number is not the expected one."""
+    return largest(*(apart(*pair) for pair in zip(got, expected, strict=True)))
 
 
 def relative(got: Any, expected: Any, floor: float = 0.0) -> float:
