@@ -53,10 +53,10 @@ def stop_at(far: float) -> Callable:
 
 
 def disturbs(f, *given, **options) -> float:
-    """0, or infinity where f changes what it is given."""
-    kept = copy.deepcopy(given)
-    f(*given, **options)
-    return 0.0 if same(kept, given) else math.inf
+    """0, or infinity where f changes what it is given: a copy, so that the next check is not disturbed too."""
+    copied = copy.deepcopy(given)
+    f(*copied, **options)
+    return 0.0 if same(copied, given) else math.inf
 
 
 def same(a, b) -> bool:
@@ -132,16 +132,20 @@ def linear_in_images(f, given, exact, rounding=lambda batch: 1.0) -> Iterator[fl
     """The distances of an f(schedule, *images, t) that is linear in the images, relative to the mean size.
 
     given(batch): the images; exact(batch): the result; rounding(batch): by how much the formula magnifies rounding.
-    Tried too: an int for t, gradients, and that f leaves alone what it is given.
+    Tried too: an int for t, images in single precision, gradients, and that f leaves alone what it is given.
     """
     for batch in batches():
-        expected = exact(batch)
+        expected, arguments = exact(batch), given(batch)
         unit = rounding(batch) * expected.abs().mean()
-        yield disturbs(f, batch.schedule, *given(batch), batch.t)
-        yield off(f(batch.schedule, *given(batch), batch.t), expected, unit)
-        alone = [image[-1:] for image in given(batch)]
-        yield off(f(batch.schedule, *alone, int(batch.t[-1])), expected[-1:], unit)
-        yield slope_off(lambda *x: f(batch.schedule, *x, batch.t), *given(batch))  # noqa: B023
+        yield disturbs(f, batch.schedule, *arguments, batch.t)
+        yield off(f(batch.schedule, *arguments, batch.t), expected, unit)
+        yield off(f(batch.schedule, *(x[-1:] for x in arguments), int(batch.t[-1])), expected[-1:], unit)
+        yield slope_off(lambda *x: f(batch.schedule, *x, batch.t), *arguments)  # noqa: B023
+        # The tables are in double precision whatever the images are in: 1 − ᾱ_1 would lose four of its seven digits.
+        for i in range(len(arguments)):
+            alone = [(x if i == j else 0 * x).float() for j, x in enumerate(arguments)]
+            rounded = f(batch.schedule, *(x.double() for x in alone), batch.t)
+            yield off(f(batch.schedule, *alone, batch.t), rounded, 1e3 * (rounded.abs() + 1e-30))
 
 
 def images(values):
@@ -399,6 +403,7 @@ def keeps_the_marginal(f):
     for schedule in (SHORT, TWO, ONE, FAINT, STRONG, LONG):
         scale, var = (v.tolist() for v in walk(schedule))
         for t in range(1, 5) if schedule is SHORT else {1, 2, 3, 50, 500, 999, 1000} & set(range(schedule.T + 1)):
+            yield disturbs(f, schedule, t)
             on_x_0, on_x_t, step_var = (float(v) for v in f(schedule, t))
             yield off(on_x_0 + on_x_t * scale[t], scale[t - 1])
             yield off(on_x_t**2 * var[t] + step_var, var[t - 1], var[t - 1] or 1e-300)  # t = 1: exactly no noise
@@ -472,7 +477,11 @@ def _(schedule, x_t, eps, t):
 @stop_at(1e-6)
 def eps_from_mean(f):
     """f(schedule, x_t, mean, t) returns the ε that x_t was made with."""
-    yield from linear_in_images(f, lambda batch: (batch.x_t, batch.mean), lambda batch: batch.eps)
+    yield from linear_in_images(
+        f,
+        lambda batch: (batch.x_t, batch.mean),
+        lambda batch: batch.eps,
+    )
 
 
 @eps_from_mean.wrong("(x_t − √(1 − ᾱ_t)·μ)/√(1 − ᾱ_t)", seen="a tuning guide for diffusion models")
@@ -509,7 +518,7 @@ class Data:
 
 
 NEAR = Data(np.array([0.35, 0.65]), np.array([-0.8, 0.5]), np.array([0.02, 0.05]), np.linspace(-2.5, 2.5, 801))
-WIDE = Data(np.array([0.4, 0.6]), np.array([-14.0, 9.0]), np.array([12.0, 5.0]), np.linspace(-50, 40, 1201))
+WIDE = Data(np.array([0.4, 0.6]), np.array([-28.0, 18.0]), np.array([48.0, 20.0]), np.linspace(-90, 70, 1601))
 FINE = Data(NEAR.weight, NEAR.mean * UNIT, NEAR.var * UNIT**2, NEAR.x_0 * UNIT)
 REVERSE = [  # data, schedule, t, x_t
     (NEAR, SHORT, 2, 0.4),
@@ -595,7 +604,11 @@ def reverse_variance(f):
         x_0_mean = np.trapezoid(weight * x_0, x_0)
         x_0_var = float(np.trapezoid(weight * (x_0 - x_0_mean) ** 2, x_0))
         exact = np.trapezoid(density * (x - mean) ** 2, x)
+        yield disturbs(f, schedule, t, x_0_var)
         yield off(float(f(schedule, t, x_0_var)), exact, exact)
+        if t > 1:  # data that are a point: there x_0 is known
+            exact = bayes_on_a_grid(schedule, t, 0.0, x_t)[1][0]
+            yield off(float(f(schedule, t, 0.0)), exact, exact)
 
 
 @reverse_variance.states
@@ -634,6 +647,7 @@ def reverse_mean(f):
         (score,) = torch.autograd.grad(log_q, point)
         mean = np.trapezoid(density * x, x)
         unit = np.trapezoid(density * (x - mean) ** 2, x) ** 0.5 / (1 - float(schedule.beta[t])) ** 0.5
+        yield disturbs(f, schedule, x_t, float(score), t)
         yield off(f(schedule, x_t, float(score), t), mean, unit)
 
 

@@ -271,6 +271,7 @@ def random_step(f):
     """f(schedule, batch, generator) draws t, shape (batch,), int64, on the generator's device, anew in each call."""
     for schedule in (TINY, SHORT, LONG, TWO, ONE):
         T, n = schedule.T, 1_500_000
+        yield disturbs(lambda s: f(s, 8, _seeded(0)), schedule)
         t = f(schedule, n, _seeded(7))
         in_range = (
             t.dtype == torch.int64 and t.shape == (n,) and t.device.type == "cpu" and 1 <= t.min() <= t.max() <= T
@@ -280,7 +281,10 @@ def random_step(f):
         if T > 1:
             counts, generator = torch.bincount(t, minlength=T + 1)[1:].numpy(), _seeded(8)
             yield from _evenly_spread(counts, n / T)
-            rows = torch.stack([f(schedule, 64, generator) for _ in range(2000)]).double().numpy()
+            if schedule is TINY:  # a batch of one, again and again
+                alone = torch.cat([f(schedule, 1, generator) for _ in range(3000)])
+                yield from _evenly_spread(torch.bincount(alone, minlength=T + 1)[1:].numpy(), 3000 / T)
+            rows = torch.stack([f(schedule, 64, generator) for _ in range(4000)]).double().numpy()
             yield from _independent(rows, T)
 
 
@@ -790,12 +794,13 @@ def exact_denoiser(f):
     """f(mixture, schedule) returns a function of (x_t, t), and of (x_t, t, labels) if it can, which is E[ε|x_t]."""
     for mixture, schedule, x_t, t, with_labels in copy.deepcopy(denoiser_cases()):
         denoiser, exact = f(mixture, schedule), with_labels[0][1]
-        yield disturbs(denoiser, x_t, t)
+        yield disturbs(lambda m, s, *given: f(m, s)(*given), mixture, schedule, x_t, t)
         yield off(denoiser(x_t, t), exact, 1 + exact.abs())
         yield off(denoiser(x_t[-1:], int(t[-1])), exact[-1:], 1 + exact[-1:].abs())
         if takes(denoiser, 3):
             for labels, exact in with_labels:
                 yield off(denoiser(x_t, t, labels), exact, 1 + exact.abs())
+                yield off(denoiser(x_t[-1:], int(t[-1]), labels[-1:]), exact[-1:], 1 + exact[-1:].abs())
     t = torch.tensor([1, 3, 2, 4])
     x_t = torch.tensor([[0.2, -0.4], [-0.9, 0.3], [0.5, 0.7], [-0.3, -1.2]], dtype=torch.float64)
     exact = noise_on_a_plane(BLOBS, SHORT, x_t, t)
