@@ -1,8 +1,10 @@
 """The command line: python -m ddpm_lib list | check | train | resume | sample | export."""
 
 import argparse
+import math
 import sys
-from collections.abc import Callable, Sequence
+import traceback
+from collections.abc import Sequence
 from itertools import count
 from pathlib import Path
 
@@ -11,11 +13,15 @@ import torch
 
 from ddpm_lib import plot
 from ddpm_lib.networks.interop import save_diffusers
+from ddpm_lib.runs.folder import LOG
 from ddpm_lib.runs.model import CHECKPOINTS, export, load
-from ddpm_lib.runs.recipes import RECIPES, override, recipe
+from ddpm_lib.runs.recipes import RECIPES, did_you_mean, override, recipe
 from ddpm_lib.runs.run import CHANGEABLE, resume, run
 from ddpm_lib.runs.selftest import self_test
+from ddpm_lib.samplers.ancestral import image_seeds
 from ddpm_lib.training.checkpoint import list_checkpoints
+
+ROWS = 100  # of a picture of samples: more than that nobody looks at
 
 
 def parser() -> argparse.ArgumentParser:
@@ -33,11 +39,16 @@ def parser() -> argparse.ArgumentParser:
             help="override any field of the recipe: steps=100 width=48 attention=4,8",
         )
     train.add_argument(
-        "--out", type=Path, help="the run folder, which must not exist (default: the next free runs/RECIPE)"
+        "--out",
+        type=Path,
+        help="the run folder: a new one, or that of a run without a checkpoint (default: the next free runs/RECIPE)",
     )
     resume = commands.add_parser("resume", help="go on with a run that was interrupted, or for longer")
     resume.add_argument("run", type=Path, help="a run folder")
     resume.add_argument("fields", nargs="*", metavar="field=value", help=f"change {', '.join(CHANGEABLE)}")
+    resume.add_argument(
+        "--other-data", action="store_true", help="go on although the images have changed since the run was started"
+    )
     sample = commands.add_parser("sample", help="draw labelled images from a run")
     sample.add_argument("run", type=Path, help="a run folder, a checkpoint or an exported file")
     sample.add_argument("--labels", type=int, nargs="+", help="one image each (default: every class once)")
@@ -51,7 +62,8 @@ def parser() -> argparse.ArgumentParser:
     sample.add_argument(
         "--eta", type=float, help="fresh noise: 0 none, 1 as ancestral sampling (default: the recipe's)"
     )
-    sample.add_argument("--seed", type=int, default=0)
+    sample.add_argument("--seed", type=int, default=0, help="of the first image; the .npz holds that of every image")
+    sample.add_argument("--batch", type=int, help="images that are drawn at once (default: the recipe's batch)")
     sample.add_argument("--out", type=Path, default=Path("samples.png"), help="a PNG; the samples go beside it as .npz")
     export = commands.add_parser("export", help="write a run's weights alone: one fp16 file, or a folder for diffusers")
     export.add_argument("run", type=Path, help="a run folder or a checkpoint")
@@ -65,14 +77,20 @@ def parser() -> argparse.ArgumentParser:
             "--which", choices=["last", "best"], default="last", help="of a folder's checkpoints (default last)"
         )
     for command in (check, train, resume, sample):
-        command.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: a GPU where there is one)")
+        command.add_argument("--device", help="cpu, cuda, cuda:1, mps, ... (default: a GPU where there is one)")
+    for command in commands.choices.values():
+        command.add_argument("--traceback", action="store_true", help="of a problem, say where in the code it arose")
     return top
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit status: 0, 1 for a problem that its message names, 130 after Ctrl-C."""
     top = parser()
-    options, rest = top.parse_known_args(arguments)  # fields may also stand behind the options
+    words = sys.argv[1:] if arguments is None else arguments
+    first = next((word for word in words if not word.startswith("-")), None)
+    if first is not None and first not in COMMANDS:
+        top.error(f"unknown command {first!r}{did_you_mean(first, COMMANDS)}; there are: {', '.join(COMMANDS)}")
+    options, rest = top.parse_known_args(words)  # fields may also stand behind the options
     takes_fields = hasattr(options, "fields")
     if rest and (not takes_fields or any(word.startswith("-") for word in rest)):
         top.error(f"unrecognized arguments: {' '.join(rest)}")
@@ -80,40 +98,41 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options.fields += rest
     try:
         return COMMANDS[options.command](options)
-    except KeyboardInterrupt:
-        print("stopped", file=sys.stderr)
+    except KeyboardInterrupt as stop:
+        print("\n" + "; ".join([str(stop) or "stopped", *_notes(stop)]), file=sys.stderr)
         return 130
     except (ValueError, TypeError, OSError, FloatingPointError, RuntimeError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        if options.traceback:
+            traceback.print_exc()
+        print("; ".join([f"error: {error}", *_notes(error)]), file=sys.stderr)
         return 1
 
 
+def _notes(error: BaseException) -> Sequence[str]:
+    return getattr(error, "__notes__", ())
+
+
 def _check(options: argparse.Namespace) -> int:
-    return 0 if self_test(override(recipe(options.recipe), options.fields), device=_device(options)) else 1
+    chosen = override(recipe(options.recipe), options.fields)
+    return 0 if self_test(chosen, device=_device(options), trace=options.traceback) else 1
 
 
 def _train(options: argparse.Namespace) -> int:
     chosen = override(recipe(options.recipe), options.fields)
     folder = options.out or next(path for path in _numbered(Path("runs") / chosen.name) if not path.exists())
     print(f"training {chosen.name} for {chosen.steps} steps of {chosen.batch} images into {folder}")
-    return _watched(folder, lambda: run(chosen, folder, device=_device(options)))
+    run(chosen, folder, device=_device(options))
+    return _finished(folder)
 
 
 def _resume(options: argparse.Namespace) -> int:
     print(f"resuming {options.run}")
-    return _watched(options.run, lambda: resume(options.run, options.fields, device=_device(options)))
+    resume(options.run, options.fields, device=_device(options), other_data=options.other_data)
+    return _finished(options.run)
 
 
-def _watched(folder: Path, work: Callable) -> int:
-    try:
-        work()
-    except KeyboardInterrupt as stop:
-        kept = list_checkpoints(folder / CHECKPOINTS)
-        what = f"the last checkpoint is {kept[-1]}" if kept else "nothing was saved yet"
-        then = f"; go on with python -m ddpm_lib resume {folder}" if folder.exists() else ""
-        print(f"\n{stop or 'stopped'}: {what}{then}", file=sys.stderr)
-        return 130
-    print(f"log      {folder / 'log.jsonl'}\nweights  {list_checkpoints(folder / CHECKPOINTS)[-1]}")
+def _finished(folder: Path) -> int:
+    print(f"log      {folder / LOG}\nweights  {list_checkpoints(folder / CHECKPOINTS)[-1]}")
     print(f"curves   {folder / 'loss.png'}\nsamples  {folder / 'samples.png'}")
     return 0
 
@@ -125,30 +144,29 @@ def _sample(options: argparse.Namespace) -> int:
         if path.exists():
             raise FileExistsError(f"{path} exists and is not overwritten: name another --out, or remove it")
     model = load(options.run, weights=options.weights, which=options.which, device=_device(options))
-    scale = model.recipe.scale if options.scale is None else options.scale
-    settings = {"steps": options.steps, "eta": options.eta, "seed": options.seed, "progress": True}
+    settings = {"steps": options.steps, "eta": options.eta, "batch": options.batch}
+    settings |= {"seed": options.seed, "progress": True}
     if model.recipe.classes:
         distinct = list(range(model.recipe.classes)) if options.labels is None else options.labels
-        labels = distinct * options.count
+        labels, columns = distinct * options.count, len(distinct)
+        scale = model.recipe.scale if options.scale is None else options.scale
         images = model.sample(labels, scale=scale, **settings).cpu()
         names = [model.names[label] if model.names else str(label) for label in distinct]
-        figure = plot.grid(images, len(distinct), column_labels=names, title=f"guidance scale {scale:g}")
+        words = {"column_labels": names, "title": f"guidance scale {scale:g}"}
     elif options.labels is None and options.scale is None:
-        labels, scale = [], float("nan")
+        labels, scale, words = [], float("nan"), {}
         images = model.sample(options.count, **settings).cpu()
-        figure = plot.grid(images, min(10, len(images)))
+        columns = min(max(10, math.isqrt(len(images))), len(images))
     else:
         raise ValueError("this network knows no classes: --labels and --scale mean nothing to it; --count is enough")
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    plot.save(figure, options.out)
-    np.savez(
-        options.out.with_suffix(".npz"),
-        images=images.numpy(),
-        labels=np.array(labels),
-        scale=scale,
-        seed=options.seed,
-    )
-    print(f"wrote {options.out} and {options.out.with_suffix('.npz')}")
+    stored = options.out.with_suffix(".npz")
+    stored.parent.mkdir(parents=True, exist_ok=True)
+    about = {"labels": labels, "scale": scale, "seed": options.seed, "seeds": image_seeds(options.seed, len(images))}
+    np.savez(stored, images=images.numpy(), **about)
+    shown = images[: ROWS * columns]
+    plot.save(plot.grid(shown, columns, **words), options.out)
+    rest = "" if len(shown) == len(images) else f", which shows the first {len(shown)} of {len(images)} images,"
+    print(f"wrote {options.out}{rest} and {stored}")
     return 0
 
 

@@ -238,18 +238,22 @@ def _(step, prior, marginal):
 
 
 @bayes_rule.wrong(
-    "not divided by q(x_t|x_0): the curve does not integrate to 1", seen="proportional to, read as equal to"
+    "not divided by q(x_t|x_0): the curve does not integrate to 1",
+    seen="no public source: a plausible slip (proportional to, read as equal to)",
 )
 def _(step, prior, marginal):
     return step * prior
 
 
-@bayes_rule.wrong("the prior q(x_{t−1}|x_0) is left out", seen="the likelihood taken for the posterior")
+@bayes_rule.wrong(
+    "the prior q(x_{t−1}|x_0) is left out",
+    seen="no public source: a plausible slip (the likelihood taken for the posterior)",
+)
 def _(step, prior, marginal):
     return step / marginal
 
 
-@bayes_rule.wrong("prior and likelihood are divided, not multiplied", seen="a slip of the pen")
+@bayes_rule.wrong("prior and likelihood are divided, not multiplied", seen="no public source: a plausible slip")
 def _(step, prior, marginal):
     return prior / step / marginal
 
@@ -281,20 +285,24 @@ def _(a, y, v_y, m, v_m):
     return var * (a * y / v_y + m / v_m), var
 
 
-@completing_the_square.wrong("variances are added instead of precisions", seen="the rule for sums, used for products")
+@completing_the_square.wrong(
+    "variances are added instead of precisions",
+    seen="no public source: a plausible slip (the rule for sums, used for products)",
+)
 def _(a, y, v_y, m, v_m):
     var = a**2 * v_y + v_m
     return var * (a * y / v_y + m / v_m), var
 
 
-@completing_the_square.wrong("the factor a is not squared in the precision", seen="a common slip")
+@completing_the_square.wrong("the factor a is not squared in the precision", seen="no public source: a plausible slip")
 def _(a, y, v_y, m, v_m):
     var = 1 / (a / v_y + 1 / v_m)
     return var * (a * y / v_y + m / v_m), var
 
 
 @completing_the_square.wrong(
-    "each centre is weighted with its own variance", seen="weights swapped: the vaguer one wins"
+    "each centre is weighted with its own variance",
+    seen="no public source: a plausible slip (weights swapped: the vaguer one wins)",
 )
 def _(a, y, v_y, m, v_m):
     return (v_y * y / a + v_m * m) / (v_y + v_m), 1 / (a**2 / v_y + 1 / v_m)
@@ -316,13 +324,13 @@ def posterior_var(f):
 
 @posterior_var.wrong(
     "β_t, the variance of the forward step",
-    seen="the upper bound of the two choices of Ho et al., taken for the posterior's",
+    seen="the first of the two choices of Ho et al. 2020, section 3.2, taken for the posterior's",
 )
 def _(schedule, t):
     return schedule.beta[t]
 
 
-@posterior_var.wrong("the ratio upside down", seen="indices t and t − 1 swapped")
+@posterior_var.wrong("the ratio upside down", seen="no public source: a plausible slip (indices t and t − 1 swapped)")
 def _(schedule, t):
     before = 1 - schedule.alpha_bar[(t - 1).clamp(min=1)]
     return (1 - schedule.alpha_bar[t]) / before * schedule.beta[t]
@@ -330,13 +338,16 @@ def _(schedule, t):
 
 @posterior_var.wrong(
     "a standard deviation under a variance's name",
-    seen="diffusers issue 14569: variance, deviation and log-variance under one name",
+    seen="of this kind: huggingface/diffusers issue 14569 (the root is taken of a log-variance)",
 )
 def _(schedule, t):
     return ((1 - schedule.alpha_bar[t - 1]) / (1 - schedule.alpha_bar[t]) * schedule.beta[t]).sqrt()
 
 
-@posterior_var.wrong("β̃_1 replaced by β̃_2, as under a logarithm", seen="clipped log-variances, exponentiated again")
+@posterior_var.wrong(
+    "β̃_1 replaced by β̃_2, as under a logarithm",
+    seen="posterior_log_variance_clipped of hojonathanho/diffusion and openai/improved-diffusion, exponentiated",
+)
 def _(schedule, t):
     t = t.clamp(min=2)
     return (1 - schedule.alpha_bar[t - 1]) / (1 - schedule.alpha_bar[t]) * schedule.beta[t]
@@ -360,38 +371,49 @@ def _mean(schedule, x_0, x_t, t):
 
 @posterior_mean.wrong(
     "√ᾱ_t in place of √α_t in x_t's weight",
-    seen="a student report; the text, not the code, of acids-ircam/diffusion_models",
+    seen="the text, not the code, of acids-ircam/diffusion_models, diffusion_02_model.ipynb",
 )
 def _(schedule, x_0, x_t, t):
     a, a_prev, beta, _ = _at(schedule, t)
     return (a_prev.sqrt() * beta * x_0 + a.sqrt() * (1 - a_prev) * x_t) / (1 - a)
 
 
-@posterior_mean.wrong("√ᾱ_t in place of √ᾱ_{t−1} in x_0's weight", seen="indices t and t − 1 swapped")
+@posterior_mean.wrong(
+    "√ᾱ_t in place of √ᾱ_{t−1} in x_0's weight", seen="no public source: a plausible slip (indices t and t − 1 swapped)"
+)
 def _(schedule, x_0, x_t, t):
     a, a_prev, beta, alpha = _at(schedule, t)
     return (a.sqrt() * beta * x_0 + alpha.sqrt() * (1 - a_prev) * x_t) / (1 - a)
 
 
-@posterior_mean.wrong("the two weights swapped", seen="arguments x_0 and x_t in the wrong order")
+@posterior_mean.wrong(
+    "the two weights swapped", seen="no public source: a plausible slip (arguments x_0 and x_t in the wrong order)"
+)
 def _(schedule, x_0, x_t, t):
     a, a_prev, beta, alpha = _at(schedule, t)
     return (a_prev.sqrt() * beta * x_t + alpha.sqrt() * (1 - a_prev) * x_0) / (1 - a)
 
 
-@posterior_mean.wrong("x_0 noised to t − 1, and x_t forgotten", seen="predict x_0, then noise it again")
+@posterior_mean.wrong(
+    "x_0 noised to t − 1, and x_t forgotten",
+    seen="no public source: a plausible slip (predict x_0, then noise it again)",
+)
 def _(schedule, x_0, x_t, t):
     return images(schedule.alpha_bar[t - 1]).sqrt() * x_0
 
 
 @posterior_mean.wrong(
-    "x_0 clipped to [−1, 1] on the way", seen="samplers, where clipping belongs to the estimate of x_0"
+    "x_0 clipped to [−1, 1] on the way",
+    seen="no public source: a plausible slip (samplers, where clipping belongs to the estimate of x_0)",
 )
 def _(schedule, x_0, x_t, t):
     return _mean(schedule, x_0.clamp(-1, 1), x_t, t)
 
 
-@posterior_mean.wrong("the first t is used for the whole batch", seen="code that was only ever run with one t")
+@posterior_mean.wrong(
+    "the first t is used for the whole batch",
+    seen="no public source: a plausible slip (code that was only ever run with one t)",
+)
 def _(schedule, x_0, x_t, t):
     return _mean(schedule, x_0, x_t, t[:1].expand(len(t)))
 
@@ -423,19 +445,25 @@ def _(schedule, t):
 
 @keeps_the_marginal.wrong(
     "√ᾱ_t in place of √α_t in x_t's weight",
-    seen="a student report; the text, not the code, of acids-ircam/diffusion_models",
+    seen="the text, not the code, of acids-ircam/diffusion_models, diffusion_02_model.ipynb",
 )
 def _(schedule, t):
     on_x_0, on_x_t, var = _weights(schedule, t)
     return on_x_0, on_x_t * schedule.alpha_bar[t - 1].sqrt(), var
 
 
-@keeps_the_marginal.wrong("no noise: a “deterministic DDPM”", seen="a student report")
+@keeps_the_marginal.wrong(
+    "no noise: a “deterministic DDPM”",
+    seen="huggingface/diffusers PR 13141 (variance 0 for “deterministic generations”)",
+)
 def _(schedule, t):
     return *_weights(schedule, t)[:2], 0.0
 
 
-@keeps_the_marginal.wrong("noise at t = 1 too", seen="noise added at the last step, in several tutorials")
+@keeps_the_marginal.wrong(
+    "noise at t = 1 too",
+    seen="acids-ircam/diffusion_models, diffusion_02_model.ipynb; udlbook/udlbook, notebooks 18.2 to 18.4",
+)
 def _(schedule, t):
     on_x_0, on_x_t, var = _weights(schedule, t)
     return on_x_0, on_x_t, schedule.beta[1] if t == 1 else var
@@ -453,20 +481,27 @@ def mean_from_eps(f):
     )
 
 
-@mean_from_eps.wrong("divided by √ᾱ_t in place of √α_t", seen="the formula for x_0 and the one for the mean mixed up")
+@mean_from_eps.wrong(
+    "divided by √ᾱ_t in place of √α_t",
+    seen="no public source: a plausible slip (the formula for x_0 and the one for the mean mixed up)",
+)
 def _(schedule, x_t, eps, t):
     a, _, beta, _ = _at(schedule, t)
     return (x_t - beta / (1 - a).sqrt() * eps) / a.sqrt()
 
 
-@mean_from_eps.wrong("β_t/(1 − ᾱ_t): the root is missing", seen="variance and standard deviation mixed up")
+@mean_from_eps.wrong(
+    "β_t/(1 − ᾱ_t): the root is missing",
+    seen="no public source: a plausible slip (variance and standard deviation mixed up)",
+)
 def _(schedule, x_t, eps, t):
     a, _, beta, alpha = _at(schedule, t)
     return (x_t - beta / (1 - a) * eps) / alpha.sqrt()
 
 
 @mean_from_eps.wrong(
-    "√β_t·ε removed: the noise of one step, not its expected share", seen="the forward step run backwards"
+    "√β_t·ε removed: the noise of one step, not its expected share",
+    seen="no public source: a plausible slip (the forward step run backwards)",
 )
 def _(schedule, x_t, eps, t):
     _, _, beta, alpha = _at(schedule, t)
@@ -484,21 +519,24 @@ def eps_from_mean(f):
     )
 
 
-@eps_from_mean.wrong("(x_t − √(1 − ᾱ_t)·μ)/√(1 − ᾱ_t)", seen="a tuning guide for diffusion models")
+@eps_from_mean.wrong(
+    "(x_t − √(1 − ᾱ_t)·μ)/√(1 − ᾱ_t)", seen="no public source: a plausible slip (Eq. 6.5's shape, used for the mean)"
+)
 def _(schedule, x_t, mean, t):
     std = (1 - images(schedule.alpha_bar[t])).sqrt()
     return (x_t - std * mean) / std
 
 
 @eps_from_mean.wrong(
-    "the mean is taken for x_0", seen="a network that predicts the mean, read as one that predicts x_0"
+    "the mean is taken for x_0",
+    seen="no public source: a plausible slip (a network that predicts the mean, read as one that predicts x_0)",
 )
 def _(schedule, x_t, mean, t):
     a = images(schedule.alpha_bar[t])
     return (x_t - a.sqrt() * mean) / (1 - a).sqrt()
 
 
-@eps_from_mean.wrong("√α_t is missing before the mean", seen="a common slip")
+@eps_from_mean.wrong("√α_t is missing before the mean", seen="no public source: a plausible slip")
 def _(schedule, x_t, mean, t):
     a, _, beta, _ = _at(schedule, t)
     return (1 - a).sqrt() / beta * (x_t - mean)
@@ -581,14 +619,14 @@ def _(posterior, weight):
 
 @true_reverse_step.wrong(
     "the posterior at the mean of x_0, not the mean of the posteriors",
-    seen="the Gaussian that is sampled, taken for the truth",
+    seen="no public source: a plausible slip (the Gaussian that is sampled, taken for the truth)",
 )
 def _(posterior, weight):
     center = round(float((weight * np.arange(len(weight))).sum() / weight.sum()))
     return posterior[:, center]
 
 
-@true_reverse_step.wrong("all x_0 weighted alike", seen="q(x_0|x_t) forgotten")
+@true_reverse_step.wrong("all x_0 weighted alike", seen="no public source: a plausible slip (q(x_0|x_t) forgotten)")
 def _(posterior, weight):
     return posterior.mean(1)
 
@@ -617,17 +655,24 @@ def _(schedule, t, x_0_var):
     return var + on_x_0**2 * x_0_var
 
 
-@reverse_variance.wrong("β̃_t only: x_0 is taken as known", seen="the posterior taken for the reverse step")
+@reverse_variance.wrong(
+    "β̃_t only: x_0 is taken as known",
+    seen="no public source: a plausible slip (the posterior taken for the reverse step)",
+)
 def _(schedule, t, x_0_var):
     return _weights(schedule, t)[2]
 
 
-@reverse_variance.wrong("β_t, whatever the data", seen="the choice for N(0, 1) data taken for a law")
+@reverse_variance.wrong(
+    "β_t, whatever the data", seen="no public source: a plausible slip (the choice for N(0, 1) data taken for a law)"
+)
 def _(schedule, t, x_0_var):
     return schedule.beta[t]
 
 
-@reverse_variance.wrong("x_0's weight is not squared", seen="variance and standard deviation mixed up")
+@reverse_variance.wrong(
+    "x_0's weight is not squared", seen="no public source: a plausible slip (variance and standard deviation mixed up)"
+)
 def _(schedule, t, x_0_var):
     on_x_0, _, var = _weights(schedule, t)
     return var + on_x_0 * x_0_var
@@ -656,19 +701,25 @@ def _(schedule, x_t, score, t):
     return (x_t + schedule.beta[t] * score) / schedule.alpha[t].sqrt()
 
 
-@reverse_mean.wrong("the sign of the score", seen="a step downhill, away from the data")
+@reverse_mean.wrong(
+    "the sign of the score",
+    seen="the text of acids-ircam/diffusion_models, diffusion_02_model.ipynb: ∇ log q = (x̃ − x)/σ²",
+)
 def _(schedule, x_t, score, t):
     return (x_t - schedule.beta[t] * score) / schedule.alpha[t].sqrt()
 
 
 @reverse_mean.wrong(
     "β_t/2, the step of Langevin dynamics",
-    seen="the drift of the probability-flow ODE taken for the reverse mean",
+    seen="no public source: a plausible slip (the drift of the probability-flow ODE taken for the reverse mean)",
 )
 def _(schedule, x_t, score, t):
     return (x_t + 0.5 * schedule.beta[t] * score) / schedule.alpha[t].sqrt()
 
 
-@reverse_mean.wrong("not divided by √α_t", seen="the variance-exploding formula in a variance-preserving chain")
+@reverse_mean.wrong(
+    "not divided by √α_t",
+    seen="no public source: a plausible slip (the variance-exploding formula in a variance-preserving chain)",
+)
 def _(schedule, x_t, score, t):
     return x_t + schedule.beta[t] * score

@@ -144,23 +144,32 @@ def _(path):
     return sum(path.q_step[t] - path.p_back[t] for t in range(1, path.T + 1)) - path.p_end
 
 
-@bound.wrong("the ELBO under the name of a loss: the sign is turned", seen="a student report")
+@bound.wrong(
+    "the ELBO under the name of a loss: the sign is turned",
+    seen="no public source: a plausible slip (a bound and a loss mixed up)",
+)
 def _(path):
     return path.p_end + sum(path.p_back[t] - path.q_step[t] for t in range(1, path.T + 1))
 
 
-@bound.wrong("the reverse model is given x_0: p(x_{t−1}|x_t, x_0)", seen="a tuning guide for diffusion models")
+@bound.wrong(
+    "the reverse model is given x_0: p(x_{t−1}|x_t, x_0)",
+    seen="no public source: a plausible slip (the posterior's condition copied to the model)",
+)
 def _(path):
     told = [None, path.p_back[1], *path.q_back[2:]]
     return sum(path.q_step[t] - told[t] for t in range(1, path.T + 1)) - path.p_end
 
 
-@bound.wrong("the prior p(x_T) is left out", seen="a common slip: the sum over the steps is taken for the whole")
+@bound.wrong(
+    "the prior p(x_T) is left out",
+    seen="no public source: a plausible slip (the sum over the steps is taken for the whole)",
+)
 def _(path):
     return sum(path.q_step[t] - path.p_back[t] for t in range(1, path.T + 1))
 
 
-@bound.wrong("the entropy of the noise is left out: −log p(x_{0:T})", seen="a common slip")
+@bound.wrong("the entropy of the noise is left out: −log p(x_{0:T})", seen="no public source: a plausible slip")
 def _(path):
     return -path.p_end - sum(path.p_back[1:])
 
@@ -176,25 +185,36 @@ def _(path):
     return (path.q_jump[path.T] - path.p_end) + steps - path.p_back[1]
 
 
-@telescoped.wrong("log p(x_T) twice, and the sign of log p(x_0|x_1) turned", seen="a student report")
+@telescoped.wrong(
+    "log p(x_T) twice, and the sign of log p(x_0|x_1) turned",
+    seen="no public source: a plausible slip (a term written twice, a sign lost)",
+)
 def _(path):
     steps = sum(path.q_back[t] - path.p_back[t] for t in range(2, path.T + 1))
     return (path.q_jump[path.T] - 2 * path.p_end) + steps + path.p_back[1]
 
 
-@telescoped.wrong("q(x_t|x_{t−1}) is not turned round", seen="KL between a forward and a reverse step")
+@telescoped.wrong(
+    "q(x_t|x_{t−1}) is not turned round",
+    seen="no public source: a plausible slip (KL between a forward and a reverse step)",
+)
 def _(path):
     steps = sum(path.q_step[t] - path.p_back[t] for t in range(2, path.T + 1))
     return (path.q_jump[path.T] - path.p_end) + steps - path.p_back[1]
 
 
-@telescoped.wrong("the last step's q(x_T|x_{T−1}) in the place of q(x_T|x_0)", seen="a common slip")
+@telescoped.wrong(
+    "the last step's q(x_T|x_{T−1}) in the place of q(x_T|x_0)", seen="no public source: a plausible slip"
+)
 def _(path):
     steps = sum(path.q_back[t] - path.p_back[t] for t in range(2, path.T + 1))
     return (path.q_step[path.T] - path.p_end) + steps - path.p_back[1]
 
 
-@telescoped.wrong("the reverse model is given x_0, so every step cancels", seen="a tuning guide for diffusion models")
+@telescoped.wrong(
+    "the reverse model is given x_0, so every step cancels",
+    seen="no public source: a plausible slip (the posterior's condition copied to the model)",
+)
 def _(path):
     return (path.q_jump[path.T] - path.p_end) - path.p_back[1]
 
@@ -267,28 +287,34 @@ def _kl(mean_q, var_q, mean_p, var_p):
     return 0.5 * (torch.log(var_p / var_q) + (var_q + (mean_q - mean_p) ** 2) / var_p - 1)
 
 
-@prior.wrong("the divergence the other way round", seen="a common slip")
+@prior.wrong("the divergence the other way round", seen="no public source: a plausible slip")
 def _(schedule, x_0, mean=0.0, var=1.0):
     return _kl(mean, torch.as_tensor(var).double(), *_end(schedule, x_0)).flatten(1).sum(1)
 
 
-@prior.wrong("the mean over the pixels instead of the sum", seen="losses averaged over an image, read as nats")
+@prior.wrong(
+    "the mean over the pixels instead of the sum",
+    seen="no public source: a plausible slip (losses averaged over an image, read as nats)",
+)
 def _(schedule, x_0, mean=0.0, var=1.0):
     return _kl(*_end(schedule, x_0), mean, var).flatten(1).mean(1)
 
 
-@prior.wrong("the image is forgotten: KL(N(0, 1 − ᾱ_T) ‖ p(x_T))", seen="a common slip")
+@prior.wrong("the image is forgotten: KL(N(0, 1 − ᾱ_T) ‖ p(x_T))", seen="no public source: a plausible slip")
 def _(schedule, x_0, mean=0.0, var=1.0):
     return _kl(*_end(schedule, 0 * x_0), mean, var).expand_as(x_0).flatten(1).sum(1)
 
 
-@prior.wrong("a standard deviation where the variance belongs", seen="a common slip")
+@prior.wrong("a standard deviation where the variance belongs", seen="no public source: a plausible slip")
 def _(schedule, x_0, mean=0.0, var=1.0):
     m, v = _end(schedule, x_0)
     return _kl(m, v.sqrt(), mean, var).flatten(1).sum(1)
 
 
-@prior.wrong("taken one step before the end", seen="tables with and without an entry for t = 0, mixed up")
+@prior.wrong(
+    "taken one step before the end",
+    seen="no public source: a plausible slip (tables with and without an entry for t = 0, mixed up)",
+)
 def _(schedule, x_0, mean=0.0, var=1.0):
     return _kl(*_end(schedule, x_0, schedule.T - 1), mean, var).flatten(1).sum(1)
 
@@ -367,32 +393,37 @@ def _tilde(schedule, t):
     return (1 - before) / (1 - a) * beta
 
 
-@denoising.wrong("the divergence the other way round", seen="a common slip")
+@denoising.wrong("the divergence the other way round", seen="no public source: a plausible slip")
 def _(schedule, x_0, x_t, mean, var, t):
     return _kl(mean, var, posterior_mean(schedule, x_0, x_t, t), _tilde(schedule, t)).flatten(1).sum(1)
 
 
 @denoising.wrong(
-    "only the means: (μ̃ − μ)²/(2σ²), although the variances differ", seen="derivations for σ² = β̃, read with σ² = β"
+    "only the means: (μ̃ − μ)²/(2σ²), although the variances differ",
+    seen="no public source: a plausible slip (derivations for σ² = β̃, read with σ² = β)",
 )
 def _(schedule, x_0, x_t, mean, var, t):
     return ((posterior_mean(schedule, x_0, x_t, t) - mean) ** 2 / (2 * var)).flatten(1).sum(1)
 
 
-@denoising.wrong("the one half is lost", seen="a common slip")
+@denoising.wrong("the one half is lost", seen="no public source: a plausible slip")
 def _(schedule, x_0, x_t, mean, var, t):
     return 2 * _kl(posterior_mean(schedule, x_0, x_t, t), _tilde(schedule, t), mean, var).flatten(1).sum(1)
 
 
 @denoising.wrong(
-    "β_t for the posterior's variance", seen="the two choices of Ho et al. for the model, taken for the truth"
+    "β_t for the posterior's variance",
+    seen="Ho et al. 2020, section 3.2: a choice for the model, taken for the posterior's variance",
 )
 def _(schedule, x_0, x_t, mean, var, t):
     beta = schedule.beta[t].reshape(-1, 1, 1, 1)
     return _kl(posterior_mean(schedule, x_0, x_t, t), beta, mean, var).flatten(1).sum(1)
 
 
-@denoising.wrong("the mean over the pixels instead of the sum", seen="losses averaged over an image, read as nats")
+@denoising.wrong(
+    "the mean over the pixels instead of the sum",
+    seen="no public source: a plausible slip (losses averaged over an image, read as nats)",
+)
 def _(schedule, x_0, x_t, mean, var, t):
     return _kl(posterior_mean(schedule, x_0, x_t, t), _tilde(schedule, t), mean, var).flatten(1).mean(1)
 
@@ -465,17 +496,25 @@ def log_mass(x_0, mean, var, levels):
     return [torch.from_numpy(v).reshape(x_0.shape) for v in (log_p, by_mean, by_var)]
 
 
-@discretised.wrong("density times width of the bin", seen="a continuous likelihood, discretised after the fact")
+@discretised.wrong(
+    "density times width of the bin",
+    seen="no public source: a plausible slip (a continuous likelihood, discretised after the fact)",
+)
 def _(x_0, mean, var, levels):
     return log_density(x_0, mean, var) + np.log(2 / (levels - 1))
 
 
-@discretised.wrong("the outermost bins are closed, so the probabilities do not sum to 1", seen="a common slip")
+@discretised.wrong(
+    "the outermost bins are closed, so the probabilities do not sum to 1", seen="no public source: a plausible slip"
+)
 def _(x_0, mean, var, levels):
     return elbo.discretised_log_likelihood(torch.zeros_like(x_0), mean - x_0, var, levels)  # 0 is in no outermost bin
 
 
-@discretised.wrong("bins of half the width, those of data in [0, 1]", seen="data scaled to [−1, 1], bins not")
+@discretised.wrong(
+    "bins of half the width, those of data in [0, 1]",
+    seen="no public source: a plausible slip (data scaled to [−1, 1], bins not)",
+)
 def _(x_0, mean, var, levels):
     return elbo.discretised_log_likelihood(x_0, mean, var, 2 * levels - 1)
 
@@ -490,7 +529,7 @@ def _from_areas(cdf, x_0, mean, var, levels):
 
 @discretised.wrong(
     "log of the mass clamped at 1e-12: no error costs more than 28 nats",
-    seen="the code of Ho et al., and what descends from it",
+    seen="hojonathanho/diffusion, utils.py; copied in openai/improved-diffusion and guided-diffusion, losses.py",
 )
 def _(*arguments):
     return _from_areas(torch.special.ndtr, *arguments)
@@ -498,7 +537,7 @@ def _(*arguments):
 
 @discretised.wrong(
     "a tanh formula for the normal distribution's area (and the clamp)",
-    seen="the code of Ho et al., openai/improved-diffusion and guided-diffusion",
+    seen="hojonathanho/diffusion, utils.py; copied in openai/improved-diffusion and guided-diffusion, losses.py",
 )
 def _(*arguments):
     return _from_areas(lambda x: 0.5 * (1 + torch.tanh((2 / np.pi) ** 0.5 * (x + 0.044715 * x**3))), *arguments)
@@ -660,27 +699,36 @@ def on_average(got, exact) -> Iterator[float]:
     yield abs(together.var() / got[:, :-1].var(0).sum() - 1) / (2 / len(got)) ** 0.5
 
 
-@terms.wrong("the ELBO's sign", seen="a student report: the ELBO, minimised")
+@terms.wrong("the ELBO's sign", seen="no public source: a plausible slip (the ELBO, minimised)")
 def _(*arguments, **options):
     return -elbo.bound_terms(*arguments, **options)
 
 
-@terms.wrong("every term one place too late", seen="L_{t−1} stored under t")
+@terms.wrong("every term one place too late", seen="no public source: a plausible slip (L_{t−1} stored under t)")
 def _(*arguments, **options):
     return elbo.bound_terms(*arguments, **options).roll(1, 1)
 
 
-@terms.wrong("the mean over the entries of an image", seen="losses averaged over an image, read as nats")
+@terms.wrong(
+    "the mean over the entries of an image",
+    seen="no public source: a plausible slip (losses averaged over an image, read as nats)",
+)
 def _(*arguments, **options):
     return elbo.bound_terms(*arguments, **options) / 2  # there are two entries
 
 
-@terms.wrong("the model is given t − 1 where it was trained with t", seen="UDL notebook 18.3")
+@terms.wrong(
+    "the model is given t − 1 where it was trained with t",
+    seen="udlbook/udlbook, notebook 18.3: its models are trained with t where 18.2 has t + 1",
+)
 def _(model, schedule, x_0, generator, **options):
     return elbo.bound_terms(lambda x_t, t: model(x_t, t - 1), schedule, x_0, generator, **options)
 
 
-@terms.wrong("one draw of the noise for all steps", seen="a common slip: right on average, and noisier in sum")
+@terms.wrong(
+    "one draw of the noise for all steps",
+    seen="no public source: a plausible slip (right on average, and noisier in sum)",
+)
 def _(model, schedule, x_0, generator, **options):
     eps = noise_like(x_0, generator)
     steps = [torch.full((len(x_0),), t) for t in range(1, schedule.T + 1)]
@@ -688,7 +736,7 @@ def _(model, schedule, x_0, generator, **options):
     return torch.stack([*found, elbo.prior_term(schedule, x_0)], 1)
 
 
-@terms.wrong("‖ε − ε_θ‖² with no weight", seen="a student report")
+@terms.wrong("‖ε − ε_θ‖² with no weight", seen="no public source: a plausible slip (L_simple taken for the bound)")
 def _(model, schedule, x_0, generator, **options):
     found = []
     for step in range(1, schedule.T + 1):
@@ -716,17 +764,20 @@ def bits(f):
         yield slope_off(lambda n: f(n, dims), nats)  # noqa: B023
 
 
-@bits.wrong("not divided by log 2: nats under the name of bits", seen="a common slip")
+@bits.wrong("not divided by log 2: nats under the name of bits", seen="no public source: a plausible slip")
 def _(nats, dims):
     return nats / dims
 
 
-@bits.wrong("multiplied by log 2", seen="a common slip")
+@bits.wrong("multiplied by log 2", seen="no public source: a plausible slip")
 def _(nats, dims):
     return nats / dims * np.log(2)
 
 
-@bits.wrong("not divided by the number of dimensions", seen="bits per image and bits per dimension mixed up")
+@bits.wrong(
+    "not divided by the number of dimensions",
+    seen="no public source: a plausible slip (bits per image and bits per dimension mixed up)",
+)
 def _(nats, dims):
     return nats / np.log(2)
 
@@ -807,21 +858,30 @@ def _(gaps):
     return gaps.end + sum(gaps.steps[1:])
 
 
-@gap.wrong("the bound's own terms are taken for the gap", seen="a loss that is above 0 read as room for improvement")
+@gap.wrong(
+    "the bound's own terms are taken for the gap",
+    seen="no public source: a plausible slip (a loss that is above 0 read as room for improvement)",
+)
 def _(gaps):
     return gaps.end_given_x_0 + gaps.steps[1] + sum(gaps.steps_given_x_0[2:])
 
 
-@gap.wrong("averaged over the steps", seen="a loss averaged over t, read as a bound")
+@gap.wrong(
+    "averaged over the steps", seen="no public source: a plausible slip (a loss averaged over t, read as a bound)"
+)
 def _(gaps):
     return gaps.end + sum(gaps.steps[1:]) / gaps.T
 
 
-@gap.wrong("the step from x_1 to x_0 is left out", seen="sums from t = 2, with no L_0")
+@gap.wrong(
+    "the step from x_1 to x_0 is left out", seen="no public source: a plausible slip (sums from t = 2, with no L_0)"
+)
 def _(gaps):
     return gaps.end + sum(gaps.steps[2:])
 
 
-@gap.wrong("the prior's part is left out", seen="L_T has no parameters, so it is dropped")
+@gap.wrong(
+    "the prior's part is left out", seen="no public source: a plausible slip (L_T has no parameters, so it is dropped)"
+)
 def _(gaps):
     return sum(gaps.steps[1:])

@@ -95,30 +95,34 @@ def _tables(schedule, t):
     return schedule.beta[t], schedule.alpha[t], schedule.alpha_bar[t]
 
 
-@weight.wrong("no weight at all", seen="a student report")
+@weight.wrong("no weight at all", seen="no public source: a plausible slip (L_simple taken for the bound)")
 def _(schedule, t, reverse_var):
     return torch.ones(len(t), dtype=torch.float64)
 
 
-@weight.wrong("2·1 − ᾱ for 2·(1 − ᾱ)", seen="CompVis/latent-diffusion PR 404 and 406, in a weight of this kind")
+@weight.wrong(
+    "2·1 − ᾱ for 2·(1 − ᾱ)", seen="CompVis/latent-diffusion, ddpm.py, in the weight for x_0: its PR 404 and 406"
+)
 def _(schedule, t, reverse_var):
     beta, alpha, alpha_bar = _tables(schedule, t)
     return beta**2 / (reverse_var(schedule, t) * alpha * (2 * 1 - alpha_bar))
 
 
-@weight.wrong("β_t is not squared", seen="a common slip")
+@weight.wrong("β_t is not squared", seen="no public source: a plausible slip")
 def _(schedule, t, reverse_var):
     beta, alpha, alpha_bar = _tables(schedule, t)
     return beta / (2 * reverse_var(schedule, t) * alpha * (1 - alpha_bar))
 
 
-@weight.wrong("σ_t for σ_t²", seen="variance and standard deviation under one name")
+@weight.wrong(
+    "σ_t for σ_t²", seen="no public source: a plausible slip (variance and standard deviation under one name)"
+)
 def _(schedule, t, reverse_var):
     beta, alpha, alpha_bar = _tables(schedule, t)
     return beta**2 / (2 * reverse_var(schedule, t).sqrt() * alpha * (1 - alpha_bar))
 
 
-@weight.wrong("ᾱ_t for α_t", seen="a bar too many")
+@weight.wrong("ᾱ_t for α_t", seen="no public source: a plausible slip (a bar too many)")
 def _(schedule, t, reverse_var):
     beta, _, alpha_bar = _tables(schedule, t)
     return beta**2 / (2 * reverse_var(schedule, t) * alpha_bar * (1 - alpha_bar))
@@ -142,18 +146,19 @@ def _(snr_prev, snr_t):
 
 
 @weight_from_snr.wrong(
-    "the weight of the x_0 loss: ½·(SNR(t − 1) − SNR(t))", seen="variational diffusion models, read for ε"
+    "the weight of the x_0 loss: ½·(SNR(t − 1) − SNR(t))",
+    seen="no public source: a plausible slip (variational diffusion models, read for ε)",
 )
 def _(snr_prev, snr_t):
     return 0.5 * (snr_prev - snr_t)
 
 
-@weight_from_snr.wrong("the one half is lost", seen="a common slip")
+@weight_from_snr.wrong("the one half is lost", seen="no public source: a plausible slip")
 def _(snr_prev, snr_t):
     return snr_prev / snr_t - 1
 
 
-@weight_from_snr.wrong("the ratio upside down", seen="indices t and t − 1 swapped")
+@weight_from_snr.wrong("the ratio upside down", seen="no public source: a plausible slip (indices t and t − 1 swapped)")
 def _(snr_prev, snr_t):
     return 0.5 * (1 - snr_t / snr_prev)
 
@@ -228,34 +233,51 @@ def _noisy(schedule, x_0, eps, t):
     return scale * x_0 + std * eps
 
 
-@l_simple.wrong("the network is given t − 1, the noisy image is of t", seen="UDL notebook 18.3")
+@l_simple.wrong(
+    "the network is given t − 1, the noisy image is of t",
+    seen="udlbook/udlbook, notebook 18.3: its models are trained with t where 18.2 has t + 1",
+)
 def _(model, schedule, x_0, eps, t):
     return (eps - model(_noisy(schedule, x_0, eps, t), t - 1)).square().flatten(1).mean(1)
 
 
-@l_simple.wrong("compared with the image, not with the noise", seen="a network for ε, trained on x_0")
+@l_simple.wrong(
+    "compared with the image, not with the noise",
+    seen="no public source: a plausible slip (a network for ε, trained on x_0)",
+)
 def _(model, schedule, x_0, eps, t):
     return (x_0 - model(_noisy(schedule, x_0, eps, t), t)).square().flatten(1).mean(1)
 
 
-@l_simple.wrong("other noise in the image than in the loss", seen="a second call of randn")
+@l_simple.wrong(
+    "other noise in the image than in the loss", seen="no public source: a plausible slip (a second call of randn)"
+)
 def _(model, schedule, x_0, eps, t):
     other = noise_like(eps, torch.Generator().manual_seed(1))
     return (eps - model(_noisy(schedule, x_0, other, t), t)).square().flatten(1).mean(1)
 
 
-@l_simple.wrong("absolute values instead of squares", seen="loss_type='l1' in denoising-diffusion-pytorch")
+@l_simple.wrong(
+    "absolute values instead of squares",
+    seen="loss_type='l1' in lucidrains/denoising-diffusion-pytorch, until May 2023",
+)
 def _(model, schedule, x_0, eps, t):
     return (eps - model(_noisy(schedule, x_0, eps, t), t)).abs().flatten(1).mean(1)
 
 
-@l_simple.wrong("variances for roots in the noisy image", seen="variance and standard deviation mixed up")
+@l_simple.wrong(
+    "variances for roots in the noisy image",
+    seen="of this kind: Ryota-Kawamura/How-Diffusion-Models-Work issue 1 (the noise's root only)",
+)
 def _(model, schedule, x_0, eps, t):
     scale, std = _ends(schedule, t)
     return (eps - model(scale**2 * x_0 + std**2 * eps, t)).square().flatten(1).mean(1)
 
 
-@l_simple.wrong("no gradient reaches the network", seen="no_grad() or detach() left over from sampling")
+@l_simple.wrong(
+    "no gradient reaches the network",
+    seen="no public source: a plausible slip (no_grad() or detach() left over from sampling)",
+)
 def _(model, schedule, x_0, eps, t):
     return (eps - model(_noisy(schedule, x_0, eps, t), t).detach()).square().flatten(1).mean(1)
 
@@ -335,28 +357,42 @@ def _uniform(low, high, n, generator):
     return torch.randint(low, high, (n,), generator=generator)
 
 
-@random_step.wrong("from 0 to T − 1, into tables that have an entry for the clean image", seen="0-based code, copied")
+@random_step.wrong(
+    "from 0 to T − 1, into tables that have an entry for the clean image",
+    seen="no public source: a plausible slip (0-based code, copied)",
+)
 def _(schedule, batch, generator):
     return _uniform(0, schedule.T, batch, generator)
 
 
-@random_step.wrong("T is never drawn", seen="randint(1, T): its upper end is exclusive")
+@random_step.wrong(
+    "T is never drawn",
+    seen="randint(1, T): its upper end is exclusive. Of this kind: dome272/Diffusion-Models-pytorch, ddpm.py "
+    "(there, t counts from 0, so the first step is never drawn)",
+)
 def _(schedule, batch, generator):
     return _uniform(1, schedule.T, batch, generator)
 
 
-@random_step.wrong("a uniform real number, rounded: both ends come half as often", seen="a common slip")
+@random_step.wrong(
+    "a uniform real number, rounded: both ends come half as often", seen="no public source: a plausible slip"
+)
 def _(schedule, batch, generator):
     return (1 + torch.rand(batch, generator=generator) * (schedule.T - 1)).round().long()
 
 
-@random_step.wrong("in pairs t and T + 1 − t", seen="antithetic draws, said to be independent (DDIM's training code)")
+@random_step.wrong(
+    "in pairs t and T + 1 − t",
+    seen="ermongroup/ddim, runners/diffusion.py, where they are meant: “antithetic sampling”",
+)
 def _(schedule, batch, generator):
     half = _uniform(1, schedule.T + 1, batch // 2 + 1, generator)
     return torch.cat([half, schedule.T + 1 - half])[:batch]
 
 
-@random_step.wrong("the same t in every batch", seen="a seed that is set inside the loop")
+@random_step.wrong(
+    "the same t in every batch", seen="no public source: a plausible slip (a seed that is set inside the loop)"
+)
 def _(schedule, batch, generator):
     return _uniform(1, schedule.T + 1, batch, torch.Generator().manual_seed(0))
 
@@ -373,29 +409,34 @@ def clean_image(f):
     )
 
 
-@clean_image.wrong("divided by ᾱ_t, not by its root", seen="a common slip")
+@clean_image.wrong("divided by ᾱ_t, not by its root", seen="no public source: a plausible slip")
 def _(schedule, x_t, eps, t):
     scale, std = _ends(schedule, t)
     return (x_t - std * eps) / scale**2
 
 
-@clean_image.wrong("the noise is not scaled: (x_t − ε)/√ᾱ_t", seen="a common slip")
+@clean_image.wrong("the noise is not scaled: (x_t − ε)/√ᾱ_t", seen="no public source: a plausible slip")
 def _(schedule, x_t, eps, t):
     return (x_t - eps) / _ends(schedule, t)[0]
 
 
-@clean_image.wrong("one step instead of t: α_t and β_t", seen="a bar lost in copying")
+@clean_image.wrong(
+    "one step instead of t: α_t and β_t", seen="no public source: a plausible slip (a bar lost in copying)"
+)
 def _(schedule, x_t, eps, t):
     return (x_t - images(schedule.beta[t].sqrt()) * eps) / images(schedule.alpha[t].sqrt())
 
 
-@clean_image.wrong("tables read at t − 1", seen="a 1-based t with a 0-based table")
+@clean_image.wrong("tables read at t − 1", seen="no public source: a plausible slip (a 1-based t with a 0-based table)")
 def _(schedule, x_t, eps, t):
     scale, std = _ends(schedule, t - 1)
     return (x_t - std * eps) / scale
 
 
-@clean_image.wrong("clipped to [−1, 1]", seen="samplers' code, where it may be wanted, in the formula itself")
+@clean_image.wrong(
+    "clipped to [−1, 1]",
+    seen="no public source: a plausible slip (samplers' code, where it may be wanted, in the formula itself)",
+)
 def _(schedule, x_t, eps, t):
     scale, std = _ends(schedule, t)
     return ((x_t - std * eps) / scale).clamp(-1, 1)
@@ -413,18 +454,21 @@ def _visible(image):
     return image / image.abs().max().clamp(max=1.0)
 
 
-@noise.wrong("the image is not shrunk: (x_t − x_0)/√(1 − ᾱ_t)", seen="noise taken for what was added")
+@noise.wrong(
+    "the image is not shrunk: (x_t − x_0)/√(1 − ᾱ_t)",
+    seen="no public source: a plausible slip (noise taken for what was added)",
+)
 def _(schedule, x_t, x_0, t):
     return (x_t - x_0) / _ends(schedule, t)[1]
 
 
-@noise.wrong("divided by 1 − ᾱ_t, not by its root", seen="a common slip")
+@noise.wrong("divided by 1 − ᾱ_t, not by its root", seen="no public source: a plausible slip")
 def _(schedule, x_t, x_0, t):
     scale, std = _ends(schedule, t)
     return (x_t - scale * x_0) / std**2
 
 
-@noise.wrong("the sign is turned", seen="score and noise mixed up")
+@noise.wrong("the sign is turned", seen="no public source: a plausible slip (score and noise mixed up)")
 def _(schedule, x_t, x_0, t):
     scale, std = _ends(schedule, t)
     return (scale * x_0 - x_t) / std
@@ -449,19 +493,22 @@ def velocity(f):
     yield from linear_in_images(f, lambda batch: (_visible(batch.x_0), batch.eps), by_autograd)
 
 
-@velocity.wrong("the sign is turned", seen="a common slip")
+@velocity.wrong("the sign is turned", seen="no public source: a plausible slip")
 def _(schedule, x_0, eps, t):
     scale, std = _ends(schedule, t)
     return std * x_0 - scale * eps
 
 
-@velocity.wrong("the two factors are swapped", seen="a common slip")
+@velocity.wrong("the two factors are swapped", seen="no public source: a plausible slip")
 def _(schedule, x_0, eps, t):
     scale, std = _ends(schedule, t)
     return std * eps - scale * x_0
 
 
-@velocity.wrong("ε − x_0, the velocity of a straight line", seen="flow matching, where paths are not circles")
+@velocity.wrong(
+    "ε − x_0, the velocity of a straight line",
+    seen="no public source: a plausible slip (flow matching, where paths are not circles)",
+)
 def _(schedule, x_0, eps, t):
     return eps - x_0
 
@@ -481,19 +528,22 @@ def noise_from_velocity(f):
     yield from linear_in_images(f, lambda batch: (_visible(batch.x_t), batch.eps), solved)
 
 
-@noise_from_velocity.wrong("the clean image's formula", seen="ε and x_0 mixed up")
+@noise_from_velocity.wrong("the clean image's formula", seen="no public source: a plausible slip (ε and x_0 mixed up)")
 def _(schedule, x_t, v, t):
     scale, std = _ends(schedule, t)
     return scale * x_t - std * v
 
 
-@noise_from_velocity.wrong("the two factors are swapped", seen="a common slip")
+@noise_from_velocity.wrong("the two factors are swapped", seen="no public source: a plausible slip")
 def _(schedule, x_t, v, t):
     scale, std = _ends(schedule, t)
     return scale * x_t + std * v
 
 
-@noise_from_velocity.wrong("the sign of v is turned", seen="a v of the other sign, as some texts define it")
+@noise_from_velocity.wrong(
+    "the sign of v is turned",
+    seen="no public source: a plausible slip (a v of the other sign, as some texts define it)",
+)
 def _(schedule, x_t, v, t):
     scale, std = _ends(schedule, t)
     return std * x_t - scale * v
@@ -516,17 +566,24 @@ def score(f):
     yield from linear_in_images(in_units, lambda batch: (batch.eps,), by_autograd)
 
 
-@score.wrong("the sign is lost", seen="the score said to be the noise")
+@score.wrong(
+    "the sign is lost", seen="the text of acids-ircam/diffusion_models, diffusion_02_model.ipynb: ∇ log q = (x̃ − x)/σ²"
+)
 def _(schedule, eps, t):
     return eps / _ends(schedule, t)[1]
 
 
-@score.wrong("not divided by the noise's size", seen="the score said to be minus the noise")
+@score.wrong(
+    "not divided by the noise's size", seen="no public source: a plausible slip (the score said to be minus the noise)"
+)
 def _(schedule, eps, t):
     return -eps
 
 
-@score.wrong("divided by 1 − ᾱ_t, not by its root", seen="the formula in x_t − √ᾱ_t·x_0, with ε put in")
+@score.wrong(
+    "divided by 1 − ᾱ_t, not by its root",
+    seen="no public source: a plausible slip (the formula in x_t − √ᾱ_t·x_0, with ε put in)",
+)
 def _(schedule, eps, t):
     return -eps / _ends(schedule, t)[1] ** 2
 
@@ -556,17 +613,22 @@ def _(snr):
     return snr, snr + 1, snr * (snr + 1)
 
 
-@units.wrong("v is weighted as ε is: min-SNR's min(SNR, γ)/SNR for v", seen="diffusers issue 5654, mended in PR 6307")
+@units.wrong(
+    "v is weighted as ε is: min-SNR's min(SNR, γ)/SNR for v",
+    seen="bmaltais/kohya_ss issue 1555 (min(1, γ/SNR) whatever the network predicts)",
+)
 def _(snr):
     return snr, snr, snr * (snr + 1)
 
 
-@units.wrong("deviations for variances: √SNR", seen="a common slip")
+@units.wrong("deviations for variances: √SNR", seen="no public source: a plausible slip")
 def _(snr):
     return snr**0.5, snr + 1, snr * (snr + 1)
 
 
-@units.wrong("the score weighted as ε is", seen="the score said to be minus the noise")
+@units.wrong(
+    "the score weighted as ε is", seen="no public source: a plausible slip (the score said to be minus the noise)"
+)
 def _(snr):
     return snr, snr + 1, snr
 
@@ -644,17 +706,22 @@ def _(x_t, score, alpha_bar):
     return (x_t + (1 - alpha_bar) * score) / alpha_bar**0.5
 
 
-@tweedie.wrong("against the slope: x_t − (1 − ᾱ)·score", seen="a sign lost between score and noise")
+@tweedie.wrong(
+    "against the slope: x_t − (1 − ᾱ)·score",
+    seen="no public source: a plausible slip (a sign lost between score and noise)",
+)
 def _(x_t, score, alpha_bar):
     return (x_t - (1 - alpha_bar) * score) / alpha_bar**0.5
 
 
-@tweedie.wrong("the root of 1 − ᾱ", seen="score and noise estimate mixed up")
+@tweedie.wrong("the root of 1 − ᾱ", seen="no public source: a plausible slip (score and noise estimate mixed up)")
 def _(x_t, score, alpha_bar):
     return (x_t + (1 - alpha_bar) ** 0.5 * score) / alpha_bar**0.5
 
 
-@tweedie.wrong("not divided by √ᾱ_t", seen="the formula for data that are not shrunk")
+@tweedie.wrong(
+    "not divided by √ᾱ_t", seen="no public source: a plausible slip (the formula for data that are not shrunk)"
+)
 def _(x_t, score, alpha_bar):
     return x_t + (1 - alpha_bar) * score
 
@@ -687,17 +754,21 @@ def _(denoising, conditional, marginal):
     return denoising - conditional + marginal
 
 
-@score_matching.wrong("the two losses said to be equal", seen="the constant, forgotten")
+@score_matching.wrong(
+    "the two losses said to be equal", seen="no public source: a plausible slip (the constant, forgotten)"
+)
 def _(denoising, conditional, marginal):
     return denoising
 
 
-@score_matching.wrong("the marginal score's part forgotten", seen="the constant, half of it")
+@score_matching.wrong(
+    "the marginal score's part forgotten", seen="no public source: a plausible slip (the constant, half of it)"
+)
 def _(denoising, conditional, marginal):
     return denoising - conditional
 
 
-@score_matching.wrong("the constant's sign turned", seen="a common slip")
+@score_matching.wrong("the constant's sign turned", seen="no public source: a plausible slip")
 def _(denoising, conditional, marginal):
     return denoising + conditional - marginal
 
@@ -809,30 +880,43 @@ def exact_denoiser(f):
     yield off(single, exact, 1e4) if single.dtype == torch.float32 else math.inf
 
 
-@exact_denoiser.wrong("components treated as points", seen="the formula for a finite data set, used for blobs")
+@exact_denoiser.wrong(
+    "components treated as points",
+    seen="no public source: a plausible slip (the formula for a finite data set, used for blobs)",
+)
 def _(mixture, schedule):
     points = GaussianMixture(mixture.weight, mixture.mean, torch.full_like(mixture.var, 1e-9))
     return ExactDenoiser(points, schedule)
 
 
-@exact_denoiser.wrong("all components count the same", seen="mixture weights left out of Bayes' rule")
+@exact_denoiser.wrong(
+    "all components count the same", seen="no public source: a plausible slip (mixture weights left out of Bayes' rule)"
+)
 def _(mixture, schedule):
     equal = torch.full_like(mixture.weight, 1 / len(mixture.weight))
     return ExactDenoiser(GaussianMixture(equal, mixture.mean, mixture.var), schedule)
 
 
-@exact_denoiser.wrong("the estimate of x_0 in the place of ε", seen="x_0- and ε-prediction mixed up")
+@exact_denoiser.wrong(
+    "the estimate of x_0 in the place of ε", seen="no public source: a plausible slip (x_0- and ε-prediction mixed up)"
+)
 def _(mixture, schedule):
     return ExactDenoiser(mixture, schedule).x_0_hat
 
 
-@exact_denoiser.wrong("minus the score, not scaled by √(1 − ᾱ_t)", seen="score and noise estimate mixed up")
+@exact_denoiser.wrong(
+    "minus the score, not scaled by √(1 − ᾱ_t)",
+    seen="no public source: a plausible slip (score and noise estimate mixed up)",
+)
 def _(mixture, schedule):
     exact = ExactDenoiser(mixture, schedule)
     return lambda x_t, t: exact(x_t, t) / (1 - schedule.alpha_bar[t]).sqrt()[:, None]
 
 
-@exact_denoiser.wrong("the likeliest component only", seen="a hard assignment in the place of the average")
+@exact_denoiser.wrong(
+    "the likeliest component only",
+    seen="no public source: a plausible slip (a hard assignment in the place of the average)",
+)
 def _(mixture, schedule):
     exact = ExactDenoiser(mixture, schedule)
 
@@ -866,16 +950,24 @@ def _(alpha_bar, fisher, distance):
     return 1 - (1 - alpha_bar) * fisher + distance
 
 
-@floor.wrong("no floor: a perfect network has loss 0", seen="a loss near 1 at small t taken for a failure")
+@floor.wrong(
+    "no floor: a perfect network has loss 0",
+    seen="no public source: a plausible slip (a loss near 1 at small t taken for a failure)",
+)
 def _(alpha_bar, fisher, distance):
     return distance
 
 
-@floor.wrong("the floor is 1: noise cannot be predicted", seen="E ε² taken for Var(ε|x_t)")
+@floor.wrong(
+    "the floor is 1: noise cannot be predicted", seen="no public source: a plausible slip (E ε² taken for Var(ε|x_t))"
+)
 def _(alpha_bar, fisher, distance):
     return 1 + distance
 
 
-@floor.wrong("the score's mean square is not scaled", seen="score and noise estimate mixed up")
+@floor.wrong(
+    "the score's mean square is not scaled",
+    seen="no public source: a plausible slip (score and noise estimate mixed up)",
+)
 def _(alpha_bar, fisher, distance):
     return 1 - fisher + distance

@@ -1,14 +1,15 @@
 """Recipes: the whole configuration of a run, as functions that return a frozen dataclass."""
 
 import dataclasses
+import difflib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ddpm_lib.images import data, datasets
 from ddpm_lib.diffusion.cosine import cosine_schedule
 from ddpm_lib.diffusion.schedule import Schedule, linear_schedule
+from ddpm_lib.images import data, datasets
 from ddpm_lib.networks.unet import UNet
 
 DATA: dict[str, Callable[["Recipe"], tuple]] = {
@@ -65,6 +66,7 @@ class Recipe:
     label_dropout: float = 0.1
     seed: int = 0
     workers: int = 4
+    memory_budget_gb: float = 0.0  # of 10^9 bytes, that the images may take; 0: a quarter of the memory that is free
     # the run folder: `keep` checkpoints and the best stay; sample_every = 0 draws samples at the end only
     log_every: int = 100
     save_every: int = 5000
@@ -78,23 +80,28 @@ class Recipe:
     def __post_init__(self):
         for key, known in (("data", DATA), ("schedule", SCHEDULES)):
             if getattr(self, key) not in known:
-                raise ValueError(f"{key} must be one of {', '.join(known)}; got {getattr(self, key)!r}")
+                hint = did_you_mean(getattr(self, key), known)
+                raise ValueError(f"{key} must be one of {', '.join(known)}; got {getattr(self, key)!r}{hint}")
         for key in ("T", "steps", "batch", "log_every", "save_every", "keep", "sample_steps"):
             if getattr(self, key) < 1:
                 raise ValueError(f"{key} must be at least 1, got {getattr(self, key)}")
-        for key in ("warmup", "seed", "workers", "sample_every", "classes"):
+        for key in ("warmup", "seed", "workers", "sample_every", "classes", "memory_budget_gb"):
             if getattr(self, key) < 0:
                 raise ValueError(f"{key} must be at least 0, got {getattr(self, key)}")
         for key in ("label_dropout", "eta"):
             if not 0 <= getattr(self, key) <= 1:
                 raise ValueError(f"{key} must lie in [0, 1], got {getattr(self, key)}")
-        for key in ("learning_rate", "final_rate", "clip_norm", "scale", "weight_decay"):
+        for key in ("learning_rate", "final_rate", "clip_norm", "scale", "weight_decay", "memory_budget_gb"):
             if not math.isfinite(getattr(self, key)):
                 raise ValueError(f"{key} must be finite, got {getattr(self, key)}")
         if self.save_every < self.log_every:
             raise ValueError(f"save_every must be at least log_every, {self.log_every}; got {self.save_every}")
         if self.sample_steps > self.T:
             raise ValueError(f"sample_steps must lie in 1..{self.T}, the schedule's T; got {self.sample_steps}")
+
+    def memory_budget(self) -> int | None:
+        """`memory_budget_gb` in bytes; None where it is 0, and `feed` takes a quarter of what is free."""
+        return math.ceil(self.memory_budget_gb * 1e9) or None
 
     def network(self) -> UNet:
         """A new network, initialised from torch's global generator."""
@@ -164,7 +171,7 @@ RECIPES: dict[str, Callable[[], Recipe]] = {function.__name__: function for func
 def recipe(name: str) -> Recipe:
     """The recipe of this name. Raises ValueError, listing the names there are, for any other."""
     if name not in RECIPES:
-        raise ValueError(f"unknown recipe {name!r}; there are: {', '.join(RECIPES)}")
+        raise ValueError(f"unknown recipe {name!r}{did_you_mean(name, RECIPES)}; there are: {', '.join(RECIPES)}")
     return RECIPES[name]()
 
 
@@ -180,7 +187,8 @@ def override(base: Recipe, assignments: Sequence[str]) -> Recipe:
         if not equals:
             raise ValueError(f"expected field=value, got {assignment!r}")
         if name not in fields:
-            raise ValueError(f"unknown field {name!r}; a recipe has: {', '.join(fields)}")
+            hint = did_you_mean(name, fields, SHORT)
+            raise ValueError(f"unknown field {name!r}{hint}; a recipe has: {', '.join(fields)}")
         read, expected = READERS[fields[name].type]
         try:
             changes[name] = read(text)
@@ -199,12 +207,29 @@ READERS: dict[Any, tuple[Callable[[str], Any], str]] = {
 }
 
 
-def from_json(fields: dict[str, Any]) -> Recipe:
-    """A recipe from what `dataclasses.asdict` and JSON made of it. Raises ValueError for missing or unknown fields."""
-    names = {f.name for f in dataclasses.fields(Recipe)}
-    if set(fields) != names:
-        raise ValueError(
-            "not a recipe of this version: "
-            f"missing {sorted(names - set(fields))}, unknown {sorted(set(fields) - names)}"
-        )
-    return Recipe(**{name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()})
+def assignments(chosen: Recipe, base: Recipe) -> list[str]:
+    """What `override` needs to make `chosen` of `base`: "field=value" for every field in which they differ."""
+    names = [field.name for field in dataclasses.fields(chosen)]
+    return [f"{n}={_text(getattr(chosen, n))}" for n in names if getattr(chosen, n) != getattr(base, n)]
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, tuple):
+        return ",".join(_text(part) for part in value)
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+SHORT = {  # what other programs call a field
+    **{"lr": "learning_rate", "wd": "weight_decay", "bs": "batch", "batch_size": "batch", "epochs": "steps"},
+    **{"iters": "steps", "iterations": "steps", "timesteps": "T", "ema": "ema_decays", "image_size": "size"},
+    **{"resolution": "size", "clip": "clip_norm", "cfg": "scale", "guidance": "scale", "dataset": "data"},
+}
+
+
+def did_you_mean(word: str, known: Iterable[str], short: dict[str, str] | None = None) -> str:
+    """The end of a message, "did you mean …?", for a word that looks like a known one or is short for one; else ""."""
+    lower = {name.lower(): name for name in known}
+    word = word.strip("-").replace("-", "_").lower()
+    likely = [(short or {}).get(word)] + [lower[name] for name in difflib.get_close_matches(word, lower, 1)]
+    found = next(filter(None, likely), None)
+    return f" (did you mean {found}?)" if found else ""

@@ -2,37 +2,50 @@
 
 import dataclasses
 import json
-import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
+from matplotlib.figure import Figure
 from torch import Tensor
 
 from ddpm_lib import __version__, plot
+from ddpm_lib.devices import default_device
+from ddpm_lib.images.data import LabelledImages, check_images
+from ddpm_lib.images.decoded import some_of
+from ddpm_lib.images.fingerprint import check_same
+from ddpm_lib.images.image_files import ImageFiles
+from ddpm_lib.runs.folder import (
+    LOG,
+    RECIPE,
+    beginning,
+    bytes_needed,
+    check_room,
+    locked,
+    noting_what_is_saved,
+    write_recipe,
+)
+from ddpm_lib.runs.model import CHECKPOINTS, TrainedModel, sample_grid
+from ddpm_lib.runs.recipes import DATA, Recipe, override
+from ddpm_lib.runs.stored import from_json, to_json
+from ddpm_lib.samplers.guidance import drop_labels
 from ddpm_lib.training.checkpoint import (
     list_checkpoints,
     load_checkpoint,
+    named,
     prune,
     save_checkpoint,
     step_path,
     sweep,
-    write_atomically,
 )
-from ddpm_lib.images.data import LabelledImages, check_images
-from ddpm_lib.samplers.guidance import drop_labels
-from ddpm_lib.images.image_files import ImageFiles
-from ddpm_lib.training.monitor import append_entry, curves, cut_log, held_out_loss, read_log, tensorboard
-from ddpm_lib.runs.recipes import DATA, Recipe, from_json, override
 from ddpm_lib.training.loop import linear_rate, train
-from ddpm_lib.runs.model import CHECKPOINTS, TrainedModel, sample_grid
-from ddpm_lib.devices import default_device
+from ddpm_lib.training.monitor import append_entry, curves, cut_log, held_out_loss, read_log, tensorboard
 from ddpm_lib.training.trainer import Trainer
 
 HELD_OUT = 512  # images in the held-out loss
 CHANGEABLE = ("steps", "root", "workers", "log_every", "save_every", "keep", "sample_every", "sample_steps", "eta")
-CHANGEABLE += ("scale",)
+CHANGEABLE += ("scale", "memory_budget_gb")
 Metric = Callable[[TrainedModel], float]
 
 
@@ -48,9 +61,7 @@ def load_data(recipe: Recipe) -> tuple[LabelledImages | ImageFiles, LabelledImag
             f"the data have {found} classes ({', '.join(data.names)}) and the recipe {recipe.classes}: "
             f"set classes={found}, or classes=0 to train without labels"
         )
-    rows = torch.arange(min(HELD_OUT, len(held_out))) * len(held_out) // min(HELD_OUT, len(held_out))
-    images = held_out.images[rows] if isinstance(held_out, LabelledImages) else torch.stack([held_out[i] for i in rows])
-    some = LabelledImages(images, None if held_out.labels is None else held_out.labels[rows], held_out.names)
+    some = some_of(held_out, HELD_OUT, recipe.workers)
     for part in (data, some):
         if isinstance(part, LabelledImages):
             check_images(part, (recipe.channels, recipe.size, recipe.size), recipe.classes)
@@ -72,6 +83,7 @@ def new_trainer(recipe: Recipe, data: LabelledImages | ImageFiles, device: torch
         data,
         rate=linear_rate(recipe.warmup, recipe.steps, recipe.final_rate),
         prepare_labels=prepare_labels,
+        memory_budget=recipe.memory_budget(),
         **{name: getattr(recipe, name) for name in options},
     )
 
@@ -94,16 +106,22 @@ def run(
     The folder gets recipe.json, log.jsonl, checkpoints/ (all that the next step depends on: the last `keep` and the
     best stay), loss.png, samples.png, samples/ and, where TensorBoard is installed, tensorboard/.
     metric: lower is better; None takes the held-out loss of the averaged weights.
-    Raises FileExistsError if the folder exists: a run is never overwritten. Ctrl-C saves the last step before
-    KeyboardInterrupt goes on; a loss that is not finite raises FloatingPointError and saves nothing.
+    Raises FileExistsError if the folder exists: a run is never overwritten. One that ended before its first checkpoint
+    has nothing to lose: there the new run begins, with its own recipe in place of the old one, and a message says so.
+    Raises BlockingIOError where another process trains in the folder, OSError where the disk has too little room for
+    the run. Ctrl-C saves the last step before KeyboardInterrupt goes on; a loss that is not finite raises
+    FloatingPointError and saves nothing. An error on the way carries a note: what is saved, and how to go on.
     """
     folder = Path(folder)
-    if folder.exists():
-        raise FileExistsError(f"{folder} exists, and a run is never overwritten: name another folder, or resume it")
-    data, held_out = load_data(recipe)
-    trainer = new_trainer(recipe, data, device)
-    _new_folder(folder, recipe)
-    return _go_on(trainer, recipe, folder, held_out, metric, progress)
+    with beginning(folder) as begin:
+        data, held_out = load_data(recipe)
+        trainer = new_trainer(recipe, data, device)
+        check_room(folder, bytes_needed(trainer, recipe)[1])
+        trainer.open()  # a broken file shall leave no folder behind
+        check_room(folder, bytes_needed(trainer, recipe)[1])  # what was decoded may lie on the same disk
+        begin(recipe)
+        with noting_what_is_saved(folder):
+            return _go_on(trainer, recipe, folder, held_out, metric, progress)
 
 
 def resume(
@@ -113,19 +131,32 @@ def resume(
     device: torch.device | None = None,
     metric: Metric | None = None,
     progress: bool = True,
+    other_data: bool = False,
 ) -> TrainedModel:
     """Go on with a run from its last whole checkpoint, or from its beginning if none was saved yet.
 
     On a CPU the weights at the end are those of a run that was never interrupted, bit for bit. changes: "field=value"
     for fields that do not decide the steps already done, `steps` among them (the learning rate then follows the new
     course). No checkpoint is overwritten; what the log says of steps after the checkpoint is forgotten, for they come
-    again. Raises FileNotFoundError where there is no run, ValueError for another field.
+    again. other_data: go on, with a warning, although the images are not those that the run was trained on.
+    Raises FileNotFoundError where there is no run, ValueError for another field or other images, and OSError as `run`.
     """
     folder = Path(folder)
-    stored = folder / "recipe.json"
-    if not stored.is_file():
-        raise FileNotFoundError(f"expected a run in {folder}; there is no {stored.name}")
-    old = from_json(json.loads(stored.read_text(encoding="utf-8")))
+    if not (folder / RECIPE).is_file():
+        raise FileNotFoundError(f"expected a run in {folder}; there is no {RECIPE}")
+    with locked(folder), noting_what_is_saved(folder):
+        return _resume(folder, changes, device, metric, progress, other_data)
+
+
+def _resume(
+    folder: Path,
+    changes: Sequence[str],
+    device: torch.device | None,
+    metric: Metric | None,
+    progress: bool,
+    other_data: bool,
+) -> TrainedModel:
+    old = from_json(json.loads((folder / RECIPE).read_text(encoding="utf-8")))
     recipe = override(old, changes)
     for field in dataclasses.fields(recipe):
         if getattr(recipe, field.name) != getattr(old, field.name) and field.name not in CHANGEABLE:
@@ -136,20 +167,27 @@ def resume(
     trainer = new_trainer(recipe, data, device)
     for place in (folder, folder / CHECKPOINTS):
         sweep(place)
-    for path in reversed(list_checkpoints(folder / CHECKPOINTS)):
+    _load_last(trainer, folder / CHECKPOINTS, other_data)
+    if recipe.steps < trainer.steps:
+        raise ValueError(f"{folder} has done {trainer.steps} steps: steps must be at least that, got {recipe.steps}")
+    check_room(folder, bytes_needed(trainer, recipe, len(list_checkpoints(folder / CHECKPOINTS)))[1])
+    cut_log(folder / LOG, trainer.steps)
+    write_recipe(folder, recipe)
+    return _go_on(trainer, recipe, folder, held_out, metric, progress)
+
+
+def _load_last(trainer: Trainer, folder: Path, other_data: bool) -> None:
+    """Load the last whole checkpoint, if there is one, and set aside what is damaged; nothing of the file is kept."""
+    for path in reversed(list_checkpoints(folder)):
         try:
             tensors, about = load_checkpoint(path)
         except ValueError as error:  # a disk's fault, for files are written whole
             print(f"{error}; going back to the one before it", file=sys.stderr)
             path.rename(path.with_suffix(".damaged"))
             continue
+        check_same(about.get("data"), trainer.fingerprint, path, other_data=other_data)
         trainer.load_state(tensors, about, str(path))
-        break
-    if recipe.steps < trainer.steps:
-        raise ValueError(f"{folder} has done {trainer.steps} steps: steps must be at least that, got {recipe.steps}")
-    cut_log(folder / "log.jsonl", trainer.steps)
-    write_atomically(stored, _json(recipe))
-    return _go_on(trainer, recipe, folder, held_out, metric, progress)
+        return
 
 
 def _go_on(
@@ -160,7 +198,7 @@ def _go_on(
     metric: Metric | None,
     progress: bool,
 ) -> TrainedModel:
-    log, model = folder / "log.jsonl", trained(trainer, recipe)
+    log, model = folder / LOG, trained(trainer, recipe)
     history, board = read_log(log), tensorboard(folder / "tensorboard", trainer.steps)
     before = trainer.steps
 
@@ -179,10 +217,10 @@ def _go_on(
             if due:
                 save(trainer, recipe, folder / CHECKPOINTS, entry.get("metric"))
         if due:
-            plot.save(curves(history), folder / "loss.png")
+            _draw(curves(history), folder / "loss.png")
         if recipe.sample_every and step // recipe.sample_every > last // recipe.sample_every:
             (folder / "samples").mkdir(exist_ok=True)
-            plot.save(sample_grid(model), folder / "samples" / f"step-{step:08d}.png")
+            _draw(sample_grid(model), folder / "samples" / f"step-{step:08d}.png")
         if board is not None:
             board(entry)
 
@@ -192,8 +230,13 @@ def _go_on(
         if stop.args:  # it came between two steps; a second Ctrl-C may cut one in two, and then nothing is saved
             save(trainer, recipe, folder / CHECKPOINTS)
         raise
-    plot.save(sample_grid(model, progress=progress), folder / "samples.png")
+    _draw(sample_grid(model, progress=progress), folder / "samples.png")
     return model
+
+
+def _draw(figure: Figure, path: Path) -> None:
+    with named(path):
+        plot.save(figure, path)
 
 
 def save(trainer: Trainer, recipe: Recipe, folder: Path, metric: float | None = None) -> None:
@@ -202,18 +245,6 @@ def save(trainer: Trainer, recipe: Recipe, folder: Path, metric: float | None = 
     if not path.exists():
         folder.mkdir(exist_ok=True)
         tensors, about = trainer.state()
-        about |= {"recipe": dataclasses.asdict(recipe), "names": trainer.data.names, "metric": metric}
+        about |= {"recipe": to_json(recipe), "names": trainer.data.names, "metric": metric}
         save_checkpoint(path, tensors, about | {"version": __version__, "torch": torch.__version__})
     prune(folder, recipe.keep)
-
-
-def _new_folder(folder: Path, recipe: Recipe) -> None:
-    """A folder that holds its recipe from the first moment on which it is there."""
-    partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
-    partial.mkdir(parents=True)
-    (partial / "recipe.json").write_bytes(_json(recipe))
-    partial.rename(folder)
-
-
-def _json(recipe: Recipe) -> bytes:
-    return json.dumps(dataclasses.asdict(recipe), indent=2).encode()

@@ -41,8 +41,9 @@ def guided(
         )
     if not isinstance(scale, Tensor) and not math.isfinite(scale):
         raise ValueError(f"expected a finite scale, got {scale}")
-    if not ((labels >= 0) & (labels < null)).all():
-        raise ValueError(f"expected labels in 0..{null - 1}, got {labels.tolist()}")
+    for label in labels.tolist():
+        if not 0 <= label < null:
+            raise ValueError(f"expected labels in 0..{null - 1}, got {label}")
 
     def eps_model(x_t: Tensor, t: Tensor) -> Tensor:
         y = to_device(labels, x_t.device)

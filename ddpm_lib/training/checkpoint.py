@@ -3,7 +3,9 @@
 import json
 import math
 import os
-from collections.abc import Mapping, Sequence
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,18 +18,46 @@ FORMAT = "ddpm_lib checkpoint 1"
 
 
 def write_atomically(path: str | Path, content: bytes) -> None:
-    """Replace `path` by a file with this content in one step: a crash leaves the old file or the new, both whole."""
+    """Replace `path` by a file with this content in one step: a crash leaves the old file or the new, both whole.
+
+    Raises OSError, see `named`, where the disk is full or cannot be written.
+    """
     path = Path(path)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    with named(path, len(content)):
+        try:
+            with open(partial, "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(partial, path)
+            _flush_folder(path.parent)
+        finally:
+            partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def named(path: str | Path, size: int | None = None) -> Iterator[None]:
+    """Within, an OSError of the system names the file that was to be written, its size in bytes, and what is free."""
     try:
-        with open(partial, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-        _flush_folder(path.parent)
-    finally:
-        partial.unlink(missing_ok=True)
+        yield
+    except OSError as error:
+        if error.errno is None:  # not the system's: somebody wrote all of its message
+            raise
+        wanted = "" if size is None else f", which takes {amount(size)}"
+        try:
+            free = f"; {amount(shutil.disk_usage(Path(path).parent).free)} are free there"
+        except OSError:  # the folder itself is gone
+            free = ""
+        raise OSError(error.errno, f"{error.strerror}: cannot write {path}{wanted}{free}") from error
+
+
+def amount(size: float) -> str:
+    """A number of bytes for a reader: "512 B", "3.42 MB", "1.07 GB" (10⁹ bytes)."""
+    for unit, bytes_ in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if size >= bytes_:
+            return f"{size / bytes_:.2f} {unit}"
+    return f"{size:.0f} B"
 
 
 def _flush_folder(folder: Path) -> None:
@@ -57,6 +87,7 @@ def load_checkpoint(
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The tensors (on the CPU) and the description of a file that `save_checkpoint` wrote.
 
+    The tensors are copies: a mapped file keeps its space on the disk after it was removed, and Windows removes none.
     prefixes: read only the tensors whose name begins with one of them (None: all; (): the description alone).
     Raises FileNotFoundError if there is none, ValueError if the file is truncated or is not such a checkpoint.
     """
@@ -73,7 +104,7 @@ def load_checkpoint(
             if not isinstance(about, dict):
                 raise ValueError(f"{path} carries no description of what it holds: expected a JSON object")
             wanted = [name for name in file.keys() if prefixes is None or name.startswith(tuple(prefixes))]
-            return {name: file.get_tensor(name) for name in wanted}, about
+            return {name: file.get_tensor(name).clone() for name in wanted}, about
     except json.JSONDecodeError as error:
         raise ValueError(f"{path}: its description is not JSON ({error})") from error
     except SafetensorError as error:

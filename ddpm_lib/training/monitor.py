@@ -1,25 +1,28 @@
 """Watching a run: a log of JSON lines that survives a crash, its curves, the memory in use, and TensorBoard."""
 
 import json
+import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from torch import nn
 
 from ddpm_lib import plot
 from ddpm_lib.diffusion.loss import l_simple
 from ddpm_lib.diffusion.schedule import Schedule
 from ddpm_lib.images.data import LabelledImages, to_signed
-from ddpm_lib.training.checkpoint import write_atomically
+from ddpm_lib.training.checkpoint import named, write_atomically
 
 
 def append_entry(path: str | Path, entry: Mapping) -> None:
-    """Add one line of JSON to a log."""
-    with open(path, "a", encoding="utf-8") as log:
-        log.write(json.dumps(entry) + "\n")
+    """Add one line of JSON to a log. Raises OSError, which names the log, where it cannot be written."""
+    line = json.dumps(entry) + "\n"
+    with named(path, len(line)), open(path, "a", encoding="utf-8") as log:
+        log.write(line)
 
 
 def read_log(path: str | Path) -> list[dict]:
@@ -92,20 +95,36 @@ def curves(history: Sequence[Mapping]) -> Figure:
     held_out = [(entry["step"], entry["held_out_loss"]) for entry in history if "held_out_loss" in entry]
     if held_out:
         loss.plot(*zip(*held_out, strict=True), "o--", markersize=4, label="held out")
-    loss.set_yscale("log")
-    for ticks in (loss.yaxis.set_major_formatter, loss.yaxis.set_minor_formatter):
-        ticks("{x:g}")  # the loss may stay within a power of ten
     plot.label(loss, "step", "loss per pixel", "loss", legend=bool(held_out))
     last = history[-1]["loss_by_t"]
     tenths = [(i + 0.5) / len(last) for i in range(len(last))]
     by_t.plot(tenths, [float("nan") if value is None else value for value in last], "o-", markersize=4)
-    by_t.set_yscale("log")
     plot.label(by_t, "t / T", "loss per pixel", "by time, last entry")
     rest.plot(steps, [entry["gradient_norm"] for entry in history], label="gradient norm")
     rest.plot(steps, [entry["learning_rate"] for entry in history], "--", label="learning rate")
-    rest.set_yscale("log")
     plot.label(rest, "step", "", "norm and rate", legend=True)
+    for axes in (loss, by_t, rest):
+        axes.set_yscale("log")
+        axes.set_yticks(log_ticks(*axes.get_ylim()), minor=False)
+        axes.set_yticks([], minor=True)
+        axes.yaxis.set_major_formatter("{x:g}")
     return figure
+
+
+def log_ticks(low: float, high: float, most: int = 9) -> list[float]:
+    """Two to `most` round numbers in low..high, 0 < low < high, for an axis whose scale is a logarithm.
+
+    1, 2, 5, 10, 20, ...; where these are too many, powers of ten, or every second, third, ... of them; where they are
+    too few, because low and high are nearly equal, steps of one size.
+    """
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    for factors, every in ((1, 2, 5), 1), ((1,), 1), ((1,), 1 + len(powers) // most):
+        ticks = [factor * 10.0**power for power in powers[::every] for factor in factors]
+        ticks = [tick for tick in ticks if low <= tick <= high]
+        if 2 <= len(ticks) <= most:
+            return ticks
+    ticks = MaxNLocator(5, steps=[1, 2, 5, 10], min_n_ticks=2).tick_values(low, high)
+    return [float(tick) for tick in ticks if low <= tick <= high]
 
 
 def tensorboard(folder: str | Path, step: int) -> Callable[[Mapping], None] | None:

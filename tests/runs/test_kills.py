@@ -17,12 +17,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from ddpm_lib.training import checkpoint
 from ddpm_lib.runs import run as runs
+from ddpm_lib.runs.model import CHECKPOINTS
+from ddpm_lib.runs.recipes import override, recipe
+from ddpm_lib.training import checkpoint
 from ddpm_lib.training.checkpoint import list_checkpoints, load_checkpoint
 from ddpm_lib.training.ema import EMA
-from ddpm_lib.runs.recipes import override, recipe
-from ddpm_lib.runs.model import CHECKPOINTS
 
 FIELDS = "width=8 blocks=1 groups=4 head_channels=8 batch=8 warmup=5 dropout=0.2 ema_decays=0.9,0.99"
 FIELDS += " flip=true log_every=1 save_every=2 keep=2 sample_steps=2"

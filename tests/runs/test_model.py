@@ -6,14 +6,14 @@ import io
 import pytest
 import torch
 
-from ddpm_lib.runs import run as runs
 from ddpm_lib.__main__ import main
-from ddpm_lib.training.checkpoint import list_checkpoints, load_checkpoint, save_checkpoint, step_path
 from ddpm_lib.images.data import LabelledImages
 from ddpm_lib.networks.interop import load_diffusers
+from ddpm_lib.runs import run as runs
+from ddpm_lib.runs.model import CHECKPOINTS, export, load
 from ddpm_lib.runs.recipes import DATA, override, recipe
 from ddpm_lib.runs.run import new_trainer, run, save
-from ddpm_lib.runs.model import CHECKPOINTS, export, load
+from ddpm_lib.training.checkpoint import list_checkpoints, load_checkpoint, save_checkpoint, step_path
 
 CPU = torch.device("cpu")
 TINY = override(

@@ -1,14 +1,13 @@
-"""Recipes: fields that can be overridden by name, what is refused, and the way through JSON."""
+"""Recipes: fields that can be overridden by name, what is refused, and what is suggested instead."""
 
 import dataclasses
 import inspect
-import json
 
 import pytest
 import torch
 
-from ddpm_lib.runs.recipes import NETWORK, RECIPES, from_json, override, recipe
 from ddpm_lib.networks.unet import UNet
+from ddpm_lib.runs.recipes import NETWORK, RECIPES, SHORT, assignments, did_you_mean, override, recipe
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -62,14 +61,22 @@ def test_a_recipe_cannot_be_changed_in_place():
 @pytest.mark.parametrize(
     ("assignment", "complaint"),
     [
-        ("stepps=7", "unknown field 'stepps'; a recipe has: name, data, size, .*steps, .*scale"),
+        ("flavour=7", "unknown field 'flavour'; a recipe has: name, data, size, .*steps, .*scale"),
+        ("stepps=7", r"unknown field 'stepps' \(did you mean steps\?\)"),
+        ("lr=0.1", r"unknown field 'lr' \(did you mean learning_rate\?\)"),
+        ("learning-rate=0.1", r"unknown field 'learning-rate' \(did you mean learning_rate\?\)"),
+        ("WD=0.1", r"unknown field 'WD' \(did you mean weight_decay\?\)"),
+        ("bs=8", r"unknown field 'bs' \(did you mean batch\?\)"),
+        ("t=10", r"unknown field 't' \(did you mean T\?\)"),
         ("steps", "expected field=value, got 'steps'"),
         ("steps=many", "field steps expects a whole number, got 'many'"),
         ("steps=1.5", r"field steps expects a whole number, got '1\.5'"),
         ("learning_rate=fast", "field learning_rate expects a number, got 'fast'"),
         ("multipliers=1;2", "field multipliers expects whole numbers and commas, got '1;2'"),
-        ("schedule=sigmoid", "schedule must be one of linear, cosine; got 'sigmoid'"),
-        ("data=faces", "data must be one of digits.*; got 'faces'"),
+        ("schedule=sigmoid", "schedule must be one of linear, cosine; got 'sigmoid'$"),
+        ("schedule=cosin", r"schedule must be one of linear, cosine; got 'cosin' \(did you mean cosine\?\)"),
+        ("data=faces", "data must be one of digits.*; got 'faces'$"),
+        ("data=fasion", r"data must be one of digits.*; got 'fasion' \(did you mean fashion\?\)"),
         ("steps=0", "steps must be at least 1, got 0"),
         ("batch=-4", "batch must be at least 1, got -4"),
         ("log_every=0", "log_every must be at least 1, got 0"),
@@ -102,19 +109,26 @@ def test_what_is_no_field_or_no_value_is_refused(assignment, complaint):
 
 
 def test_an_unknown_recipe_is_refused_and_the_names_are_listed():
-    with pytest.raises(ValueError, match="unknown recipe 'didgits'; there are: digits"):
+    with pytest.raises(ValueError, match=r"unknown recipe 'didgits' \(did you mean digits\?\); there are: digits"):
         recipe("didgits")
+    with pytest.raises(ValueError, match=r"unknown recipe 'imagenet'; there are: digits"):
+        recipe("imagenet")
 
 
-def test_a_recipe_survives_json():
-    chosen = override(recipe("cifar10"), ["multipliers=1,2,2", "eta=0.25", "attention=", "ema_decays=0.9999,0.5"])
-    assert from_json(json.loads(json.dumps(dataclasses.asdict(chosen)))) == chosen
+def test_what_is_suggested_for_a_short_name_is_a_field():
+    fields = {field.name for field in dataclasses.fields(recipe("digits"))}
+    assert set(SHORT.values()) <= fields and not set(SHORT) & fields
+    assert [did_you_mean(word, fields, SHORT) for word in SHORT] == [
+        f" (did you mean {SHORT[word]}?)" for word in SHORT
+    ]
 
 
-def test_a_recipe_of_another_version_is_refused_and_the_difference_named():
-    fields = dataclasses.asdict(recipe("digits"))
-    del fields["eta"]
-    with pytest.raises(ValueError, match=r"missing \['eta'\], unknown \[\]"):
-        from_json(fields)
-    with pytest.raises(ValueError, match=r"missing \['eta'\], unknown \['flavour'\]"):
-        from_json(fields | {"flavour": "strong"})
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_is_told_by_what_it_changes_in_another(name):
+    assert assignments(recipe(name), recipe(name)) == []
+    changes = "flip=true eta=0.25 attention= ema_decays=0.9999,0.5 learning_rate=1e-05 multipliers=1,2 name=x"
+    chosen = override(recipe(name), [*changes.split(), "root=/my data/a=b", "sample_steps=7", "schedule=linear"])
+    for base in RECIPES:
+        assert override(recipe(base), assignments(chosen, recipe(base))) == chosen
+    shown = assignments(override(recipe(name), ["width=2", "width=64"]), override(recipe(name), ["width=64"]))
+    assert shown == []

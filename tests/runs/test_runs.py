@@ -1,7 +1,6 @@
 """Runs of a tiny recipe, from the command line and in Python: folders, seeds, sampling, interruptions and refusals."""
 
 import contextlib
-import dataclasses
 import io
 import json
 import os
@@ -12,12 +11,13 @@ import numpy as np
 import pytest
 import torch
 
-from ddpm_lib.runs import run as runs
 from ddpm_lib.__main__ import main
-from ddpm_lib.training.checkpoint import load_checkpoint, save_checkpoint, step_path
+from ddpm_lib.runs import run as runs
+from ddpm_lib.runs.model import CHECKPOINTS, load
 from ddpm_lib.runs.recipes import override, recipe
 from ddpm_lib.runs.run import run
-from ddpm_lib.runs.model import CHECKPOINTS, load
+from ddpm_lib.runs.stored import from_json
+from ddpm_lib.training.checkpoint import load_checkpoint, save_checkpoint, step_path
 
 SMALL = "width=8 blocks=1 groups=4 head_channels=0 batch=16 steps=6 warmup=2 sample_steps=3".split()
 SMALL += ["log_every=3", "save_every=3"]
@@ -60,8 +60,8 @@ def weights(model):
 def test_a_run_leaves_recipe_log_checkpoint_and_samples(finished):
     folder, printed = finished
     checkpoints = {f"checkpoints/step-0000000{step}.safetensors" for step in (3, 6)}
-    assert contents(folder).keys() == {"recipe.json", "log.jsonl", "loss.png", "samples.png", *checkpoints}
-    assert json.loads((folder / "recipe.json").read_text()) == json.loads(json.dumps(dataclasses.asdict(TINY)))
+    assert contents(folder).keys() == {"recipe.json", "log.jsonl", "loss.png", "samples.png", ".lock", *checkpoints}
+    assert from_json(json.loads((folder / "recipe.json").read_text())) == TINY
     log = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     assert [entry["step"] for entry in log] == [3, 6]
     assert all(0 < entry["loss"] < 2 for entry in log)
@@ -167,8 +167,11 @@ def test_without_a_name_a_run_goes_to_the_next_free_folder(tmp_path, monkeypatch
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["train", "didgits"], "error: unknown recipe 'didgits'; there are: digits"),
-        (["train", "digits", "stepps=3"], "error: unknown field 'stepps'; a recipe has: name, data"),
+        (["train", "didgits"], "error: unknown recipe 'didgits' (did you mean digits?); there are: digits"),
+        (
+            ["train", "digits", "stepps=3"],
+            "error: unknown field 'stepps' (did you mean steps?); a recipe has: ",
+        ),
         (["train", "digits", "steps=few"], "error: field steps expects a whole number, got 'few'"),
         (["train", "digits", "head_channels=3"], "error: heads of 3 channels do not divide"),
         (["train", "digits", "size=16", "attention=8"], "error: expected images of shape (N, 1, 16, 16), got"),
@@ -243,7 +246,7 @@ def test_ctrl_c_saves_the_last_step_and_exits_with_130(tmp_path, monkeypatch, ca
     folder = tmp_path / "stopped"
     fields = [*SMALL, "steps=1000", "save_every=1000"]
     assert main(["train", "digits", *fields, "--out", str(folder), "--device", "cpu"]) == 130
-    said = f"after step 4 of 1000: the last checkpoint is {checkpoint(folder, 4)}; go on with python -m ddpm_lib resume"
+    said = f"after step 4 of 1000; the last checkpoint is {checkpoint(folder, 4)}; go on with python -m ddpm_lib resume"
     assert said in capsys.readouterr().err
     assert load_checkpoint(checkpoint(folder, 4))[1]["step"] == 4
     assert load(folder, device=CPU).sample([0]).isfinite().all()
@@ -254,7 +257,7 @@ def test_training_that_explodes_at_once_exits_with_1_and_saves_nothing(tmp_path,
     folder = tmp_path / "exploded"
     assert main(["train", "digits", *SMALL, "learning_rate=1e30", "--out", str(folder), "--device", "cpu"]) == 1
     assert "error: expected a finite loss and gradient; at step 2 " in capsys.readouterr().err
-    assert contents(folder).keys() == {"recipe.json"}
+    assert contents(folder).keys() == {"recipe.json", ".lock"}
 
 
 # A rate that explodes after four steps is seen in a loss; one after five only in the weights, which no loss has met.

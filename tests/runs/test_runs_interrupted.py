@@ -7,12 +7,12 @@ import signal
 import pytest
 import torch
 
-from ddpm_lib.runs import run as runs
 from ddpm_lib.__main__ import main
-from ddpm_lib.training.checkpoint import list_checkpoints, load_checkpoint
+from ddpm_lib.runs import run as runs
+from ddpm_lib.runs.model import CHECKPOINTS
 from ddpm_lib.runs.recipes import override, recipe
 from ddpm_lib.runs.run import run
-from ddpm_lib.runs.model import CHECKPOINTS
+from ddpm_lib.training.checkpoint import list_checkpoints, load_checkpoint
 from ddpm_lib.training.trainer import Trainer
 
 SMALL = "width=8 blocks=1 groups=4 head_channels=0 batch=16 steps=6 warmup=2 sample_steps=3".split()

@@ -4,18 +4,19 @@ import dataclasses
 import json
 import os
 import signal
+import weakref
 from pathlib import Path
 
 import pytest
 import torch
 
-from ddpm_lib.runs import run as runs
-from ddpm_lib.training.checkpoint import list_checkpoints, load_checkpoint, step_path
 from ddpm_lib.images.data import LabelledImages
+from ddpm_lib.runs import run as runs
+from ddpm_lib.runs.model import CHECKPOINTS, load
 from ddpm_lib.runs.recipes import DATA, override, recipe
 from ddpm_lib.runs.run import CHANGEABLE, resume, run
+from ddpm_lib.training.checkpoint import list_checkpoints, load_checkpoint, step_path
 from ddpm_lib.training.loop import linear_rate
-from ddpm_lib.runs.model import CHECKPOINTS, load
 from ddpm_lib.training.trainer import Trainer
 
 CPU = torch.device("cpu")
@@ -211,10 +212,33 @@ def test_what_decides_the_steps_already_done_cannot_change(whole, change):
     assert contents(whole) == before
 
 
+@pytest.mark.skipif(not os.path.exists("/proc/self/maps"), reason="needs Linux's /proc")
+def test_a_resumed_run_keeps_nothing_of_the_checkpoint_that_it_came_from(tmp_path, monkeypatch):
+    folder, read, loaded, seen = tmp_path / "run", runs.load_checkpoint, [], []
+    stopped(folder, 5)
+
+    def watched(path):
+        tensors, about = read(path)
+        loaded.extend(weakref.ref(tensor) for tensor in tensors.values())
+        return tensors, about
+
+    def metric(model):
+        maps = Path("/proc/self/maps").read_text()
+        files = {os.readlink(link) for link in Path("/proc/self/fd").iterdir() if link.is_symlink() and link.exists()}
+        seen.append(CHECKPOINTS in maps or any(CHECKPOINTS in name for name in files))
+        alive = sum(ref() is not None for ref in loaded)
+        seen.append(alive)
+        return 0.0
+
+    monkeypatch.setattr(runs, "load_checkpoint", watched)
+    resume(folder, device=CPU, progress=False, metric=metric)
+    assert len(loaded) > 50 and seen == [False, 0] * 2  # neither the file nor a copy in memory
+
+
 def test_what_does_not_decide_them_can_and_is_remembered(whole, tmp_path):
     stopped(tmp_path / "run", 8)
     changes = {"steps": 8, "root": "elsewhere", "workers": 0, "log_every": 2, "save_every": 3, "keep": 1}
-    changes |= {"sample_every": 5, "sample_steps": 3, "eta": 0.25, "scale": 1.5}
+    changes |= {"sample_every": 5, "sample_steps": 3, "eta": 0.25, "scale": 1.5, "memory_budget_gb": 0.5}
     assert set(changes) == set(CHANGEABLE)
     model = go_on(tmp_path / "run", [f"{name}={value}" for name, value in changes.items()])
     stored = json.loads((tmp_path / "run" / "recipe.json").read_text())

@@ -3,22 +3,25 @@
 import collections
 import dataclasses
 import re
+import shlex
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from ddpm_lib.runs import selftest
 from ddpm_lib.__main__ import main
 from ddpm_lib.images.data import LabelledImages
+from ddpm_lib.images.decoded import DecodedImages
 from ddpm_lib.images.feed import feed
 from ddpm_lib.images.image_files import ImageFiles
+from ddpm_lib.networks.unet import UNet
+from ddpm_lib.runs import selftest
 from ddpm_lib.runs.recipes import DATA, RECIPES, override, recipe
 from ddpm_lib.runs.selftest import self_test
-from ddpm_lib.training.trainer import Trainer
-from ddpm_lib.networks.unet import UNet
+from ddpm_lib.training.trainer import Step, Trainer
 
 CPU = torch.device("cpu")
 SMALL = ["width=4", "multipliers=1,2", "blocks=1", "groups=2", "attention=4", "head_channels=4", "size=8", "workers=0"]
@@ -42,6 +45,12 @@ def files(tmp_path):
         place.mkdir(parents=True, exist_ok=True)
         Image.fromarray(generator.integers(0, 256, (9, 12, 3), dtype=np.uint8)).save(place / f"{i}.png")
     return folder
+
+
+@pytest.fixture(autouse=True)
+def few_steps(monkeypatch):
+    """No five seconds of timing."""
+    monkeypatch.setattr(selftest, "SECONDS", 0.0)
 
 
 @pytest.fixture(autouse=True)
@@ -76,8 +85,10 @@ def test_every_recipe_passes(name, tmp_path, files):
     chosen = recipe(name)
     classes = "10 classes" if chosen.classes else "without labels"
     assert f"{chosen.channels}x8x8, {classes}" in said[1]
-    assert said[-1] == f"ready    python -m ddpm_lib train {name}"
-    assert "the next step differs by 0" in said[4]
+    assert said[4].endswith("; the next step differs by 0")
+    words = shlex.split(said[-1].removeprefix("ready    python -m ddpm_lib train "))
+    assert words[0] == name and words[-2:] == ["--device", "cpu"]
+    assert override(recipe(name), words[1:-2]) == small(name, *changes)
 
 
 def test_of_many_files_it_reads_a_few(tmp_path, monkeypatch):
@@ -87,11 +98,13 @@ def test_of_many_files_it_reads_a_few(tmp_path, monkeypatch):
     passed, said = checked(small("celeba64"), tmp_path)
     assert passed and "20 images" in said[1]
     assert len(read) == 5 + 4  # and all of the held-out ones
+    _, said = checked(small("celeba64", "batch=4"), tmp_path)
+    assert said[4].endswith("hours, after it has decoded its files, which finds any that is broken")
 
 
 def test_the_classes_of_a_folder_are_its_subfolders(tmp_path, files):
     passed, said = checked(small("folder", f"root={files}", "classes=2"), tmp_path)
-    assert passed and "23 images, 3x8x8, 2 classes; 1 held out" in said[1]
+    assert passed and "21 images, 3x8x8, 2 classes; 3 held out" in said[1]
     passed, said = checked(small("folder", f"root={files}", "classes=3"), tmp_path)
     assert not passed and "the data have 2 classes (cats, dogs) and the recipe 3: set classes=2" in said[-1]
 
@@ -101,7 +114,57 @@ def test_its_speed_and_the_hours_of_the_recipe_are_those_of_a_clock(tmp_path, mo
     monkeypatch.setattr(Trainer, "step", lambda trainer: taken.append(1) or step(trainer))
     monkeypatch.setattr(selftest.time, "perf_counter", lambda: 2.0 * len(taken))  # a step takes two seconds
     passed, said = checked(small("cifar10", "batch=4", "steps=36000"), tmp_path)
-    assert passed and "; 2 images/s" in said[3] and "the recipe takes 20.0 hours" in said[4]
+    assert passed and "; 2 images/s" in said[3] and said[4].endswith("the recipe takes 20.0 hours")
+
+
+def test_the_reading_of_files_that_are_read_batch_by_batch_is_timed(tmp_path, monkeypatch):
+    clock, read, step, get = [0.0], [], Trainer.step, DecodedImages.__getitem__
+
+    def slow(images, i):
+        clock[0] += 0.5
+        read.append(i)
+        return get(images, i)
+
+    def quick(trainer):
+        clock[0] += 1.0
+        return step(trainer)
+
+    monkeypatch.setattr(DecodedImages, "__getitem__", slow)
+    monkeypatch.setattr(Trainer, "step", quick)
+    monkeypatch.setattr(selftest.time, "perf_counter", lambda: clock[0])
+    passed, said = checked(small("celeba64", "batch=4", "steps=36000"), tmp_path)
+    assert passed and "; 4 images/s" in said[3] and "takes 10.0 hours, after" in said[4]
+    monkeypatch.setattr("ddpm_lib.images.feed.free_memory", lambda device: 0)
+    read.clear()
+    passed, said = checked(small("celeba64", "batch=4", "steps=36000"), tmp_path)
+    assert passed and "; 1.33 images/s" in said[3]  # three seconds for four images, two of them to read them
+    assert "the recipe takes 30.0 hours, after" in said[4]
+    assert len(set(read)) > 16  # all are there to be read, not a few again and again
+
+
+def test_what_workers_read_ahead_while_nobody_waited_is_not_timed(tmp_path, monkeypatch):
+    step, taken, began = Trainer.step, [], []
+    monkeypatch.setattr("ddpm_lib.images.feed.free_memory", lambda device: 0)
+    monkeypatch.setattr(Trainer, "step", lambda trainer: taken.append(1) or step(trainer))
+    monkeypatch.setattr(selftest.time, "perf_counter", lambda: began.append(len(taken)) or 2.0 * len(taken))
+    assert checked(small("celeba64", "batch=4", "workers=2"), tmp_path)[0]
+    assert began[0] == 1 + 2 * 2  # two batches a worker lay ready
+
+
+@pytest.mark.parametrize(("took", "steps"), [(0.001, 100), (0.1, 50), (1.0, 5), (60.0, 3)])
+def test_steps_are_timed_for_some_seconds_but_never_fewer_than_three(tmp_path, monkeypatch, took, steps):
+    seen = []
+    monkeypatch.setattr(selftest, "SECONDS", 5.0)
+
+    def step(trainer):
+        seen.append(trainer)
+        return Step(torch.ones(4), None, None, torch.tensor(1.0))
+
+    monkeypatch.setattr(selftest.time, "perf_counter", lambda: took * len(seen))
+    trainer = SimpleNamespace(batch=4, device=CPU)
+    trainer.step = lambda: step(trainer)
+    assert selftest._say_steps(trainer, 0, lambda line: None) == pytest.approx(took)
+    assert abs(len(seen) - 1 - steps) <= 1
 
 
 def disk(free):
@@ -109,7 +172,11 @@ def disk(free):
 
 
 def test_too_little_disk_is_said_before_anything_is_written(tmp_path, monkeypatch):
-    chosen, save, sizes = small("digits", "width=64", "keep=3", "ema_decays=0.9,0.99"), selftest.save, []
+    chosen, save, sizes = (
+        small("digits", "width=64", "keep=3", "ema_decays=0.9,0.99", "save_every=20"),
+        selftest.save,
+        [],
+    )
 
     def weighed(trainer, recipe, place):
         assert place.parent == tmp_path  # on the disk that was asked about
@@ -121,17 +188,19 @@ def test_too_little_disk_is_said_before_anything_is_written(tmp_path, monkeypatc
     passed, said = checked(chosen, tmp_path)
     assert passed
     need = 5 * sizes[0]  # the last three, the best, and the one that is being written
-    claimed = float(re.search(r"a run up to (\S+) GB", said[2])[1])
-    assert claimed == pytest.approx(need / 1e9, abs=0.006)
+    claimed = re.search(r"a checkpoint takes (\S+) MB, a run up to (\S+) MB", said[2])
+    assert float(claimed[1]) == pytest.approx(sizes[0] / 1e6, rel=0.01)
+    assert need / 1e6 < float(claimed[2]) < need / 1e6 + 2  # and a log and pictures
     assert f"{sum(p.numel() for p in chosen.network().parameters()) / 1e6:.2f} M parameters" in said[2]
-    monkeypatch.setattr(shutil, "disk_usage", disk(need * 1.05))
+    monkeypatch.setattr(shutil, "disk_usage", disk(need + 2e6))
     assert checked(chosen, tmp_path)[0]
-    monkeypatch.setattr(shutil, "disk_usage", disk(need * 0.95))
+    monkeypatch.setattr(shutil, "disk_usage", disk(need))
     monkeypatch.setattr(Trainer, "step", None)
     passed, said = checked(chosen, tmp_path)
-    free = f"{need * 0.95 / 1e9:.2f}"
-    assert not passed
-    assert re.match(f"FAILED   the disk of {tmp_path} has {free} GB free and the run needs {claimed:.2f} GB", said[-1])
+    said_so = (
+        f"FAILED   the disk of {tmp_path} has {need / 1e6:.2f} MB free and the run needs {claimed[2]} MB: make room"
+    )
+    assert not passed and said[-1].startswith(said_so)
 
 
 def test_data_that_are_missing_or_have_other_classes_or_another_size_fail_it(tmp_path):
@@ -198,33 +267,41 @@ FORGET = {
     "host": lambda trainer: trainer.host.manual_seed(9),
     "noise": lambda trainer: trainer.noise.manual_seed(9),
     "dropout": lambda trainer: torch.manual_seed(9),
+    "an average": lambda trainer: trainer.ema.model.stem.bias.data.add_(1e-6),
+    "steps": lambda trainer: setattr(trainer, "steps", trainer.steps + 1),
     "steps of the average": lambda trainer: setattr(trainer.ema, "steps", 0),
     "position": lambda trainer: setattr(trainer, "images", feed(trainer.data, trainer.batch, seed=0, device=CPU)),
 }
 
 
 @pytest.mark.parametrize("part", FORGET)
-def test_a_resumed_step_that_differs_fails_it(tmp_path, monkeypatch, part):
+def test_a_resumed_run_that_forgets_something_fails_it(tmp_path, monkeypatch, part):
     load_state = Trainer.load_state
     monkeypatch.setattr(Trainer, "load_state", lambda trainer, *a: (load_state(trainer, *a), FORGET[part](trainer)))
     passed, said = checked(small("mnist", "dropout=0.5", "label_dropout=0.5"), tmp_path)
-    assert not passed and "a resumed step differs from an uninterrupted one by" in said[-1]
+    unseen = part in ("steps of the average", "position")  # what is no tensor shows in the next step alone
+    what = "a resumed step differs from an uninterrupted one in" if unseen else "what was loaded is not what was saved"
+    assert not passed and what in said[-1]
 
 
-def test_nan_in_one_tensor_of_the_resumed_run_fails_it(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("call", "said"), [(3, "what was loaded is not what was saved"), (4, "a resumed step differs")]
+)
+def test_nan_in_one_tensor_of_the_resumed_run_fails_it(tmp_path, monkeypatch, call, said):
     state, calls = Trainer.state, []
 
     def spoiled(trainer):
         tensors, about = state(trainer)
-        calls.append(trainer)
-        if len(calls) == 3:  # after the saved and the uninterrupted state
+        if trainer.steps:  # not where its size is asked for
+            calls.append(trainer)
+        if len(calls) == call:  # the saved state and the uninterrupted one come first
             name = [name for name, tensor in tensors.items() if tensor.is_floating_point()][-1]
             tensors = tensors | {name: tensors[name] * float("nan")}
         return tensors, about
 
     monkeypatch.setattr(Trainer, "state", spoiled)
-    passed, said = checked(small("digits"), tmp_path)
-    assert not passed and "differs from an uninterrupted one by nan" in said[-1]
+    passed, lines = checked(small("digits"), tmp_path)
+    assert not passed and said in lines[-1] and lines[-1].endswith("by up to nan")
 
 
 def test_the_network_has_its_full_size_and_a_cpu_gets_four_images(tmp_path, monkeypatch):
@@ -240,13 +317,45 @@ def test_the_network_has_its_full_size_and_a_cpu_gets_four_images(tmp_path, monk
     assert [trainer.batch for trainer in seen] == [3, 3]
 
 
+@pytest.mark.parametrize(
+    ("changes", "device", "command"),
+    [
+        ([], None, "python -m ddpm_lib train fashion"),
+        (["steps=30000"], None, "python -m ddpm_lib train fashion"),
+        (["root=/my/data", "width=48"], None, "python -m ddpm_lib train fashion root=/my/data width=48"),
+        (["root=/my data/$HOME"], "cuda:1", "python -m ddpm_lib train fashion 'root=/my data/$HOME' --device cuda:1"),
+        (
+            ["flip=true", "attention=", "eta=0.25"],
+            None,
+            "python -m ddpm_lib train fashion flip=true attention= eta=0.25",
+        ),
+        (["name=mine", "width=48"], None, "python -m ddpm_lib train fashion name=mine width=48"),
+    ],
+)
+def test_the_command_at_the_end_trains_what_was_checked(changes, device, command):
+    chosen = override(recipe("fashion"), changes)
+    assert selftest.train_command(chosen, device and torch.device(device)) == command
+    words = [word for word in shlex.split(command)[4:] if "=" in word]
+    assert override(recipe(shlex.split(command)[4]), words) == chosen
+
+
 def test_the_command_line_checks_and_tells_by_its_exit_status(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     before = sorted(tmp_path.rglob("*"))
     assert main(["check", "digits", *SMALL, "--device", "cpu"]) == 0
-    assert capsys.readouterr().out.splitlines()[-1] == "ready    python -m ddpm_lib train digits"
+    said = capsys.readouterr().out.splitlines()[-1]
+    assert said == "ready    python -m ddpm_lib train digits width=4 groups=2 head_channels=4 workers=0 --device cpu"
     assert main(["check", "folder", "root=nowhere", "--device", "cpu"]) == 1
-    assert "FAILED   " in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "FAILED   " in out and "Traceback" not in out
+    assert main(["check", "folder", "root=nowhere", "--device", "cpu", "--traceback"]) == 1
+    out = capsys.readouterr().out
+    assert "Traceback" in out and "in load_data" in out and out.splitlines()[-1].startswith("FAILED   ")
     assert main(["check", "digits", "flavour=strong"]) == 1
     assert "error: unknown field 'flavour'" in capsys.readouterr().err
     assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize(("kind", "name"), [("cpu", "CPU"), ("mps", "Apple's GPU (MPS)"), ("xpu", "xpu")])
+def test_the_device_is_called_by_its_name(kind, name):
+    assert selftest._device_name(torch.device(kind)) == name

@@ -1,15 +1,25 @@
 """Checkpoint files: written whole or not at all, never unpickled, and refused by name when they are not ours."""
 
+import errno
 import os
 import pickle
+import shutil
 import stat
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save
 from torch import nn
 
-from ddpm_lib.training.checkpoint import FORMAT, load_checkpoint, load_weights, save_checkpoint, write_atomically
+from ddpm_lib.training.checkpoint import (
+    FORMAT,
+    amount,
+    load_checkpoint,
+    load_weights,
+    save_checkpoint,
+    write_atomically,
+)
 
 ABOUT = {"step": 3, "name": "grün", "rate": 0.004, "sides": [1, 2], "nothing": None}
 
@@ -37,6 +47,56 @@ def test_what_was_saved_is_loaded(path):
     assert loaded.keys() == tensors().keys()
     for name, tensor in tensors().items():
         assert torch.equal(loaded[name], tensor) and loaded[name].dtype == tensor.dtype
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/maps"), reason="needs Linux's /proc")
+def test_what_is_loaded_is_a_copy_that_keeps_nothing_of_the_file(path):
+    loaded, _ = load_checkpoint(path)
+    assert str(path) not in Path("/proc/self/maps").read_text()
+    assert str(path) not in {os.readlink(link) for link in Path("/proc/self/fd").iterdir() if link.exists()}
+    path.write_bytes(b"")
+    assert torch.equal(loaded["weight"], tensors()["weight"])
+
+
+FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+@pytest.mark.parametrize("fault", [FULL, OSError(errno.EIO, os.strerror(errno.EIO)), PermissionError(13, "no")])
+def test_a_file_that_cannot_be_written_is_named_with_its_size_and_what_is_free(path, monkeypatch, fault):
+    def no_room(handle):
+        raise fault
+
+    before, free = path.read_bytes(), shutil.disk_usage(path.parent)._replace(free=1_234_567)
+    partial, asked = f".{path.name}.{os.getpid()}.partial", []
+    monkeypatch.setattr(shutil, "disk_usage", lambda place: asked.append(os.listdir(place)) or free)
+    monkeypatch.setattr(os, "fsync", no_room)
+    with pytest.raises(OSError) as stop:
+        write_atomically(path, b"x" * 4_500_000)
+    said = f"{fault.strerror}: cannot write {path}, which takes 4.50 MB; 1.23 MB are free there"
+    assert (stop.value.errno, stop.value.strerror, type(stop.value)) == (fault.errno, said, type(fault))
+    assert path.read_bytes() == before
+    assert asked and not any(partial in names for names in asked)  # what was written of it is not counted as used
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+def test_a_disk_without_room_is_no_pretence(tmp_path):
+    (tmp_path / f".new.{os.getpid()}.partial").symlink_to("/dev/full")  # all that is written there fails
+    with pytest.raises(OSError, match=r"No space left on device: cannot write .*new, which takes 12 B"):
+        write_atomically(tmp_path / "new", b"twelve bytes")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"cannot write .*none/new, which takes 12 B$"):
+        write_atomically(tmp_path / "none" / "new", b"twelve bytes")
+
+
+@pytest.mark.parametrize(
+    ("size", "text"),
+    [(0, "0 B"), (999, "999 B"), (1000, "1.00 kB"), (3_420_000, "3.42 MB"), (1.07e9, "1.07 GB"), (2e12, "2000.00 GB")],
+)
+def test_a_number_of_bytes_is_readable(size, text):
+    assert amount(size) == text
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])

@@ -1,7 +1,10 @@
 """Watching a run: the log and what a crash does to it, curves, memory and TensorBoard."""
 
+import itertools
+import json
 import math
 import os
+import random
 import resource
 import sys
 import types
@@ -10,7 +13,7 @@ import matplotlib.pyplot as plt
 import pytest
 import torch
 
-from ddpm_lib.training.monitor import append_entry, curves, cut_log, peak_memory, read_log, tensorboard
+from ddpm_lib.training.monitor import append_entry, curves, cut_log, log_ticks, peak_memory, read_log, tensorboard
 
 # The log
 
@@ -40,6 +43,14 @@ def test_a_last_line_that_a_crash_cut_anywhere_is_left_out(log):
         assert read_log(log) == [entry(10), entry(20)], "an entry without its newline was never finished"
     log.write_text(whole)
     assert len(read_log(log)) == 3
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+def test_a_log_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "log.jsonl").symlink_to("/dev/full")
+    size = len(json.dumps(entry(10))) + 1
+    with pytest.raises(OSError, match=rf"No space left on device: cannot write .*log\.jsonl, which takes {size} B; "):
+        append_entry(tmp_path / "log.jsonl", entry(10))
 
 
 @pytest.mark.parametrize("rubbish", ["{'step': 20}", '{"step": 20, "lo', "", "loss 0.3"])
@@ -90,6 +101,55 @@ def test_the_curves_are_labelled_and_show_what_the_log_holds():
     figure = curves(history[:1])
     assert figure.axes[0].get_legend() is None and list(lines(figure.axes[0])) == ["training"]
     plt.close(figure)
+
+
+RANGES = {
+    "within a power of ten": (0.03, 0.2),
+    "a power of ten": (0.11, 0.9),
+    "two": (0.011, 0.98),
+    "three": (1e-3, 0.9),
+    "six": (1e-6, 1.0),
+    "eighteen": (1e-12, 1e6),
+    "nearly constant": (0.0301, 0.0302),
+    "constant": (0.03, 0.03),
+}
+
+
+@pytest.mark.parametrize("kind", RANGES)
+def test_each_axis_has_labels_that_can_be_read_and_do_not_overlap(kind):
+    low, high = RANGES[kind]
+    tenths = [low * (high / low) ** (i / 9) for i in range(10)]
+    loss = {"loss_by_t": tenths, "gradient_norm": high, "learning_rate": low}
+    figure = curves([entry(10) | {"loss": high, **loss}, entry(20) | {"loss": low, **loss, "held_out_loss": high}])
+    figure.canvas.draw()
+    for axis in figure.axes:
+        shown = axis.get_yticklabels(which="both")
+        boxes = sorted((label.get_window_extent() for label in shown), key=lambda box: box.y0)
+        assert len(boxes) >= 2 and all(label.get_text() for label in shown)
+        assert all(lower.y1 < upper.y0 for lower, upper in itertools.pairwise(boxes))
+        bottom, top = axis.get_ylim()
+        assert all(bottom <= label.get_position()[1] <= top for label in shown)
+        firsts = {f"{label.get_position()[1]:e}"[0] for label in shown}
+        assert firsts <= set("125") or "constant" in kind or axis is figure.axes[2]
+    plt.close(figure)
+
+
+def test_a_single_entry_of_a_rate_of_zero_is_drawn():
+    figure = curves([entry(10) | {"loss_by_t": [None] * 9 + [0.5], "learning_rate": 0.0}])
+    figure.canvas.draw()
+    plt.close(figure)
+
+
+def test_the_ticks_of_an_axis_are_few_and_never_fewer_than_two():
+    generator = random.Random(0)
+    for _ in range(5000):
+        low = 10 ** generator.uniform(-13, 8)
+        high = low * (1 + 10 ** generator.uniform(-6, 15))
+        ticks = log_ticks(low, high)
+        assert 2 <= len(ticks) <= 9 and low <= ticks[0] and ticks[-1] <= high and ticks == sorted(set(ticks))
+    assert log_ticks(0.04, 0.3) == pytest.approx([0.05, 0.1, 0.2])
+    assert log_ticks(0.9e-3, 1.1) == pytest.approx([1e-3, 1e-2, 1e-1, 1])
+    assert log_ticks(0.0301, 0.0309, 9) == pytest.approx([0.0302, 0.0304, 0.0306, 0.0308])
 
 
 # Memory

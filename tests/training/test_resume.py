@@ -211,6 +211,48 @@ def test_two_averages_of_nearly_one_decay_are_stored_apart():
     assert {"ema.0.99999991.stem.bias", "ema.0.99999992.stem.bias"} <= names
 
 
+class Mac:
+    """What torch.mps offers, on a machine without it."""
+
+    def __init__(self, monkeypatch):
+        self.state = torch.arange(16, dtype=torch.uint8)
+        monkeypatch.setattr(torch.mps, "get_rng_state", lambda: self.state.clone())
+        monkeypatch.setattr(torch.mps, "set_rng_state", lambda state: setattr(self, "state", state.clone()))
+
+
+def on(kind, **options):
+    """A trainer that believes to be on this kind of device, whose tensors are on the CPU."""
+    trainer = new_trainer(**options)
+    trainer.device = torch.device(kind)
+    return trainer
+
+
+def test_the_generator_of_apple_s_gpu_is_saved_and_continued(tmp_path, monkeypatch):
+    mac = Mac(monkeypatch)
+    save_checkpoint(tmp_path / "state", *on("mps").state())
+    tensors, about = load_checkpoint(tmp_path / "state")
+    assert about["device"] == "mps" and torch.equal(tensors["random.mps"], mac.state)
+    then, mac.state = mac.state, torch.zeros(16, dtype=torch.uint8)  # somebody drew from it
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        on("mps").load_state(tensors, about, "run/x")
+    assert torch.equal(mac.state, then)
+    with pytest.warns(UserWarning, match="run/x was saved on mps and goes on on cpu: with other noise"):
+        new_trainer().load_state(tensors, about, "run/x")
+    with pytest.warns(UserWarning, match="run/x was saved on cpu and goes on on mps: with other noise"):
+        on("mps").load_state(*new_trainer().state(), "run/x")
+
+
+@pytest.mark.parametrize("kind", ["cuda", "mps"])
+def test_on_a_gpu_the_generator_that_dropout_draws_from_is_needed(monkeypatch, kind):
+    Mac(monkeypatch)
+    monkeypatch.setattr(torch.cuda, "get_rng_state", lambda device: torch.zeros(16, dtype=torch.uint8))
+    tensors, about = on(kind).state()
+    del tensors[f"random.{kind}"]
+    with pytest.raises(ValueError, match=f"run/x has no state of the random generator {kind}: it can be sampled"):
+        on(kind).load_state(tensors, about, "run/x")
+
+
 def noise_after(trainer):
     """What the next step would draw on the device: its noise, and dropout's."""
     return [torch.rand(8, generator=trainer.noise).tolist(), torch.rand(8).tolist()]

@@ -9,6 +9,7 @@ from ddpm_lib.diffusion.cosine import cosine_schedule
 from ddpm_lib.diffusion.loss import l_simple
 from ddpm_lib.diffusion.schedule import Schedule
 from ddpm_lib.images.data import LabelledImages
+from ddpm_lib.networks.unet import UNet
 from ddpm_lib.training.ema import EMA
 from ddpm_lib.training.loop import linear_rate
 from ddpm_lib.training.trainer import Trainer
@@ -81,6 +82,36 @@ class Reads(TorchDispatchMode):
         if function is torch.ops.aten._local_scalar_dense.default:
             self.types.append(args[0].dtype)
         return function(*args, **(kwargs or {}))
+
+
+class NoFloat64(TorchDispatchMode):
+    """A device that knows no float64, as Apple's GPU: "meta" stands for it."""
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        out = function(*args, **(kwargs or {}))
+        for tensor in out if isinstance(out, (list, tuple)) else [out]:
+            if isinstance(tensor, torch.Tensor) and tensor.device.type == "meta":
+                assert tensor.dtype != torch.float64, f"{function} makes float64 on the device"
+        return out
+
+
+def test_a_step_makes_no_float64_on_the_device():
+    network = UNet(size=8, channels=1, width=8, groups=4, multipliers=(1, 2), blocks=1, attention=(4,), classes=3)
+    network = network.to("meta")
+    data = LabelledImages(torch.zeros(8, 1, 8, 8, dtype=torch.uint8), torch.arange(8) % 3)
+    trainer = Trainer.__new__(Trainer)
+    real = torch.Generator
+    with pytest.MonkeyPatch.context() as patch:  # there are no generators on "meta", nor a fused AdamW
+        patch.setattr(torch, "Generator", lambda device=None: real())
+        optimiser = torch.optim.AdamW
+        patch.setattr(torch.optim, "AdamW", lambda groups, lr, fused: optimiser(groups, lr=lr, fused=False))
+        trainer.__init__(network, cosine_schedule(10), data, batch=4, learning_rate=0.01, flip=True)
+        with NoFloat64():
+            for _ in range(2):
+                step = trainer.step()
+    assert step.loss.device.type == "meta" and step.loss.dtype == torch.float32
+    with pytest.raises(AssertionError, match="makes float64"), NoFloat64():
+        step.loss.double()  # it would have been seen
 
 
 class OneConvolution(nn.Conv2d):
