@@ -78,14 +78,15 @@ def _copied(value: Any) -> Any:
 
 
 def _numbers(value: Any) -> list[np.ndarray]:
-    """Copies of all numbers in a value: in tuples and lists, arrays, tensors, and objects that hold tensors."""
+    """Copies of all numbers in a value: in tuples and lists, arrays, tensors, and objects that hold some of these."""
     if isinstance(value, (tuple, list)):
         return [numbers for part in value for numbers in _numbers(part)]
     if isinstance(value, Tensor):
         return [np.array(value.detach().double() if value.is_floating_point() else value.detach())]
     if isinstance(value, (np.ndarray, np.generic, int, float)):
         return [np.array(value)]
-    return _numbers([part for part in getattr(value, "__dict__", {}).values() if isinstance(part, Tensor)])
+    parts = getattr(value, "__dict__", {}).values()
+    return _numbers([part for part in parts if isinstance(part, (Tensor, np.ndarray, list, float))])
 
 
 def _same(first: list[np.ndarray], second: list[np.ndarray]) -> bool:
