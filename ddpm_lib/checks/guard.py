@@ -118,3 +118,12 @@ def slope_gap(function: Callable, *args: Tensor, step: float = 1e-3) -> float:
         for k, factor in STENCIL
     )
     return apart(slope, differences)
+
+
+def accepted(call: Callable[[], Any]) -> float:
+    """Infinite if call() goes through, though the function's docstring says that it raises ValueError; else 0."""
+    try:
+        call()
+    except ValueError:
+        return 0.0
+    return math.inf
