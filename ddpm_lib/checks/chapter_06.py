@@ -26,10 +26,10 @@ from ddpm_lib.checks.chapter_04 import (
     linear_in_images,
     off,
     peak,
-    stop_at,
     takes,
 )
 from ddpm_lib.checks.chapter_05 import TINY, kl_of_a_step, model_mean
+from ddpm_lib.checks.guard import until
 from ddpm_lib.checks.noise import NEVER
 from ddpm_lib.diffusion.elbo import posterior_var_clipped
 from ddpm_lib.diffusion.forward import forward_var, noise_like
@@ -72,7 +72,7 @@ def _some_var(schedule, t):
 
 
 @check("6.1", "weight of the noise loss", "implementation", "divergences of a step, by quadrature", to=1e-9)
-@stop_at(1e-6)
+@until(1e-8)
 def weight(f):
     """f(schedule, t, reverse_var) returns the weight for each t of a batch; relative to it."""
     for reverse_var in (posterior_var_clipped, forward_var, _some_var):
@@ -128,8 +128,28 @@ def _(schedule, t, reverse_var):
     return beta**2 / (2 * reverse_var(schedule, t) * alpha_bar * (1 - alpha_bar))
 
 
+def _weight(schedule, t, var):
+    beta, alpha, alpha_bar = _tables(schedule, t)
+    return beta**2 / (2 * var * alpha * (1 - alpha_bar))
+
+
+@weight.wrong("a weight of at most 1", seen="no public source: harmless for 1,000 steps, not for four")
+def _(schedule, t, reverse_var):
+    return _weight(schedule, t, reverse_var(schedule, t)).clamp(max=1)
+
+
+@weight.wrong("β̃_t, whatever variance is asked for", seen="no public source: an argument that is not read")
+def _(schedule, t, reverse_var):
+    return _weight(schedule, t, posterior_var_clipped(schedule, t))
+
+
+@weight.wrong("1e-8 is added to the variance", seen="no public source: an ε “for stability”")
+def _(schedule, t, reverse_var):
+    return _weight(schedule, t, reverse_var(schedule, t) + 1e-8)
+
+
 @check("6.2", "weight from the signal-to-noise ratio", "identity", "divergences of a step, by quadrature", to=1e-9)
-@stop_at(1e-6)
+@until(1e-8)
 def weight_from_snr(f):
     """f(snr_prev, snr_t) returns the weight of the noise loss at σ² = β̃, from SNR(t − 1) and SNR(t)."""
     for schedule, steps in STEPS.items():
@@ -163,6 +183,16 @@ def _(snr_prev, snr_t):
     return 0.5 * (1 - snr_t / snr_prev)
 
 
+@weight_from_snr.wrong("at most 5", seen="no public source: min-SNR's γ, where there is none")
+def _(snr_prev, snr_t):
+    return (0.5 * (snr_prev / snr_t - 1)).clamp(max=5)
+
+
+@weight_from_snr.wrong("1e-8 is added to the denominator", seen="no public source: an ε “for stability”")
+def _(snr_prev, snr_t):
+    return 0.5 * (snr_prev / (snr_t + 1e-8) - 1)
+
+
 def _ends(schedule, t):
     """√ᾱ_t and √(1 − ᾱ_t), for images."""
     return images(schedule.alpha_bar[t].sqrt()), images((1 - schedule.alpha_bar[t]).sqrt())
@@ -190,12 +220,12 @@ def _losses(f, batch, gain, target, errors_of) -> Iterator[float]:
         return torch.tensor([sum(e * e for e in row) / len(row) for row in errors], dtype=torch.float64)
 
     exact, weight = loss(1.0), torch.ones((), dtype=torch.float64, requires_grad=True)
-    calls.clear()
     arguments = (model(weight), batch.schedule, batch.x_0, batch.eps, batch.t, *target)
     yield disturbs(f, *arguments)
+    calls.clear()
     got = f(*arguments)
     yield off(got, exact, exact)
-    yield 0.0 if len(calls) == 2 else math.inf  # one pass through the network for each loss
+    yield 0.0 if len(calls) == 1 else math.inf  # one pass through the network
     slope = (loss(1.5) - loss(0.5)).sum()  # exact, for the loss is quadratic in the weight
     found = torch.autograd.grad(got.sum(), weight)[0] if got.requires_grad else torch.zeros(())
     yield off(found, slope, exact.sum())
@@ -208,7 +238,7 @@ def _losses(f, batch, gain, target, errors_of) -> Iterator[float]:
     "the chain walked step by step, errors squared one by one; its slope by differences",
     to=1e-9,
 )
-@stop_at(1e-6)
+@until(1e-8)
 def l_simple(f):
     """f(model, schedule, x_0, eps, t) returns one loss for each image, through which a gradient reaches the model.
 
@@ -282,17 +312,40 @@ def _(model, schedule, x_0, eps, t):
     return (eps - model(_noisy(schedule, x_0, eps, t), t).detach()).square().flatten(1).mean(1)
 
 
+@l_simple.wrong("the sum over the channels, the mean over the pixels", seen="no public source: right for grey images")
+def _(model, schedule, x_0, eps, t):
+    return (eps - model(_noisy(schedule, x_0, eps, t), t)).square().sum(1).flatten(1).mean(1)
+
+
+@l_simple.wrong("Huber's loss: errors above 10 count linearly", seen="no public source: a robust loss by another name")
+def _(model, schedule, x_0, eps, t):
+    error = (eps - model(_noisy(schedule, x_0, eps, t), t)).abs()
+    return torch.where(error < 10, error**2, 20 * error - 100).flatten(1).mean(1)
+
+
+@l_simple.wrong("the network is given t as a real number", seen="no public source: an embedding's table needs integers")
+def _(model, schedule, x_0, eps, t):
+    return (eps - model(_noisy(schedule, x_0, eps, t), t.double())).square().flatten(1).mean(1)
+
+
+@l_simple.wrong("the image is overwritten with the noisy one", seen="no public source: memory saved with mul_ and add_")
+def _(model, schedule, x_0, eps, t):
+    x_0.copy_(_noisy(schedule, x_0, eps, t))
+    return (eps - model(x_0, t)).square().flatten(1).mean(1)
+
+
 @check(
     "6.4",
     "a random step",
     "implementation",
     "type and range, how often each t comes, how draws hang together, and whether the generator decides",
 )
-@stop_at(15.0)
+@until(15.0)
 def random_step(f):
     """f(schedule, batch, generator) draws t, shape (batch,), int64, on the generator's device, anew in each call."""
     for schedule in (TINY, SHORT, LONG, TWO, ONE):
         T, n = schedule.T, 1_500_000
+        yield disturbs(lambda s: f(s, 8, _seeded(0)), schedule)
         t = f(schedule, n, _seeded(7))
         in_range = (
             t.dtype == torch.int64 and t.shape == (n,) and t.device.type == "cpu" and 1 <= t.min() <= t.max() <= T
@@ -302,7 +355,10 @@ def random_step(f):
         if T > 1:
             counts, generator = torch.bincount(t, minlength=T + 1)[1:].numpy(), _seeded(8)
             yield from _evenly_spread(counts, n / T)
-            rows = torch.stack([f(schedule, 64, generator) for _ in range(2000)]).double().numpy()
+            if schedule is TINY:  # a batch of one, again and again
+                alone = torch.cat([f(schedule, 1, generator) for _ in range(3000)])
+                yield from _evenly_spread(torch.bincount(alone, minlength=T + 1)[1:].numpy(), 3000 / T)
+            rows = torch.stack([f(schedule, 64, generator) for _ in range(4000)]).double().numpy()
             yield from _independent(rows, T)
 
 
@@ -393,8 +449,31 @@ def _(schedule, batch, generator):
     return _uniform(1, schedule.T + 1, batch, torch.Generator().manual_seed(0))
 
 
+@random_step.wrong("real numbers", seen="no public source: whole numbers in float32, which no table can be read at")
+def _(schedule, batch, generator):
+    return _uniform(1, schedule.T + 1, batch, generator).float()
+
+
+@random_step.wrong("the generator is not heeded", seen="no public source: the argument, left out of the call")
+def _(schedule, batch, generator):
+    return _uniform(1, schedule.T + 1, batch, None)
+
+
+@random_step.wrong("T + 1 once in ten thousand draws", seen="of this kind: TencentARC/T2I-Adapter issue 126")
+def _(schedule, batch, generator):
+    rare = torch.rand(batch, generator=generator) < 1e-4
+    return torch.where(rare, schedule.T + 1, _uniform(1, schedule.T + 1, batch, generator))
+
+
+@random_step.wrong("every t once before any comes again", seen="no public source: a permutation, as for images")
+def _(schedule, batch, generator):
+    rounds = -(-batch // schedule.T)
+    order = torch.rand(rounds, schedule.T, generator=generator).argsort(1)
+    return 1 + order.flatten()[:batch]
+
+
 @check("6.5", "clean image from noise", "implementation", "the chain walked step by step", to=1e-9)
-@stop_at(1e-6)
+@until(1e-8)
 def clean_image(f):
     """f(schedule, x_t, eps, t) returns x_0."""
     yield from linear_in_images(
@@ -438,8 +517,14 @@ def _(schedule, x_t, eps, t):
     return ((x_t - std * eps) / scale).clamp(-1, 1)
 
 
+@clean_image.wrong("√ᾱ_t of at least 0.001", seen="no public source: a clamp “for stability”")
+def _(schedule, x_t, eps, t):
+    scale, std = _ends(schedule, t)
+    return (x_t - std * eps) / scale.clamp(min=1e-3)
+
+
 @check("6.6", "noise from clean image", "implementation", "the chain walked step by step", to=1e-9)
-@stop_at(1e-6)
+@until(1e-8)
 def noise(f):
     """f(schedule, x_t, x_0, t) returns ε."""
     yield from linear_in_images(f, lambda batch: (batch.x_t, batch.x_0), lambda batch: batch.eps)
@@ -470,10 +555,22 @@ def _(schedule, x_t, x_0, t):
     return (scale * x_0 - x_t) / std
 
 
+@noise.wrong("1e-5 is added to the denominator", seen="no public source: an ε “for stability”")
+def _(schedule, x_t, x_0, t):
+    scale, std = _ends(schedule, t)
+    return (x_t - scale * x_0) / (std + 1e-5)
+
+
+@noise.wrong("no gradient reaches x_0", seen="no public source: detach() left over from sampling")
+def _(schedule, x_t, x_0, t):
+    scale, std = _ends(schedule, t)
+    return (x_t - scale * x_0.detach()) / std
+
+
 @check(
     "6.7", "velocity", "implementation", "the derivative of x_t along the circle from x_0 to ε, by autograd", to=1e-9
 )
-@stop_at(1e-6)
+@until(1e-8)
 def velocity(f):
     """f(schedule, x_0, eps, t) returns v."""
 
@@ -509,8 +606,14 @@ def _(schedule, x_0, eps, t):
     return eps - x_0
 
 
+@velocity.wrong("the first channel's image for all", seen="no public source: right for grey images")
+def _(schedule, x_0, eps, t):
+    scale, std = _ends(schedule, t)
+    return scale * eps - std * x_0[:, :1]
+
+
 @check("6.8", "noise from velocity", "implementation", "two linear equations in x_0 and ε, solved", to=1e-9)
-@stop_at(1e-6)
+@until(1e-8)
 def noise_from_velocity(f):
     """f(schedule, x_t, v, t) returns ε."""
 
@@ -545,8 +648,14 @@ def _(schedule, x_t, v, t):
     return std * x_t - scale * v
 
 
+@noise_from_velocity.wrong("by way of an x_0 that is clipped to [−1, 1]", seen="no public source: a sampler's line")
+def _(schedule, x_t, v, t):
+    scale, std = _ends(schedule, t)
+    return (x_t - scale * (scale * x_t - std * v).clamp(-1, 1)) / std
+
+
 @check("6.9", "score from noise", "implementation", "the gradient of log q(x_t|x_0), by autograd", to=1e-9)
-@stop_at(1e-6)
+@until(1e-8)
 def score(f):
     """f(schedule, eps, t) returns the score; compared in units of 1/√(1 − ᾱ_t), for at t = 1 it is large."""
 
@@ -584,6 +693,11 @@ def _(schedule, eps, t):
     return -eps / _ends(schedule, t)[1] ** 2
 
 
+@score.wrong("1e-8 is added under the root", seen="no public source: an ε “for stability”")
+def _(schedule, eps, t):
+    return -eps / (_ends(schedule, t)[1] ** 2 + 1e-8).sqrt()
+
+
 @check(
     "6.10",
     "one error in four units",
@@ -591,7 +705,7 @@ def _(schedule, eps, t):
     "two estimates of one image, converted by solving for the rest",
     to=1e-9,
 )
-@stop_at(1e-6)
+@until(1e-8)
 def units(f):
     """f(snr) returns the squared errors in ε, v and the score that go with a squared error of 1 in x_0."""
     for alpha_bar in (0.98, 0.7, 0.4, 0.05, 1 - 2.0**-30, 2.0**-30):
@@ -627,6 +741,11 @@ def _(snr):
 )
 def _(snr):
     return snr, snr + 1, snr
+
+
+@units.wrong("no factor above 10,000", seen="no public source: a clamp “for stability”")
+def _(snr):
+    return tuple(min(factor, 1e4) for factor in (snr, snr + 1, snr * (snr + 1)))
 
 
 MIX = (np.array([0.35, 0.65]), np.array([-0.8, 0.5]), np.array([0.03, 0.08]))  # weights, means, variances
@@ -687,7 +806,7 @@ def denoised_by_quadrature(alpha_bar, size):
 
 
 @check("6.11", "Tweedie's formula", "identity", "quadrature of E[x_0|x_t] over the data", to=1e-8)
-@stop_at(1e-5)
+@until(1e-7)
 def tweedie(f):
     """f(x_t, score, alpha_bar) returns E[x_0|x_t]."""
     for alpha_bar, size in SHARES:
@@ -722,13 +841,23 @@ def _(x_t, score, alpha_bar):
     return x_t + (1 - alpha_bar) * score
 
 
+@tweedie.wrong("ᾱ_t of at least 1e-8", seen="no public source: a clamp “for stability”")
+def _(x_t, score, alpha_bar):
+    return (x_t + (1 - alpha_bar) * score) / max(alpha_bar, 1e-8) ** 0.5
+
+
+@tweedie.wrong("clipped to ±10", seen="no public source: images are in [−1, 1], other data are not")
+def _(x_t, score, alpha_bar):
+    return ((x_t + (1 - alpha_bar) * score) / alpha_bar**0.5).clip(-10, 10)
+
+
 def some_score(x):
     """Any function will do for a model of the score."""
     return 0.4 - 1.1 * x + 0.2 * x**2
 
 
 @check("6.12", "denoising score matching", "identity", "quadrature over the noisy data", to=1e-8)
-@stop_at(1e-5)
+@until(1e-7)
 def score_matching(f):
     """f(denoising, conditional, marginal) returns E(s − ∇log q(x_t))².
 
@@ -767,6 +896,11 @@ def _(denoising, conditional, marginal):
 @score_matching.wrong("the constant's sign turned", seen="no public source: a plausible slip")
 def _(denoising, conditional, marginal):
     return denoising + conditional - marginal
+
+
+@score_matching.wrong("no term above 100", seen="no public source: a clamp against the scores of small t")
+def _(denoising, conditional, marginal):
+    return min(denoising, 100) - min(conditional, 100) + min(marginal, 100)
 
 
 BLOBS = GaussianMixture(
@@ -856,17 +990,18 @@ def denoiser_cases():
 
 
 @check("6.13", "exact denoiser", "implementation", "quadrature over the noise, and over the data", to=1e-9)
-@stop_at(1e-6)
+@until(1e-8)
 def exact_denoiser(f):
     """f(mixture, schedule) returns a function of (x_t, t), and of (x_t, t, labels) if it can, which is E[ε|x_t]."""
     for mixture, schedule, x_t, t, with_labels in copy.deepcopy(denoiser_cases()):
         denoiser, exact = f(mixture, schedule), with_labels[0][1]
-        yield disturbs(denoiser, x_t, t)
+        yield disturbs(lambda m, s, *given: f(m, s)(*given), mixture, schedule, x_t, t)
         yield off(denoiser(x_t, t), exact, 1 + exact.abs())
         yield off(denoiser(x_t[-1:], int(t[-1])), exact[-1:], 1 + exact[-1:].abs())
         if takes(denoiser, 3):
             for labels, exact in with_labels:
                 yield off(denoiser(x_t, t, labels), exact, 1 + exact.abs())
+                yield off(denoiser(x_t[-1:], int(t[-1]), labels[-1:]), exact[-1:], 1 + exact[-1:].abs())
     t = torch.tensor([1, 3, 2, 4])
     x_t = torch.tensor([[0.2, -0.4], [-0.9, 0.3], [0.5, 0.7], [-0.3, -1.2]], dtype=torch.float64)
     exact = noise_on_a_plane(BLOBS, SHORT, x_t, t)
@@ -923,8 +1058,47 @@ def _(mixture, schedule):
     return hard
 
 
+def _shares_from(densities):
+    """The denoiser whose components count by densities(weight, difference, variance), (n, K), which need no sum."""
+
+    def denoiser(mixture, schedule):
+        def eps(x_t, t):
+            t = torch.as_tensor(t).reshape(-1, 1)
+            a = schedule.alpha_bar[t][:, None]
+            var, difference = a * mixture.var + 1 - a, x_t[:, None] - a.sqrt() * mixture.mean
+            share = densities(mixture.weight, difference, var)
+            each = mixture.mean + a.sqrt() * mixture.var / var * difference
+            x_0 = (share / share.sum(1, keepdim=True))[..., None] * each
+            return (x_t - a[:, 0].sqrt() * x_0.sum(1)) / (1 - a[:, 0]).sqrt()
+
+        return eps
+
+    return denoiser
+
+
+@exact_denoiser.wrong("densities as they are, no log-sum-exp", seen="no public source: 0/0 far from all data")
+def _(mixture, schedule):
+    return _shares_from(lambda w, x, v: w * log_density(x, 0.0, v).exp().prod(-1))(mixture, schedule)
+
+
+@exact_denoiser.wrong("densities of at least 1e-30", seen="no public source: an ε against 0/0")
+def _(mixture, schedule):
+    return _shares_from(lambda w, x, v: w * log_density(x, 0.0, v).exp().prod(-1) + 1e-30)(mixture, schedule)
+
+
+@exact_denoiser.wrong("variances of at least 1e-4", seen="no public source: a clamp “for stability”")
+def _(mixture, schedule):
+    return ExactDenoiser(GaussianMixture(mixture.weight, mixture.mean, mixture.var.clamp(min=1e-4)), schedule)
+
+
+@exact_denoiser.wrong("labels are not read", seen="no public source: an argument that is accepted and forgotten")
+def _(mixture, schedule):
+    exact = ExactDenoiser(mixture, schedule)
+    return lambda x_t, t, labels=None: exact(x_t, t)
+
+
 @check("6.14", "loss above its floor", "identity", "quadrature over data and noise", to=1e-8)
-@stop_at(1e-5)
+@until(1e-7)
 def floor(f):
     """f(alpha_bar, fisher, distance) returns E(ε − ε_θ)² for one number of an image.
 
@@ -966,3 +1140,13 @@ def _(alpha_bar, fisher, distance):
 )
 def _(alpha_bar, fisher, distance):
     return 1 - fisher + distance
+
+
+@floor.wrong("a floor of at least 0.01", seen="no public source: a clamp “for stability”")
+def _(alpha_bar, fisher, distance):
+    return max(1 - (1 - alpha_bar) * fisher, 0.01) + distance
+
+
+@floor.wrong("distances of at most 10", seen="no public source: a clamp against outliers")
+def _(alpha_bar, fisher, distance):
+    return 1 - (1 - alpha_bar) * fisher + min(distance, 10)

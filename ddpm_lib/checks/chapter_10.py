@@ -13,7 +13,8 @@ from scipy.special import expit
 
 from ddpm_lib.checks import apart, check, largest
 from ddpm_lib.checks.chapter_01 import hermite
-from ddpm_lib.checks.layers import coin_score, made, shaken, slope, start, unlike, unmoved, until_rejected
+from ddpm_lib.checks.guard import Watched, accepted, slope_gap, until
+from ddpm_lib.checks.layers import coin_score, made, shaken, slope, start, unlike, unmoved
 from ddpm_lib.networks.blocks import ResidualBlock, SelfAttention
 
 
@@ -25,15 +26,15 @@ def hands(last, omega):
 
 
 @check("10.1", "time embedding", "implementation", "clock hands, turned one step at a time", to=2e-4)
+@until(0.002)
 def time_embedding(f):
     """f(t, width, max_period) returns (B, width), float32 and computed so: angles up to 999 cost four digits.
 
-    t: (B,), integers of 32 or 64 bits. A default of max_period, if there is one, is 10,000.
+    t: (B,), integers of 32 or 64 bits. A default of max_period, if there is one, is 10,000. ValueError for a width that
+    is odd or below 4.
     """
-    return until_rejected(_distances_of_embedding(f), time_embedding.rejects)
-
-
-def _distances_of_embedding(f):
+    has_default = any(p.default is not p.empty for p in list(inspect.signature(f).parameters.values())[2:3])
+    f = Watched(f)
     for t, width, period in (
         ([1000, 1, 17, 2, 500, 3], 16, 10_000.0),
         ([7, 1, 400], 4, 500.0),
@@ -47,13 +48,14 @@ def _distances_of_embedding(f):
         row = np.array(t) - 1  # published networks count from 0
         expected = np.concatenate([sines[row], cosines[row]], axis=1)
         for dtype in (torch.int64, torch.int32):
-            given = torch.tensor(t, dtype=dtype)
-            got = f(given, width, period)
+            got = f(torch.tensor(t, dtype=dtype), width, period)
             yield apart(got, expected)
-            yield apart(given, torch.tensor(t))  # it is left as it was
             yield float(got.dtype != torch.float32)
-    if any(p.default is not p.empty for p in list(inspect.signature(f).parameters.values())[2:3]):
+    if has_default:
         yield apart(f(torch.tensor([900, 5]), 8), f(torch.tensor([900, 5]), 8, 10_000.0))
+    yield f.fault
+    for width in (5, 2):
+        yield accepted(lambda width=width: f(torch.tensor([1, 2]), width, 10_000.0))
 
 
 def _angles(t, width, max_period, shift=1, gap=1):
@@ -118,12 +120,9 @@ def _(t, width, max_period):
 
 
 @check("10.2", "a shift in time is a rotation", "identity", "least squares over 200 times", to=1e-9)
+@until(1e-8)
 def shift_is_rotation(f):
     """f(omega, k) returns the matrix, (2, 2), that takes (sin ωτ, cos ωτ) to (sin ω(τ + k), cos ω(τ + k))."""
-    return until_rejected(_distances_of_rotation(f), shift_is_rotation.rejects)
-
-
-def _distances_of_rotation(f):
     for omega, k in (
         *((1.0, 1), (0.3, 5), (0.02, 40), (0.7, -3), (0.4, 0), (2.5, 1), (-0.6, 2)),
         *((0.9, 999), (0.013, -450), (1e-4, 7), (1e-3, 4000), (0.8, 2.5)),
@@ -167,12 +166,9 @@ def _(omega, k):
 
 
 @check("10.3", "Gram matrix of the embedding", "identity", "inner products of clock hands", to=1e-9)
+@until(1e-8)
 def gram(f):
     """f(s, t, omega) returns e(s)·e(t) for one pair of times; omega: the h frequencies, a float64 tensor (h,)."""
-    return until_rejected(_distances_of_gram(f), gram.rejects)
-
-
-def _distances_of_gram(f):
     for omega in (
         *(np.geomspace(1, 1e-4, 8), np.array([0.9, 0.31, 0.05]), np.array([1.3])),
         *(np.array([0.2, 1.7, 0.2, 0.01]), np.linspace(0, 3, 40)),
@@ -206,12 +202,9 @@ def _(s, t, omega):
 
 
 @check("10.4", "receptive field", "identity", "autograd through a stack of convolutions", to=1e-9)
+@until(1e-8)
 def receptive_field(f):
     """f(kernels, strides) returns the extent of the input, in pixels, on which one output pixel depends."""
-    return until_rejected(_distances_of_field(f), receptive_field.rejects)
-
-
-def _distances_of_field(f):
     for kernels, strides in (
         ((3,), (1,)),
         ((3, 5, 2), (1, 1, 1)),
@@ -280,13 +273,10 @@ def _(kernels, strides):
 
 
 @check("10.5", "group norm", "definition", "PyTorch's group norm, the one that the blocks use", to=1e-9)
+@until(1e-8)
 def group_norm(f):
     """f(x, groups, gain, bias, eps) for x (B, C, H, W); gain and bias: (C,)."""
-    return until_rejected(_distances_of_norm(f), group_norm.rejects)
-
-
-def _distances_of_norm(f):
-    generator = torch.Generator().manual_seed(0)
+    f, generator = Watched(f), torch.Generator().manual_seed(0)
     for shape, groups in (
         *(((3, 6, 2, 4), 2), ((2, 12, 3, 1), 3), ((2, 4, 2, 2), 1), ((2, 6, 3, 2), 6)),
         *(((1, 4, 1, 1), 2), ((2, 66, 2, 3), 33), ((2, 8, 20, 20), 2)),
@@ -298,10 +288,10 @@ def _distances_of_norm(f):
         lonely[:, gain.abs().argmax(), 0, 0] = 100.0
         for inputs in (x, 1e-3 * x, 1e-7 * x, x + 1e4, 1e4 * x, 0 * x, lonely):  # a bound is felt
             for eps in (1e-6, 0.3, 1e-12):
-                given = [inputs.clone(), gain.clone(), bias.clone()]
-                got = f(given[0], groups, *given[1:], eps)
-                yield apart(got, F.group_norm(inputs, groups, gain, bias, eps))
-                yield largest(*map(apart, given, (inputs, gain, bias)))  # they are left as they were
+                expected = F.group_norm(inputs, groups, gain, bias, eps)
+                yield apart(f(inputs, groups, gain, bias, eps), expected)
+    yield f.fault
+    yield slope_gap(lambda x, gain, bias: f(x, 2, gain, bias, 0.3), x, gain, bias)
 
 
 def _normalised(x, groups, gain, bias, eps, correction=0, dims=(2,)):
@@ -442,16 +432,18 @@ def _inputs(random, *shapes):
 def _compared(layer, inputs, expected):
     """The layer's distance from what is expected, in units of the largest number; it must leave its inputs alone.
 
-    Tried as it is, on memory in another order, in training where nothing is dropped, and in float32, which must stay.
+    Tried as it is, on memory in another order, once more, and in float32, which must stay, to four digits.
     """
     unit = max(1.0, np.abs(expected).max())
     given = [torch.from_numpy(x.copy()) for x in inputs]
     other = [given[0].to(memory_format=torch.channels_last), *given[1:]]
-    single = copy.deepcopy(layer).float()(*(x.float() for x in given))
     results = [layer(*given), layer(*other), layer(*given)]
+    single = copy.deepcopy(layer).float()(*(x.float() for x in given))
     distances = [apart(got / unit, expected / unit) for got in results]
     distances += [apart(now, x) for now, x in zip(given, inputs, strict=True)]
-    return largest(*distances, sum(got.dtype != torch.float64 for got in results) + (single.dtype != torch.float32))
+    rough = apart(single / unit, expected / unit)
+    types = sum(got.dtype != torch.float64 for got in results) + (single.dtype != torch.float32)
+    return largest(*distances, 0.0 if rough < 1e-4 else rough, types)
 
 
 @check(
@@ -461,16 +453,14 @@ def _compared(layer, inputs, expected):
     "loops over images and channels, in numpy; how it starts, learns and drops",
     to=1e-9,
 )
+@until(1e-8)
 def residual_block(f):
     """f(c_in, c_out, embed, groups=, scale_shift=, dropout=) returns a module, called as module(x, embedding).
 
     Its parts with parameters are norm_1, conv_1, embedding, norm_2, conv_2 and (where c_in ≠ c_out) shortcut, each with
     a weight and a bias, convolutions of 3×3 but for the shortcut's 1×1. Dropout draws from torch's global generator.
+    ValueError for groups that do not divide both numbers of channels, or hold one channel.
     """
-    return until_rejected(_distances_of_block(f), residual_block.rejects)
-
-
-def _distances_of_block(f):
     random = np.random.default_rng(0)
     for c_in, c_out, groups, scale_shift, size, side in (
         (4, 4, 2, False, 0.6, (3, 4)),
@@ -495,6 +485,9 @@ def _distances_of_block(f):
         yield from _trained(made(lambda options=options: f(6, 4, 5, dropout=0.25, **options)), (6, 3, 4), (5,))
         for p in (0.25, 0.0, 0.6):
             yield _dropped(made(lambda p=p, options=options: f(4, 4, 3, dropout=p, **options)), p, **options)
+    for c_in, c_out, groups in ((6, 4, 3), (4, 6, 3), (4, 4, 4), (4, 4, 0)):
+        sizes = c_in, c_out, 5
+        yield accepted(lambda sizes=sizes, g=groups: f(*sizes, groups=g, scale_shift=True, dropout=0.0))
 
 
 def _trained(layer, *shapes, still=None):
@@ -647,12 +640,9 @@ def _variance(values, chances, times):
 
 
 @check("10.7", "scale of the scores", "identity", "the law of the scores, entry added to entry", to=1e-9)
+@until(1e-8)
 def scale_of_the_scores(f):
     """f(d) returns Var(q·k) for q and k with d independent entries of mean 0 and variance 1."""
-    return until_rejected(_distances_of_scale(f), scale_of_the_scores.rejects)
-
-
-def _distances_of_scale(f):
     for entries, chances in (((-2, 2), (0.5, 0.5)), ((-4, 0, 4), (1 / 8, 3 / 4, 1 / 8)), ((-1, 4), (0.8, 0.2))):
         products = np.outer(entries, entries).ravel()  # entries in halves, so products in quarters
         for d in (1, 2, 3, 5, 16, 64, 100, 512):
@@ -712,27 +702,27 @@ def _attention_by_loops(layer, x, groups, heads):
     "loops over heads and pixels, in numpy; how it starts and learns",
     to=1e-9,
 )
+@until(1e-8)
 def self_attention(f):
     """f(c, groups=, head_channels=) returns a module.
 
-    Its parts are norm, qkv (queries, keys, values) and out; the last two are 1×1 convolutions with a bias.
+    Its parts are norm, qkv (queries, keys, values) and out; the last two are 1×1 convolutions with a bias. A
+    head_channels of 0, the default, means one head. ValueError where heads or groups do not divide c.
     """
-    return until_rejected(_distances_of_attention(f), self_attention.rejects)
-
-
-def _distances_of_attention(f):
     random = np.random.default_rng(0)
     for c, groups, head_channels, heads, size, side in (
         (6, 3, 2, 3, 0.6, (2, 3)),
         (8, 2, 4, 2, 0.6, (3, 2)),
-        (4, 1, 0, 1, 0.6, (2, 4)),
+        (4, 1, None, 1, 0.6, (2, 4)),
+        (6, 2, 0, 1, 0.6, (3, 3)),
         (12, 2, 3, 4, 0.6, (1, 3)),
         (4, 2, 1, 4, 0.6, (3, 1)),
         (6, 1, 6, 1, 0.6, (1, 1)),
         (6, 1, 3, 2, 30.0, (2, 3)),  # scores of several thousand
         (66, 33, 22, 3, 0.6, (2, 2)),
     ):
-        layer = made(lambda c=c, groups=groups, d=head_channels: f(c, groups=groups, head_channels=d))
+        options = {"groups": groups} | ({} if head_channels is None else {"head_channels": head_channels})
+        layer = made(lambda c=c, options=options: f(c, **options))
         yield unlike(
             layer,
             {
@@ -749,6 +739,8 @@ def _distances_of_attention(f):
     yield start(lambda: f(64, groups=4, head_channels=16), zero="out")
     keys = {"qkv.bias": torch.arange(18) // 6 == 1}  # the softmax does not see what is added to all keys
     yield from _trained(made(lambda: f(6, groups=2, head_channels=3)), (6, 3, 4), still=keys)
+    for groups, head_channels in ((2, 4), (2, -3), (2, 12), (4, 3), (6, 3)):
+        yield accepted(lambda g=groups, d=head_channels: f(6, groups=g, head_channels=d))
 
 
 # The right layer in pieces, as above.
@@ -843,12 +835,9 @@ def _(c, **options):
 
 
 @check("10.9", "loss of a network", "identity", "quadrature over image and noise", to=1e-9)
+@until(1e-8)
 def loss_of_a_network(f):
     """f(cov, second_moment) returns E(ε − ε̂)², from Cov(ε, ε̂) and E ε̂², for one pixel."""
-    return until_rejected(_distances_of_loss(f), loss_of_a_network.rejects)
-
-
-def _distances_of_loss(f):
     node, weight = hermite(60)
     x_0, eps = 0.4 + 0.5 * node, node.T  # (60, 1) and (1, 60)
     joint = weight[:, None] * weight[None, :]
@@ -867,8 +856,9 @@ def _distances_of_loss(f):
             return float((joint * values).sum())
 
         cov = mean((eps - mean(eps)) * (eps_hat - mean(eps_hat)))
-        got = f(torch.tensor(cov, dtype=torch.float64), torch.tensor(mean(eps_hat**2), dtype=torch.float64))
+        got = f(*torch.tensor([cov, mean(eps_hat**2)], dtype=torch.float64))
         yield abs(float(got) - mean((eps - eps_hat) ** 2))
+    yield slope_gap(f, *torch.tensor([0.3, 0.8], dtype=torch.float64))
 
 
 @loss_of_a_network.states

@@ -13,20 +13,9 @@ from scipy.optimize import minimize
 from torch import Tensor, nn
 
 from ddpm_lib.checks import apart, check, largest
-from ddpm_lib.checks.layers import until_rejected
+from ddpm_lib.checks.guard import Watched, accepted, until
 
 BROKEN = 1000.0  # the z of a promise without chance in it, for each thing that breaks it
-
-
-@check(
-    "11.1",
-    "batches",
-    "implementation",
-    "epochs counted, runs resumed at every batch, the orders of 4,000 epochs and 2,000 seeds",
-)
-def batches(f):
-    """f(n, batch, seed, start) yields batches of indices without end: (batch,), int64, the first is number `start`."""
-    return until_rejected(_scores_of_batches(f), batches.rejects)
 
 
 def take(batches, count):
@@ -50,7 +39,32 @@ def _globals():
     return torch.get_rng_state().tolist(), random.getstate(), keys.tolist(), rest
 
 
-def _scores_of_batches(f):
+def _elsewhere(call):
+    """call() where everybody's generators stand at another place."""
+    numpys, pythons = np.random.get_state(), random.getstate()  # noqa: NPY002
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(12345)
+        np.random.seed(12345)  # noqa: NPY002
+        random.seed(12345)
+        try:
+            return call()
+        finally:
+            np.random.set_state(numpys)  # noqa: NPY002
+            random.setstate(pythons)
+
+
+@check(
+    "11.1",
+    "batches",
+    "implementation",
+    "epochs counted, runs resumed at every batch, the orders of 4,000 epochs and 2,000 seeds",
+)
+@until(15)
+def batches(f):
+    """f(n, batch, seed, start) yields batches of indices without end: (batch,), int64, the first is number `start`.
+
+    ValueError, at the call or at the first batch, for n or batch below 1 and for start below 0.
+    """
     everybodys = _globals()
     for n, batch in ((7, 3), (5, 5), (10, 4), (3, 8), (1, 1), (1, 4), (2, 1), (6, 12), (13, 1), (9, 64)):
         count = 6 * n  # batches: a whole number of epochs, 6·batch
@@ -69,9 +83,12 @@ def _scores_of_batches(f):
     yield BROKEN * apart(far.reshape(-1, 7).sort(1).values, torch.arange(7).double().expand(6, 7))
     yield BROKEN * apart(_row(f, 7, 3, 3, 70_003, 11), far[9:])
     yield BROKEN * (_globals() != everybodys)
+    yield BROKEN * apart(_elsewhere(lambda: _row(f, 7, 3, 3, 70_000, 14)), far)
     yield from _scores_of_small_orders(f)
     yield from _scores_of_many_orders(f)
     yield from _scores_of_large_orders(f)
+    for n, batch, start in ((0, 2, 0), (-3, 2, 0), (4, 0, 0), (4, -1, 0), (4, 2, -1)):
+        yield accepted(lambda n=n, batch=batch, start=start: next(f(n, batch, 3, start)))
 
 
 def _scores_of_large_orders(f):
@@ -209,15 +226,12 @@ BARE = {"rate": 0.5, "beta_1": 0.0, "beta_2": 0.5, "eps": 1e-12, "decay": 0.0}
 
 
 @check("11.2", "AdamW step", "identity", "torch.optim.AdamW, over 1,500 steps in float64", to=1e-12)
+@until(1e-11)
 def adamw(f):
     """f(theta, gradient, m, v, k, rate=, beta_1=, beta_2=, eps=, decay=) returns theta, m, v after step k = 1, 2, ...
 
     Its arguments stay as they were.
     """
-    return until_rejected(_distances_of_adamw(f), adamw.rejects)
-
-
-def _distances_of_adamw(f):
     for options, shape, steps, size in ((UNEVEN, (5,), 12, 1.0), (USUAL, (2, 3), 1500, 1e-3), (BARE, (), 30, 1e8)):
         generator = torch.Generator().manual_seed(0)
         theta = torch.randn(shape, generator=generator, dtype=torch.float64)
@@ -300,15 +314,12 @@ def _(theta, gradient, m, v, k, rate, beta_1, beta_2, eps, decay):
 
 
 @check("11.3", "gradient clipping", "identity", "the nearest point of the ball, by numerical minimisation", to=1e-5)
+@until(0.0001)
 def clipping(f):
     """f(gradients, c) returns the clipped gradients of a network's tensors: tuples of tensors of any shapes.
 
     A gradient that is 0 stays 0.
     """
-    return until_rejected(_distances_of_clipping(f), clipping.rejects)
-
-
-def _distances_of_clipping(f):
     many = ((2, 2), (3,), (1,))
     for seed, (shapes, length, c) in enumerate(
         (
@@ -392,12 +403,9 @@ def _(gradients, c):
     "straight lines through the corners (−1, 0), (warmup, 1), (steps, final)",
     to=1e-12,
 )
+@until(1e-11)
 def course(f):
     """f(warmup, steps, final) returns the factor as a function of the steps done."""
-    return until_rejected(_distances_of_course(f), course.rejects)
-
-
-def _distances_of_course(f):
     for warmup, steps, final in (
         *((4, 11, 0.25), (1, 30, 0.0), (0, 7, 0.4), (10, 12, 1.0), (3, 4, 0.5), (0, 1, 0.0)),
         *((5000, 20_000, 0.1), (20, 640, 0.0), (1500, 60_000, 1e-3), (100, 1000, 1.0)),
@@ -494,15 +502,13 @@ def _counted(n, decay):
     "all past weights kept, and averaged at the end with binomial coefficients",
     to=1e-12,
 )
+@until(1e-11)
 def moving_average(f):
-    """f(model, decay) has `update(model)`, and the averaged network as `model`, in eval mode and without gradients.
+    """f(model, decay) has `update(model)`, the averaged network as `model`, and the number of updates as `steps`.
 
-    The network that is averaged is left alone.
+    `model` is in eval mode and without gradients; with `steps` it is all that the next update depends on. The network
+    that is averaged is left alone. ValueError for a decay outside [0, 1).
     """
-    return until_rejected(_distances_of_average(f), moving_average.rejects)
-
-
-def _distances_of_average(f):
     for decay, updates in ((0.9, (40, 250)), (0.3, (1, 9)), (0.0, (3,)), (0.9999, (12, 300))):
         generator = torch.Generator().manual_seed(1)
         network = Counter().move(generator)
@@ -519,6 +525,15 @@ def _distances_of_average(f):
                 expected = {name: torch.einsum("k,k...->...", share, row) for name, row in rows.items()}
                 yield largest(*(apart(weight, past[-1][name]) for name, weight in handed.named_parameters()))
                 yield from _compared(average.model, handed, expected)
+        yield float(average.steps != max(updates))
+        twin = f(Counter().move(generator), decay)  # a resumed run's
+        twin.model.load_state_dict(average.model.state_dict())
+        twin.steps = average.steps
+        for one in (average, twin):
+            one.update(network)
+        yield largest(*map(apart, twin.model.parameters(), average.model.parameters()))
+    for decay in (1.0, -0.1, 1.5):
+        yield accepted(lambda decay=decay: f(Counter(), decay))
 
 
 def _weights(network):
@@ -534,7 +549,8 @@ def _compared(average, network, expected):
         yield float(average.training or not network.training or not all(p.requires_grad for p in network.parameters()))
         yield largest(*(apart(got[name], weight) for name, weight in expected.items()))
         yield largest(*(apart(buffer, buffers[name]) for name, buffer in average.named_buffers()))
-        yield float(any(buffer.dtype != buffers[name].dtype for name, buffer in average.named_buffers()))
+        kinds = {name: tensor.dtype for name, tensor in (*average.named_buffers(), *got.items())}
+        yield float(any(kinds[name] != tensor.dtype for name, tensor in (buffers | expected).items()))
         network.move(torch.Generator().manual_seed(2))
 
 
@@ -595,24 +611,20 @@ def _(model, decay):
 
 
 @check("11.6", "what an average remembers", "identity", "the average of unit vectors, in exact fractions", to=1e-12)
+@until(1e-11)
 def memory(f):
     """f(decays) returns the shares of θ_0, ..., θ_n in the average after n updates with these decays: n + 1 numbers."""
-    return until_rejected(_distances_of_memory(f), memory.rejects)
-
-
-def _distances_of_memory(f):
-    draws = np.random.default_rng(0)
+    f, draws = Watched(f), np.random.default_rng(0)
     for decays in (
         *([0.9] * 7, [0.1, 0.5, 0.25, 0.8], [(1 + i) / (10 + i) for i in range(12)], [0.35], []),
         *([0.5, 0.0, 0.75, 0.5], [0.0], [1.0, 0.5, 1.0], [0.9999] * 5, list(draws.uniform(0, 1, 60)), [1e-3] * 40),
     ):
         exact = [float(share) for share in shares([Fraction(d) for d in decays])]
-        given = torch.tensor(decays, dtype=torch.float64)
-        got = f(given)
+        got = f(torch.tensor(decays, dtype=torch.float64))
         yield apart(got, np.array(exact))
-        yield float(given.tolist() != decays)
         for g, share in zip(got.tolist(), exact, strict=True):
             yield abs(g / share - 1) if share else abs(g) * 1e12  # the small ones count as well
+    yield f.fault
 
 
 def _products(decays):
@@ -657,12 +669,10 @@ def _(decays):
 
 
 @check("11.7", "unbiased timestep sampling", "identity", "the mean of any loss, summed over all t", to=1e-12)
+@until(1e-11)
 def unbiased(f):
     """f(p) returns the factor of the loss at each t = 1..T, which is drawn with the probabilities p, (T,)."""
-    return until_rejected(_distances_of_factors(f), unbiased.rejects)
-
-
-def _distances_of_factors(f):
+    f = Watched(f)
     for T, spread in ((2, 1), (5, 1), (40, 1), (1, 0), (1000, 1), (3, 20), (100, 8), (1000, 16), (4000, 3)):
         draws = np.random.default_rng(T)
         p = draws.uniform(0.1, 3, T) * 10.0 ** -draws.uniform(0, spread, T)  # some are drawn hardly ever
@@ -670,10 +680,8 @@ def _distances_of_factors(f):
         p /= p.sum()
         alone = np.eye(T)[[*range(0, T, max(1, T // 50)), p.argmin()]]  # losses of 1 at one t
         losses = np.concatenate([draws.uniform(0, 2, (20, T)), alone, T * alone])
-        given = torch.from_numpy(p.copy())
-        factor = f(given).double().numpy()
-        yield apart((losses * factor) @ p, losses.mean(1))
-        yield float(given.tolist() != p.tolist())
+        yield apart((losses * f(torch.from_numpy(p)).double().numpy()) @ p, losses.mean(1))
+    yield f.fault
 
 
 @unbiased.states

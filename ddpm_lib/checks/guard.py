@@ -78,7 +78,7 @@ def _copied(value: Any) -> Any:
 
 
 def _numbers(value: Any) -> list[np.ndarray]:
-    """Copies of all numbers in a value: in tuples and lists, arrays, tensors, and objects that hold tensors."""
+    """Copies of all numbers in a value: in tuples and lists, arrays, tensors, and objects that hold some of these."""
     if isinstance(value, (tuple, list)):
         return [array for part in value for array in _numbers(part)]
     if isinstance(value, Tensor):
@@ -86,7 +86,8 @@ def _numbers(value: Any) -> list[np.ndarray]:
         return [(numbers.double() if numbers.is_floating_point() else numbers).numpy()]
     if isinstance(value, (np.ndarray, np.generic, int, float)):
         return [np.array(value)]
-    return _numbers([part for part in getattr(value, "__dict__", {}).values() if isinstance(part, Tensor)])
+    parts = getattr(value, "__dict__", {}).values()
+    return _numbers([part for part in parts if isinstance(part, (Tensor, np.ndarray, list, float))])
 
 
 def _same(first: list[np.ndarray], second: list[np.ndarray]) -> bool:
@@ -118,3 +119,12 @@ def slope_gap(function: Callable, *args: Tensor, step: float = 1e-3) -> float:
         for k, factor in STENCIL
     )
     return apart(slope, differences)
+
+
+def accepted(call: Callable[[], Any]) -> float:
+    """Infinite if call() goes through, though the function's docstring says that it raises ValueError; else 0."""
+    try:
+        call()
+    except ValueError:
+        return 0.0
+    return math.inf
