@@ -498,7 +498,9 @@ def _(mean, cov, known, value):
     return mean_r + rk @ kk.inverse() @ (value - mean_k), _blocks(mean, cov.inverse(), known)[2]
 
 
-@conditioning.wrong("1e-10 is added to the known entries' variances", seen="no public source: jitter, lest a Cholesky factor fail")
+@conditioning.wrong(
+    "1e-10 is added to the known entries' variances", seen="no public source: jitter, lest a Cholesky factor fail"
+)
 def _(mean, cov, known, value):
     mean_r, mean_k, rr, rk, kk = _blocks(mean, cov, known)
     gain = rk @ (kk + 1e-10 * torch.eye(len(known), dtype=kk.dtype)).inverse()
@@ -531,7 +533,7 @@ def kl(f):
         ndim = max(part.ndim for part in (mean_q, var_q, mean_p, var_p))
         u = np.linspace(-12, 12, 2401).reshape(-1, *[1] * ndim)  # x − mean_q, in q's own standard deviations
         log_q = log_normal(u, 0, 1) - np.log(var_q.numpy()) / 2
-        log_p = log_normal((mean_q - mean_p + var_q.sqrt() * u).numpy(), 0, var_p.numpy())
+        log_p = log_normal((mean_q - mean_p).numpy() + var_q.sqrt().numpy() * u, 0, var_p.numpy())
         expected = np.trapezoid(stats.norm.pdf(u) * (log_q - log_p), u, axis=0)
         yield relative(f(mean_q, var_q, mean_p, var_p), expected, 1.0)
     yield apart(f(*FOUR[:2], *FOUR[:2]), np.zeros((3, 4)))  # of a density from itself

@@ -491,7 +491,7 @@ def _(x, mean, log_var, decode, decoder_var, eps):
 
 
 @reconstruction_and_kl.wrong(
-    "log_var is cut off at −30 and 20", seen="DiagonalGaussianDistribution in CompVis/latent-diffusion"
+    "log_var is cut off at −30 and 20", seen="CompVis/stable-diffusion, DiagonalGaussianDistribution"
 )
 def _(x, mean, log_var, decode, decoder_var, eps):
     log_var = log_var.clamp(-30, 20)

@@ -1,6 +1,7 @@
 """The checks of chapter 3, the forward process. The routes walk the chain step by step, or integrate on a grid."""
 
 import functools
+import math
 from fractions import Fraction
 
 import numpy as np
@@ -507,6 +508,7 @@ def jump_between(f):
     for schedule, s, t in LEAPS:
         scale, std = (v.numpy() for v in (walk(schedule)[0], walk(schedule)[1].sqrt()))
         step_scale, step_var = (float(v) for v in f(schedule, s, t))
+        yield 0.0 if step_var > 0 else math.inf
         for x_0 in (0.8 / scale[s], -3 / scale[s]):
             x_t = scale[t] * x_0 + std[t] * np.linspace(-4, 4, 41)
             if s:

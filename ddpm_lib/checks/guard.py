@@ -80,9 +80,10 @@ def _copied(value: Any) -> Any:
 def _numbers(value: Any) -> list[np.ndarray]:
     """Copies of all numbers in a value: in tuples and lists, arrays, tensors, and objects that hold some of these."""
     if isinstance(value, (tuple, list)):
-        return [numbers for part in value for numbers in _numbers(part)]
+        return [array for part in value for array in _numbers(part)]
     if isinstance(value, Tensor):
-        return [np.array(value.detach().double() if value.is_floating_point() else value.detach())]
+        numbers = value.detach().cpu().clone()
+        return [(numbers.double() if numbers.is_floating_point() else numbers).numpy()]
     if isinstance(value, (np.ndarray, np.generic, int, float)):
         return [np.array(value)]
     parts = getattr(value, "__dict__", {}).values()
