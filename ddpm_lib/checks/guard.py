@@ -77,7 +77,8 @@ def _numbers(value: Any) -> list[np.ndarray]:
     if isinstance(value, (tuple, list)):
         return [numbers for part in value for numbers in _numbers(part)]
     if isinstance(value, Tensor):
-        return [np.array(value.detach().double() if value.is_floating_point() else value.detach())]
+        value = value.detach().cpu()
+        return [(value.double() if value.is_floating_point() else value).numpy().copy()]
     if isinstance(value, (np.ndarray, np.generic, int, float)):
         return [np.array(value)]
     parts = getattr(value, "__dict__", {}).values()
