@@ -10,12 +10,13 @@ import torch.nn.functional as F
 from einops import rearrange
 from scipy.signal import correlate2d
 from scipy.special import expit
+from torch import nn
 
 from ddpm_lib.checks import apart, check, largest
 from ddpm_lib.checks.chapter_01 import hermite
 from ddpm_lib.checks.guard import Watched, accepted, slope_gap, until
 from ddpm_lib.checks.layers import coin_score, made, shaken, slope, start, unlike, unmoved
-from ddpm_lib.networks.blocks import ResidualBlock, SelfAttention
+from ddpm_lib.networks.blocks import ResidualBlock, SelfAttention, zero
 
 
 def hands(last, omega):
@@ -66,8 +67,7 @@ def _angles(t, width, max_period, shift=1, gap=1):
 
 
 @time_embedding.wrong(
-    "t in place of t − 1",
-    seen="no public source: a plausible slip (networks whose steps count from 0, copied beside a t from 1)",
+    "t in place of t − 1", seen="no public source: networks whose steps count from 0, copied beside a t from 1"
 )
 def _(t, width, max_period):
     angle = _angles(t, width, max_period, shift=0)
@@ -111,12 +111,26 @@ def _(t, width, max_period):
 
 
 @time_embedding.wrong(
-    "t/T in place of t − 1",
-    seen="no public source: a plausible slip (a relative time, handed to frequencies made for whole steps)",
+    "t/T in place of t − 1", seen="no public source: a relative time, handed to frequencies made for whole steps"
 )
 def _(t, width, max_period):
     angle = _angles(t, width, max_period, shift=0) / 1000
     return torch.cat([angle.sin(), angle.cos()], 1).float()
+
+
+@time_embedding.wrong(
+    "a table of 1,000 rows: longer chains begin again",
+    seen="no public source: a chain of 4,000 steps given to code for 1,000",
+)
+def _(t, width, max_period):
+    angle = _angles((t.long() - 1) % 1000, width, max_period, shift=0)
+    return torch.cat([angle.sin(), angle.cos()], 1).float()
+
+
+@time_embedding.wrong("in half precision", seen="no public source: a network in bfloat16, its embedding with it")
+def _(t, width, max_period):
+    angle = _angles(t, width, max_period)
+    return torch.cat([angle.sin(), angle.cos()], 1).bfloat16()
 
 
 @check("10.2", "a shift in time is a rotation", "identity", "least squares over 200 times", to=1e-9)
@@ -143,26 +157,31 @@ def _(omega, k):
     return _matrix([[c, s], [-s, c]])
 
 
-@shift_is_rotation.wrong(
-    "the matrix for pairs (cos, sin)", seen="no public source: a plausible slip (the order of the pair mixed up)"
-)
+@shift_is_rotation.wrong("the matrix for pairs (cos, sin)", seen="no public source: the order of the pair mixed up")
 def _(omega, k):
     c, s = math.cos(omega * k), math.sin(omega * k)
     return _matrix([[c, -s], [s, c]])
 
 
-@shift_is_rotation.wrong(
-    "a reflection: determinant −1", seen="no public source: a plausible slip (a sign lost in the addition theorems)"
-)
+@shift_is_rotation.wrong("a reflection: determinant −1", seen="no public source: a sign lost in the addition theorems")
 def _(omega, k):
     c, s = math.cos(omega * k), math.sin(omega * k)
     return _matrix([[c, s], [s, -c]])
 
 
-@shift_is_rotation.wrong("the same angle k for every hand", seen="no public source: a plausible slip (ω forgotten)")
+@shift_is_rotation.wrong("the same angle k for every hand", seen="no public source: ω forgotten")
 def _(omega, k):
     c, s = math.cos(k), math.sin(k)
     return _matrix([[c, s], [-s, c]])
+
+
+@shift_is_rotation.wrong(
+    "the first terms of the series: 1 − φ²/2 and φ",
+    seen="no public source: a small angle taken for granted",
+)
+def _(omega, k):
+    angle = omega * k
+    return _matrix([[1 - angle**2 / 2, angle], [-angle, 1 - angle**2 / 2]])
 
 
 @check("10.3", "Gram matrix of the embedding", "identity", "inner products of clock hands", to=1e-9)
@@ -183,22 +202,26 @@ def _(s, t, omega):
     return ((s - t) * omega).cos().sum()
 
 
-@gram.wrong("cos ω(s + t)", seen="no public source: a plausible slip (a sign lost in the addition theorem)")
+@gram.wrong("cos ω(s + t)", seen="no public source: a sign lost in the addition theorem")
 def _(s, t, omega):
     return ((s + t - 2) * omega).cos().sum()
 
 
 @gram.wrong(
-    "the mean over the hands, not the sum",
-    seen="no public source: a plausible slip (a cosine similarity taken for an inner product)",
+    "the mean over the hands, not the sum", seen="no public source: a cosine similarity taken for an inner product"
 )
 def _(s, t, omega):
     return ((s - t) * omega).cos().mean()
 
 
-@gram.wrong("sin ω(s − t): 0 at s = t", seen="no public source: a plausible slip (sine and cosine mixed up)")
+@gram.wrong("sin ω(s − t): 0 at s = t", seen="no public source: sine and cosine mixed up")
 def _(s, t, omega):
     return ((s - t) * omega).sin().sum()
+
+
+@gram.wrong("never below 0", seen="no public source: a likeness that must not be negative")
+def _(s, t, omega):
+    return ((s - t) * omega).cos().sum().clamp(min=0)
 
 
 @check("10.4", "receptive field", "identity", "autograd through a stack of convolutions", to=1e-9)
@@ -238,8 +261,7 @@ def _(kernels, strides):
 
 
 @receptive_field.wrong(
-    "the layer's own stride counts already",
-    seen="no public source: a plausible slip (size and jump updated in the wrong order)",
+    "the layer's own stride counts already", seen="no public source: size and jump updated in the wrong order"
 )
 def _(kernels, strides):
     size, jump = 1, 1
@@ -249,9 +271,7 @@ def _(kernels, strides):
     return size
 
 
-@receptive_field.wrong(
-    "strides ignored", seen="no public source: a plausible slip (the rule for plain stacks, used for all)"
-)
+@receptive_field.wrong("strides ignored", seen="no public source: the rule for plain stacks, used for all")
 def _(kernels, strides):
     return 1 + sum(k - 1 for k in kernels)
 
@@ -265,11 +285,18 @@ def _(kernels, strides):
 
 
 @receptive_field.wrong(
-    "the product of the kernels",
-    seen="no public source: a plausible slip (fields multiplied, as if no two neighbours overlapped)",
+    "the product of the kernels", seen="no public source: fields multiplied, as if no two neighbours overlapped"
 )
 def _(kernels, strides):
     return math.prod(kernels)
+
+
+@receptive_field.wrong(
+    "the pixels that count, not their extent",
+    seen="no public source: the holes of strided layers left out",
+)
+def _(kernels, strides):
+    return min(receptive_field.statement(kernels, strides), math.prod(kernels))
 
 
 @check("10.5", "group norm", "definition", "PyTorch's group norm, the one that the blocks use", to=1e-9)
@@ -307,30 +334,23 @@ def _(x, groups, gain, bias, eps):
     return _normalised(x, groups, gain, bias, eps)
 
 
-@group_norm.wrong(
-    "the variance divides by n − 1", seen="torch.var: its default correction is 1, so it divides by n − 1"
-)
+@group_norm.wrong("the variance divides by n − 1", seen="torch.var, whose default divides by n − 1")
 def _(x, groups, gain, bias, eps):
     return _normalised(x, groups, gain, bias, eps, correction=1)
 
 
-@group_norm.wrong(
-    "mean and variance run over the batch too",
-    seen="no public source: a plausible slip (batch norm taken for group norm)",
-)
+@group_norm.wrong("mean and variance run over the batch too", seen="no public source: batch norm taken for group norm")
 def _(x, groups, gain, bias, eps):
     return _normalised(x, groups, gain, bias, eps, dims=(0, 2))
 
 
-@group_norm.wrong(
-    "every channel is a group", seen="no public source: a plausible slip (instance norm taken for group norm)"
-)
+@group_norm.wrong("every channel is a group", seen="no public source: instance norm taken for group norm")
 def _(x, groups, gain, bias, eps):
     return _normalised(x, x.shape[1], gain, bias, eps)
 
 
 @group_norm.wrong(
-    "ε is added to the standard deviation", seen="no public source: a plausible slip (invisible while ε is tiny)"
+    "ε is added to the standard deviation", seen="no public source: a slip that is invisible while ε is tiny"
 )
 def _(x, groups, gain, bias, eps):
     grouped = x.reshape(len(x), groups, -1)
@@ -340,14 +360,31 @@ def _(x, groups, gain, bias, eps):
 
 
 @group_norm.wrong(
-    "channel c belongs to group c mod G",
-    seen="no public source: a plausible slip (neighbouring channels dealt out like cards)",
+    "channel c belongs to group c mod G", seen="no public source: neighbouring channels dealt out like cards"
 )
 def _(x, groups, gain, bias, eps):
     order = torch.arange(x.shape[1]).reshape(-1, groups).T.flatten()
     out = torch.empty_like(x)
     out[:, order] = _normalised(x[:, order], groups, gain[order], bias[order], eps)
     return out
+
+
+@group_norm.wrong("a variance below 1e-5 is raised to it", seen="no public source: a bound “for stability”")
+def _(x, groups, gain, bias, eps):
+    grouped = x.reshape(len(x), groups, -1)
+    var = grouped.var(2, correction=0, keepdim=True).clamp(min=1e-5)
+    z = ((grouped - grouped.mean(2, keepdim=True)) / (var + eps).sqrt()).reshape(x.shape)
+    return z * gain[:, None, None] + bias[:, None, None]
+
+
+@group_norm.wrong(
+    "mean and variance without a gradient",
+    seen="no public source: statistics under no_grad, as for running ones",
+)
+def _(x, groups, gain, bias, eps):
+    grouped = x.reshape(len(x), groups, -1)
+    mean, var = grouped.mean(2, keepdim=True).detach(), grouped.var(2, correction=0, keepdim=True).detach()
+    return ((grouped - mean) / (var + eps).sqrt()).reshape(x.shape) * gain[:, None, None] + bias[:, None, None]
 
 
 def _numbers(module):
@@ -553,16 +590,14 @@ class _BlockOfPieces(ResidualBlock):
 
 
 @residual_block.wrong(
-    "scale in place of 1 + scale",
-    seen="no public source: a plausible slip (features multiplied by about 0 at the start)",
+    "scale in place of 1 + scale", seen="no public source: features multiplied by about 0 at the start"
 )
 def _(*sizes, **options):
     return _BlockOfPieces(sizes, options, film=lambda b, h, scale, shift: b.norm_2(h) * scale + shift)
 
 
 @residual_block.wrong(
-    "scale and shift swapped",
-    seen="no public source: a plausible slip (the halves of one linear layer, taken in the other order)",
+    "scale and shift swapped", seen="no public source: the halves of one linear layer, taken in the other order"
 )
 def _(*sizes, **options):
     return _BlockOfPieces(sizes, options, film=lambda b, h, shift, scale: b.norm_2(h) * (1 + scale) + shift)
@@ -576,8 +611,7 @@ def _(*sizes, **options):
 
 
 @residual_block.wrong(
-    "the embedding is added after the second norm",
-    seen="no public source: a plausible slip (the two ways of telling the time mixed up)",
+    "the embedding is added after the second norm", seen="no public source: the two ways of telling the time mixed up"
 )
 def _(*sizes, **options):
     return _BlockOfPieces(sizes, options, add=lambda b, h, told: b.norm_2(h) + told)
@@ -588,14 +622,13 @@ def _(*sizes, **options):
     return _BlockOfPieces(sizes, options, told=lambda b, embedding: b.embedding(embedding))
 
 
-@residual_block.wrong("no shortcut", seen="no public source: a plausible slip (a plain stack of convolutions)")
+@residual_block.wrong("no shortcut", seen="no public source: a plain stack of convolutions")
 def _(*sizes, **options):
     return _BlockOfPieces(sizes, options, join=lambda b, x, branch: branch)
 
 
 @residual_block.wrong(
-    "the shortcut starts after the norm",
-    seen="no public source: a plausible slip (one variable, x, overwritten on the way)",
+    "the shortcut starts after the norm", seen="no public source: one variable, x, overwritten on the way"
 )
 def _(*sizes, **options):
     return _BlockOfPieces(sizes, options, join=lambda b, x, branch: b.shortcut(b.norm_1(x)) + branch)
@@ -606,7 +639,7 @@ def _(*sizes, **options):
     return _BlockOfPieces(sizes, options, first=lambda b, x: b.conv_1(b.norm_1(F.silu(x))))
 
 
-@residual_block.wrong("ReLU in place of SiLU", seen="no public source: a plausible slip (the blocks of ResNet, copied)")
+@residual_block.wrong("ReLU in place of SiLU", seen="no public source: the blocks of ResNet, copied")
 def _(*sizes, **options):
     return _BlockOfPieces(sizes, options, second=lambda b, h: b.conv_2(b.dropout(F.relu(h))))
 
@@ -617,12 +650,75 @@ def _(*sizes, **options):
 
 
 @residual_block.wrong(
-    "the last convolution does not start at zero", seen="torch.nn.Conv2d: its default initialisation is not zero"
+    "the last convolution does not start at zero", seen="no public source: a layer left as PyTorch makes it"
 )
 def _(*sizes, **options):
     block = ResidualBlock(*sizes, **options)
     block.conv_2.reset_parameters()
     return block
+
+
+@residual_block.wrong("1×1 convolutions", seen="no public source: a kernel size left out")
+def _(*sizes, **options):
+    block = ResidualBlock(*sizes, **options)
+    block.conv_1 = nn.Conv2d(*sizes[:2], 1)
+    block.conv_2 = zero(nn.Conv2d(sizes[1], sizes[1], 1))
+    return block
+
+
+@residual_block.wrong("ε = 1e-5 in the norms", seen="the default of torch's GroupNorm")
+def _(*sizes, **options):
+    block = ResidualBlock(*sizes, **options)
+    block.norm_1.eps = block.norm_2.eps = 1e-5
+    return block
+
+
+@residual_block.wrong(
+    "whole channels are dropped",
+    seen="no public source: Dropout2d, since images have two dimensions",
+)
+def _(*sizes, **options):
+    block = ResidualBlock(*sizes, **options)
+    block.dropout = nn.Dropout2d(options["dropout"])
+    return block
+
+
+@residual_block.wrong("nothing is dropped", seen="no public source: a keyword that nothing reads")
+def _(*sizes, **options):
+    block = ResidualBlock(*sizes, **options)
+    block.dropout = nn.Identity()
+    return block
+
+
+@residual_block.wrong(
+    "dropout also in eval mode",
+    seen="no public source: F.dropout, which is in training unless told otherwise",
+)
+def _(*sizes, **options):
+    p = options["dropout"]
+    return _BlockOfPieces(sizes, options, second=lambda b, h: b.conv_2(F.dropout(F.silu(h), p)))
+
+
+@residual_block.wrong("the time layer starts at zero, and does not learn", seen="no public source: a frozen layer")
+def _(*sizes, **options):
+    block = ResidualBlock(*sizes, **options)
+    zero(block.embedding).requires_grad_(False)
+    return block
+
+
+@residual_block.wrong(
+    "the second norm's gain starts at zero: never a gradient but for the last bias",
+    seen="no public source: zero at the start in two places in a row",
+)
+def _(*sizes, **options):
+    block = ResidualBlock(*sizes, **options)
+    nn.init.zeros_(block.norm_2.weight)
+    return block
+
+
+@residual_block.wrong("no gradient flows into the embedding", seen="no public source: a detach() too many")
+def _(*sizes, **options):
+    return _BlockOfPieces(sizes, options, told=lambda b, embedding: b.embedding(F.silu(embedding.detach())))
 
 
 def _variance(values, chances, times):
@@ -655,26 +751,27 @@ def _(d):
 
 
 @scale_of_the_scores.wrong(
-    "√d, which is the standard deviation",
-    seen="no public source: a plausible slip (variance and standard deviation mixed up)",
+    "√d, which is the standard deviation", seen="no public source: variance and standard deviation mixed up"
 )
 def _(d):
     return d**0.5
 
 
 @scale_of_the_scores.wrong(
-    "d²: standard deviations are added",
-    seen="no public source: a plausible slip (the terms taken for one and the same number)",
+    "d²: standard deviations are added", seen="no public source: the terms taken for one and the same number"
 )
 def _(d):
     return d**2
 
 
-@scale_of_the_scores.wrong(
-    "2·d: the variance of q·q", seen="no public source: a plausible slip (key and query taken for the same vector)"
-)
+@scale_of_the_scores.wrong("2·d: the variance of q·q", seen="no public source: key and query taken for the same vector")
 def _(d):
     return 2 * d
+
+
+@scale_of_the_scores.wrong("64 at most", seen="no public source: a bound “for stability”")
+def _(d):
+    return min(d, 64)
 
 
 def _attention_by_loops(layer, x, groups, heads):
@@ -770,44 +867,69 @@ def _(c, **options):
     return _LayerOfPieces(c, options, scale=lambda a, q: 1.0)
 
 
-@self_attention.wrong(
-    "divided by d, not by √d", seen="no public source: a plausible slip (variance and standard deviation mixed up)"
-)
+@self_attention.wrong("divided by d, not by √d", seen="no public source: variance and standard deviation mixed up")
 def _(c, **options):
     return _LayerOfPieces(c, options, scale=lambda a, q: 1 / q.shape[-1])
 
 
 @self_attention.wrong(
-    "scaled with all channels, not with a head's",
-    seen="no public source: a plausible slip (a layer of one head, given more)",
+    "scaled with all channels, not with a head's", seen="no public source: a layer of one head, given more"
 )
 def _(c, **options):
     return _LayerOfPieces(c, options, scale=lambda a, q: c**-0.5)
 
 
-@self_attention.wrong(
-    "the softmax runs over the queries", seen="no public source: a plausible slip (dim=-2 for dim=-1)"
-)
+@self_attention.wrong("the softmax runs over the queries", seen="no public source: dim=-2 for dim=-1")
 def _(c, **options):
     return _LayerOfPieces(c, options, weights=lambda a, scores: scores.softmax(-2))
 
 
-@self_attention.wrong("queries and keys swapped", seen="no public source: a plausible slip (the scores transposed)")
+@self_attention.wrong("queries and keys swapped", seen="no public source: the scores transposed")
 def _(c, **options):
     return _LayerOfPieces(c, options, weights=lambda a, scores: scores.transpose(-1, -2).softmax(-1))
 
 
 @self_attention.wrong(
-    "heads outermost, q, k and v within", seen="openai/guided-diffusion, QKVAttentionLegacy, its default"
+    "heads outermost, q, k and v within",
+    seen="openai/guided-diffusion, QKVAttentionLegacy; right for its own weights only",
 )
 def _(c, **options):
     order = "b (n three c) h w -> three b n (h w) c"
     return _LayerOfPieces(c, options, split=lambda a, qkv: rearrange(qkv, order, three=3, n=a.heads))
 
 
+@self_attention.wrong("scores are cut off at ±50", seen="no public source: a bound “for stability”")
+def _(c, **options):
+    return _LayerOfPieces(c, options, weights=lambda a, scores: scores.clamp(-50, 50).softmax(-1))
+
+
 @self_attention.wrong(
-    "heads merged in the wrong order",
-    seen="no public source: a plausible slip (a reshape without the transposition that belongs to it)",
+    "a 3×3 convolution for queries, keys and values",
+    seen="no public source: the kernel of the other layers",
+)
+def _(c, **options):
+    layer = SelfAttention(c, **options)
+    layer.qkv = nn.Conv2d(c, 3 * c, 3, padding=1)
+    return layer
+
+
+@self_attention.wrong(
+    "queries and keys start at zero",
+    seen="no public source: zero at the start in two places in a row",
+)
+def _(c, **options):
+    layer = SelfAttention(c, **options)
+    nn.init.zeros_(layer.qkv.weight[: 2 * c])
+    return layer
+
+
+@self_attention.wrong("no gradient flows through the weights", seen="no public source: a detach() too many")
+def _(c, **options):
+    return _LayerOfPieces(c, options, weights=lambda a, scores: scores.softmax(-1).detach())
+
+
+@self_attention.wrong(
+    "heads merged in the wrong order", seen="no public source: a reshape without the transposition that belongs to it"
 )
 def _(c, **options):
     return _LayerOfPieces(
@@ -818,15 +940,14 @@ def _(c, **options):
 
 
 @self_attention.wrong(
-    "no shortcut",
-    seen="no public source: a plausible slip (attention in the place of the residual block, not after it)",
+    "no shortcut", seen="no public source: attention in the place of the residual block, not after it"
 )
 def _(c, **options):
     return _LayerOfPieces(c, options, join=lambda a, x, branch: branch)
 
 
 @self_attention.wrong(
-    "the last layer does not start at zero", seen="torch.nn.Conv2d and Linear: their default initialisation is not zero"
+    "the last layer does not start at zero", seen="no public source: a layer left as PyTorch makes it"
 )
 def _(c, **options):
     layer = SelfAttention(c, **options)
@@ -871,24 +992,25 @@ def _(cov, second_moment):
     return 1 - cov + second_moment
 
 
-@loss_of_a_network.wrong(
-    "the covariance's sign", seen="no public source: a plausible slip (the rule for a sum, used for a difference)"
-)
+@loss_of_a_network.wrong("the covariance's sign", seen="no public source: the rule for a sum, used for a difference")
 def _(cov, second_moment):
     return 1 + 2 * cov + second_moment
 
 
 @loss_of_a_network.wrong(
-    "the estimate's size taken off, not added",
-    seen="no public source: a plausible slip (the loss of the perfect network, used for all)",
+    "the estimate's size taken off, not added", seen="no public source: the loss of the perfect network, used for all"
 )
 def _(cov, second_moment):
     return 1 - second_moment
 
 
 @loss_of_a_network.wrong(
-    "the network's output taken for independent of the noise",
-    seen="no public source: a plausible slip (its start taken for all of it)",
+    "the network's output taken for independent of the noise", seen="no public source: its start taken for all of it"
 )
 def _(cov, second_moment):
     return 1 + second_moment
+
+
+@loss_of_a_network.wrong("at most 1", seen="no public source: “no network is worse than one that answers 0”")
+def _(cov, second_moment):
+    return (1 - 2 * cov + second_moment).clamp(max=1)
