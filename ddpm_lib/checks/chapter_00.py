@@ -43,21 +43,43 @@ def _(x, eps, beta):
     return (1 - beta) ** 0.5 * x + beta**0.5 * eps
 
 
-@mixing_with_noise.wrong("weights 1 − β and β, as for averages", seen="a natural first guess")
+@mixing_with_noise.wrong("weights 1 − β and β, as for averages", seen="no public source: a plausible slip")
 def _(x, eps, beta):
     return (1 - beta) * x + beta * eps
 
 
-@mixing_with_noise.wrong("the noise is added and the image not shrunk", seen="the variance then grows with every step")
+@mixing_with_noise.wrong(
+    "the noise is added and the image not shrunk",
+    seen="no public source: a plausible slip (the variance then grows with every step)",
+)
 def _(x, eps, beta):
     return x + beta**0.5 * eps
 
 
-@mixing_with_noise.wrong("√β and √(1 − β²), as for a sine and a cosine", seen="a slip of the pen")
+@mixing_with_noise.wrong("√β and √(1 − β²), as for a sine and a cosine", seen="no public source: a plausible slip")
 def _(x, eps, beta):
     return (1 - beta**2) ** 0.5 * x + beta**0.5 * eps
 
 
-@mixing_with_noise.wrong("the image is thrown away", seen="passes every check that looks at the variance alone")
+@mixing_with_noise.wrong(
+    "the image is thrown away",
+    seen="no public source: a plausible slip (passes every check that looks at the variance alone)",
+)
 def _(x, eps, beta):
     return eps
+
+
+@mixing_with_noise.wrong("the image turned into its negative", seen="no public source: of two roots the negative one")
+def _(x, eps, beta):
+    return -((1 - beta) ** 0.5) * x + beta**0.5 * eps
+
+
+@mixing_with_noise.wrong("a share of at least 1e-4", seen="no public source: a clamp for stability")
+def _(x, eps, beta):
+    beta = max(beta, 1e-4)
+    return (1 - beta) ** 0.5 * x + beta**0.5 * eps
+
+
+@mixing_with_noise.wrong("cut off at −6 and 6", seen="no public source: a clamp for stability")
+def _(x, eps, beta):
+    return ((1 - beta) ** 0.5 * x + beta**0.5 * eps).clamp(-6, 6)

@@ -8,7 +8,7 @@ import torch
 from scipy import integrate, special, stats
 
 from ddpm_lib.checks import apart, check, largest
-from ddpm_lib.checks.guard import Watched, relative, slope_gap, until
+from ddpm_lib.checks.guard import Watched, apart_each, relative, slope_gap, until
 
 RANDOM = np.random.default_rng(1)
 MEAN_1, MEAN_2 = (RANDOM.uniform(-1.5, 1.5, shape) for shape in ((3, 1), (4,)))
@@ -83,41 +83,69 @@ def normal_density(f):
         near = mean + var**0.5 * steps
         for kind in (lambda v: v, lambda v: torch.tensor(v, dtype=torch.float64)):
             yield apart(f(near, kind(mean), kind(var)), stats.norm.logpdf(near.numpy(), mean, var**0.5))
-    yield apart(f(torch.tensor([1024.0, -512.0]).double(), 0.0, 1.0), stats.norm.logpdf([1024.0, -512.0]))
+    for x in (torch.tensor([1024.0, -512.0]).double(), torch.tensor([[-1e6], [2e7]]).double()):
+        yield relative(f(x, 0.0, 1.0), stats.norm.logpdf(x.numpy()))
     yield slope_gap(f, torch.linspace(-2, 2, 12).double().reshape(3, 4), *FOUR[:2])
     yield f.fault
 
 
 @normal_density.wrong(
-    "the variance taken for the standard deviation", seen="a common slip: scipy's `scale`, torch's `scale`"
+    "the variance taken for the standard deviation",
+    seen="SamsungLabs/pytorch-ensembles issue 5, CyberPoint/libpgm issue 10",
 )
 def _(x, mean, var):
     return -0.5 * ((x - mean) ** 2 / var**2 + torch.as_tensor(2 * math.pi * var**2).log())
 
 
-@normal_density.wrong("the normaliser is missing", seen="a squared error taken for a log-density")
+@normal_density.wrong(
+    "the normaliser is missing", seen="no public source: a plausible slip (a squared error taken for a log-density)"
+)
 def _(x, mean, var):
     return -0.5 * (x - mean) ** 2 / torch.as_tensor(var)
 
 
-@normal_density.wrong("the normaliser without the variance: ½·log 2π only", seen="a common slip")
+@normal_density.wrong("the normaliser without the variance: ½·log 2π only", seen="no public source: a plausible slip")
 def _(x, mean, var):
     return -0.5 * ((x - mean) ** 2 / torch.as_tensor(var) + math.log(2 * math.pi))
 
 
-@normal_density.wrong("the root of the normaliser is forgotten: log(2πv), not ½·log(2πv)", seen="a common slip")
+@normal_density.wrong(
+    "the root of the normaliser is forgotten: log(2πv), not ½·log(2πv)", seen="no public source: a plausible slip"
+)
 def _(x, mean, var):
     return -0.5 * (x - mean) ** 2 / torch.as_tensor(var) - torch.as_tensor(2 * math.pi * var).log()
 
 
-@normal_density.wrong("the ½ is missing in the exponent", seen="exp(−x²), the density with variance ½")
+@normal_density.wrong(
+    "the ½ is missing in the exponent",
+    seen="no public source: a plausible slip (exp(−x²), the density with variance ½)",
+)
 def _(x, mean, var):
     return -((x - mean) ** 2) / torch.as_tensor(var) - 0.5 * torch.as_tensor(2 * math.pi * var).log()
 
 
-@normal_density.wrong("in bits", seen="log2 in the place of the natural logarithm")
+@normal_density.wrong("in bits", seen="no public source: a plausible slip (log2 in the place of the natural logarithm)")
 def _(x, mean, var):
     return -0.5 * ((x - mean) ** 2 / var + torch.as_tensor(2 * math.pi * var).log()) / math.log(2)
+
+
+def _log_density(x, mean, var):
+    return torch.distributions.Normal(torch.as_tensor(mean).double(), torch.as_tensor(var).double().sqrt()).log_prob(x)
+
+
+@normal_density.wrong("a variance of at least 1e-4", seen="no public source: a clamp for stability")
+def _(x, mean, var):
+    return _log_density(x, mean, torch.as_tensor(var).double().clamp(min=1e-4))
+
+
+@normal_density.wrong("1e-8 is added to the density before the logarithm", seen="no public source: against log 0")
+def _(x, mean, var):
+    return (_log_density(x, mean, var).exp() + 1e-8).log()
+
+
+@normal_density.wrong("no gradient reaches the variance", seen="no public source: a variance taken for a constant")
+def _(x, mean, var):
+    return _log_density(x, mean, torch.as_tensor(var).detach())
 
 
 @functools.cache
@@ -139,12 +167,12 @@ def affine_map(f):
     f = Watched(f)
     for seed, (rows, D) in enumerate(((2, 2), (2, 2), (1, 2), (3, 2), (1, 1), (3, 1), (2, 3), (3, 3))):
         A, b, mean, cov, *expected = mapped(seed, rows, D)
-        yield from map(apart, f(A, b, mean, cov), expected)
+        yield apart_each(f(A, b, mean, cov), expected)
         for unit in UNITS:  # x, or x and A·x + b, in another unit
             got_mean, got_cov = f(A, unit * b, unit * mean, unit**2 * cov)
-            yield from map(apart, (got_mean / unit, got_cov / unit**2), expected)
-            yield from map(apart, f(A / unit, b, unit * mean, unit**2 * cov), expected)
-        yield from map(apart, f(A, b, mean, 0 * cov), (expected[0], 0 * expected[1]))  # a point is mapped to a point
+            yield apart_each((got_mean / unit, got_cov / unit**2), expected)
+            yield apart_each(f(A / unit, b, unit * mean, unit**2 * cov), expected)
+        yield apart_each(f(A, b, mean, 0 * cov), (expected[0], 0 * expected[1]))  # a point is mapped to a point
     yield f.fault
 
 
@@ -153,25 +181,38 @@ def _(A, b, mean, cov):
     return A @ mean + b, A @ cov @ A.T
 
 
-@affine_map.wrong("A stands on one side only", seen="a factor that is not squared: Var(a·x) = a·Var(x)")
+@affine_map.wrong(
+    "A stands on one side only",
+    seen="no public source: a plausible slip (a factor that is not squared: Var(a·x) = a·Var(x))",
+)
 def _(A, b, mean, cov):
     return A @ mean + b, (A @ cov)[:, : len(A)]
 
 
-@affine_map.wrong("A's entries are squared one by one", seen="the rule for independent entries, used for all")
+@affine_map.wrong(
+    "A's entries are squared one by one",
+    seen="no public source: a plausible slip (the rule for independent entries, used for all)",
+)
 def _(A, b, mean, cov):
     return A @ mean + b, torch.diag(A**2 @ cov.diagonal())
 
 
-@affine_map.wrong("the shift is added to the variances too", seen="a common slip")
+@affine_map.wrong("the shift is added to the variances too", seen="no public source: a plausible slip")
 def _(A, b, mean, cov):
     return A @ mean + b, A @ cov @ A.T + torch.diag(b**2)
 
 
-@affine_map.wrong("AᵀΣA, transposed", seen="row vectors and column vectors mixed up")
+@affine_map.wrong(
+    "AᵀΣA, transposed", seen="no public source: a plausible slip (row vectors and column vectors mixed up)"
+)
 def _(A, b, mean, cov):
     square = torch.cat([A, A])[:2]
     return A @ mean + b, (square.T @ cov @ square)[: len(A), : len(A)]
+
+
+@affine_map.wrong("1e-9 is added to the variances", seen="no public source: jitter, lest a Cholesky factor fail")
+def _(A, b, mean, cov):
+    return A @ mean + b, A @ cov @ A.T + 1e-9 * torch.eye(len(A), dtype=A.dtype)
 
 
 @functools.cache
@@ -210,19 +251,33 @@ def _(mean_1, var_1, mean_2, var_2):
     return mean_1 + mean_2, var_1 + var_2
 
 
-@sum_of_normals.wrong("standard deviations are added instead of variances", seen="a common slip")
+@sum_of_normals.wrong(
+    "standard deviations are added instead of variances",
+    seen="thodson-usgs/ratingcurve issue 61, hansenlab/minfi issue 290",
+)
 def _(mean_1, var_1, mean_2, var_2):
     return mean_1 + mean_2, (var_1**0.5 + var_2**0.5) ** 2
 
 
-@sum_of_normals.wrong("precisions are added instead of variances", seen="the rule for products, used for sums")
+@sum_of_normals.wrong(
+    "precisions are added instead of variances",
+    seen="no public source: a plausible slip (the rule for products, used for sums)",
+)
 def _(mean_1, var_1, mean_2, var_2):
     return mean_1 + mean_2, 1 / (1 / var_1 + 1 / var_2)
 
 
-@sum_of_normals.wrong("the variance of the average", seen="a mixture of two densities taken for a sum of two variables")
+@sum_of_normals.wrong(
+    "the variance of the average",
+    seen="no public source: a plausible slip (a mixture of two densities taken for a sum of two variables)",
+)
 def _(mean_1, var_1, mean_2, var_2):
     return (mean_1 + mean_2) / 2, (var_1 + var_2) / 2 + (mean_1 - mean_2) ** 2 / 4
+
+
+@sum_of_normals.wrong("each variance is at least 1e-6", seen="no public source: a clamp for stability")
+def _(mean_1, var_1, mean_2, var_2):
+    return mean_1 + mean_2, max(var_1, 1e-6) + max(var_2, 1e-6)
 
 
 UNLIKE = [  # mean, variance, mean, variance: one much vaguer than the other, or far from it, or both the same
@@ -259,7 +314,7 @@ def product_of_densities(f):
     mean_1, var_1, mean_2, var_2 = FOUR
     for unit in (1.0, *UNITS):
         got = f(unit * mean_1, unit**2 * var_1, unit * mean_2, unit**2 * var_2)
-        yield from map(apart, (got[0] / unit, got[1] / unit**2), (mean, var))
+        yield apart_each((got[0] / unit, got[1] / unit**2), (mean, var))
     for case in UNLIKE:
         for shape in ((), (1,), (2, 1, 1)):
             got = f(*(torch.full(shape, number, dtype=torch.float64) for number in case))
@@ -268,8 +323,8 @@ def product_of_densities(f):
     mean_1, var_1 = (part.expand(3, 4).clone() for part in (mean_1, var_1))
     for entry in ((0, 1), (2, 3)):
         mean[entry], var[entry], var_1[entry] = mean_1[entry], 0, 0
-    yield from map(apart, f(mean_1, var_1, mean_2, var_2), (mean, var))
-    yield from map(apart, f(mean_2, var_2, mean_1, var_1), (mean, var))
+    yield apart_each(f(mean_1, var_1, mean_2, var_2), (mean, var))
+    yield apart_each(f(mean_2, var_2, mean_1, var_1), (mean, var))
     yield slope_gap(f, *FOUR)
     yield f.fault
 
@@ -278,29 +333,56 @@ def _weighted(mean_1, mean_2, weight_1, weight_2):
     return (weight_1 * mean_1 + weight_2 * mean_2) / (weight_1 + weight_2)
 
 
-@product_of_densities.wrong("variances are added instead of precisions", seen="the rule for sums, used for products")
+@product_of_densities.wrong(
+    "variances are added instead of precisions",
+    seen="no public source: a plausible slip (the rule for sums, used for products)",
+)
 def _(mean_1, var_1, mean_2, var_2):
     return _weighted(mean_1, mean_2, 1 / var_1, 1 / var_2), var_1 + var_2
 
 
-@product_of_densities.wrong("the plain average of the means", seen="right for equal variances only")
+@product_of_densities.wrong(
+    "the plain average of the means", seen="no public source: a plausible slip (right for equal variances only)"
+)
 def _(mean_1, var_1, mean_2, var_2):
     return _weighted(mean_1, mean_2, 1, 1) + 0 * var_1, 1 / (1 / var_1 + 1 / var_2)
 
 
-@product_of_densities.wrong("each mean is weighted with its own variance", seen="weights swapped: the vaguer one wins")
+@product_of_densities.wrong(
+    "each mean is weighted with its own variance",
+    seen="no public source: a plausible slip (weights swapped: the vaguer one wins)",
+)
 def _(mean_1, var_1, mean_2, var_2):
     return _weighted(mean_1, mean_2, var_1, var_2), 1 / (1 / var_1 + 1 / var_2)
 
 
-@product_of_densities.wrong("weights 1/std instead of 1/var", seen="variance and standard deviation mixed up")
+@product_of_densities.wrong(
+    "weights 1/std instead of 1/var",
+    seen="no public source: a plausible slip (variance and standard deviation mixed up)",
+)
 def _(mean_1, var_1, mean_2, var_2):
     return _weighted(mean_1, mean_2, var_1**-0.5, var_2**-0.5), 1 / (1 / var_1 + 1 / var_2)
 
 
-@product_of_densities.wrong("the two means are added", seen="the product of densities taken for a sum of variables")
+@product_of_densities.wrong(
+    "the two means are added",
+    seen="no public source: a plausible slip (the product of densities taken for a sum of variables)",
+)
 def _(mean_1, var_1, mean_2, var_2):
     return mean_1 + mean_2, 1 / (1 / var_1 + 1 / var_2)
+
+
+@product_of_densities.wrong(
+    "by precisions, which are infinite at a point", seen="no public source: the formula as it is printed"
+)
+def _(mean_1, var_1, mean_2, var_2):
+    return _weighted(mean_1, mean_2, 1 / var_1, 1 / var_2), 1 / (1 / var_1 + 1 / var_2)
+
+
+@product_of_densities.wrong("1e-8 is added to each variance", seen="no public source: against a division by 0")
+def _(mean_1, var_1, mean_2, var_2):
+    weight_1, weight_2 = 1 / (var_1 + 1e-8), 1 / (var_2 + 1e-8)
+    return _weighted(mean_1, mean_2, weight_1, weight_2), 1 / (weight_1 + weight_2)
 
 
 SLICES = (  # number of entries, the known ones, their values
@@ -335,12 +417,12 @@ def conditioning(f):
     for i, (D, known, values) in enumerate(SLICES):
         mean, cov, expected = sliced(i)
         value = torch.tensor(values, dtype=torch.float64)
-        yield from map(apart, f(mean, cov, known, value), expected)
+        yield apart_each(f(mean, cov, known, value), expected)
         rest = [j for j in range(D) if j not in known]
         each = torch.logspace(-6, 6, D, base=2, dtype=torch.float64)  # for each entry a unit of its own
         for units in (*(unit * torch.ones(D, dtype=torch.float64) for unit in UNITS), each):
             got = f(units * mean, units.outer(units) * cov, known, units[known] * value)
-            yield from map(apart, (got[0] / units[rest], got[1] / units[rest].outer(units[rest])), expected)
+            yield apart_each((got[0] / units[rest], got[1] / units[rest].outer(units[rest])), expected)
     root = torch.linalg.cholesky(cov)
     yield slope_gap(lambda m, root, v: f(m, root @ root.T, known, v), mean, root, value)
     yield f.fault
@@ -352,47 +434,77 @@ def _blocks(mean, cov, known):
     return mean[rest], mean[known], cov[rest][:, rest], cov[rest][:, known], cov[known][:, known]
 
 
-@conditioning.wrong("the known entries are dropped: the marginal", seen="the block of the others, mean and all, as is")
+@conditioning.wrong(
+    "the known entries are dropped: the marginal",
+    seen="no public source: a plausible slip (the block of the others, mean and all, as is)",
+)
 def _(mean, cov, known, value):
     mean_r, _, rr, _, _ = _blocks(mean, cov, known)
     return mean_r, rr
 
 
-@conditioning.wrong("the mean of the known entries is not subtracted", seen="formulas for mean 0 copied")
+@conditioning.wrong(
+    "the mean of the known entries is not subtracted",
+    seen="no public source: a plausible slip (formulas for mean 0 copied)",
+)
 def _(mean, cov, known, value):
     mean_r, _, rr, rk, kk = _blocks(mean, cov, known)
     return mean_r + rk @ kk.inverse() @ value, rr - rk @ kk.inverse() @ rk.T
 
 
-@conditioning.wrong("the variance stays as it was", seen="regression: the line without the residual's variance")
+@conditioning.wrong(
+    "the variance stays as it was",
+    seen="distillpub/post--visual-exploration-gaussian-processes issue 64: a figure's code",
+)
 def _(mean, cov, known, value):
     mean_r, mean_k, rr, rk, kk = _blocks(mean, cov, known)
     return mean_r + rk @ kk.inverse() @ (value - mean_k), rr
 
 
-@conditioning.wrong("Σ_kk is not inverted", seen="right if the known entries have variance 1 and no correlation")
+@conditioning.wrong(
+    "Σ_kk is not inverted",
+    seen="no public source: a plausible slip (right if the known entries have variance 1 and no correlation)",
+)
 def _(mean, cov, known, value):
     mean_r, mean_k, rr, rk, kk = _blocks(mean, cov, known)
     return mean_r + rk @ kk @ (value - mean_k), rr - rk @ kk @ rk.T
 
 
-@conditioning.wrong("each known entry corrects by itself", seen="correlations among the known entries forgotten")
+@conditioning.wrong(
+    "each known entry corrects by itself",
+    seen="no public source: a plausible slip (correlations among the known entries forgotten)",
+)
 def _(mean, cov, known, value):
     mean_r, mean_k, rr, rk, kk = _blocks(mean, cov, known)
     gain = rk / kk.diagonal()
     return mean_r + gain @ (value - mean_k), rr - gain @ rk.T
 
 
-@conditioning.wrong("the known entries are sorted and their values are not", seen="a mask in the place of indices")
+@conditioning.wrong(
+    "the known entries are sorted and their values are not",
+    seen="no public source: a plausible slip (a mask in the place of indices)",
+)
 def _(mean, cov, known, value):
     mean_r, mean_k, rr, rk, kk = _blocks(mean, cov, sorted(known))
     return mean_r + rk @ kk.inverse() @ (value - mean_k), rr - rk @ kk.inverse() @ rk.T
 
 
-@conditioning.wrong("a block of the precision matrix, not inverted", seen="precision taken for covariance")
+@conditioning.wrong(
+    "a block of the precision matrix, not inverted",
+    seen="no public source: a plausible slip (precision taken for covariance)",
+)
 def _(mean, cov, known, value):
     mean_r, mean_k, _, rk, kk = _blocks(mean, cov, known)
     return mean_r + rk @ kk.inverse() @ (value - mean_k), _blocks(mean, cov.inverse(), known)[2]
+
+
+@conditioning.wrong(
+    "1e-10 is added to the known entries' variances", seen="no public source: jitter, lest a Cholesky factor fail"
+)
+def _(mean, cov, known, value):
+    mean_r, mean_k, rr, rk, kk = _blocks(mean, cov, known)
+    gain = rk @ (kk + 1e-10 * torch.eye(len(known), dtype=kk.dtype)).inverse()
+    return mean_r + gain @ (value - mean_k), rr - gain @ rk.T
 
 
 WIDE = torch.tensor(  # mean and variance of q, then of p: far apart, or close together
@@ -421,10 +533,11 @@ def kl(f):
         ndim = max(part.ndim for part in (mean_q, var_q, mean_p, var_p))
         u = np.linspace(-12, 12, 2401).reshape(-1, *[1] * ndim)  # x − mean_q, in q's own standard deviations
         log_q = log_normal(u, 0, 1) - np.log(var_q.numpy()) / 2
-        log_p = log_normal((mean_q - mean_p + var_q.sqrt() * u).numpy(), 0, var_p.numpy())
+        log_p = log_normal((mean_q - mean_p).numpy() + var_q.sqrt().numpy() * u, 0, var_p.numpy())
         expected = np.trapezoid(stats.norm.pdf(u) * (log_q - log_p), u, axis=0)
         yield relative(f(mean_q, var_q, mean_p, var_p), expected, 1.0)
     yield apart(f(*FOUR[:2], *FOUR[:2]), np.zeros((3, 4)))  # of a density from itself
+    yield 1 / float(f(*torch.tensor([0.3, 0.0, 0.1, 0.5], dtype=torch.float64)))  # of a point: infinite
     yield slope_gap(f, *FOUR)
     yield f.fault
 
@@ -433,39 +546,62 @@ def _kl(mean_q, var_q, mean_p, var_p):
     return 0.5 * (torch.log(var_p / var_q) + (var_q + (mean_q - mean_p) ** 2) / var_p - 1)
 
 
-@kl.wrong("the arguments swapped", seen="KL taken for symmetric")
+@kl.wrong("the arguments swapped", seen="no public source: a plausible slip (KL taken for symmetric)")
 def _(mean_q, var_q, mean_p, var_p):
     return _kl(mean_p, var_p, mean_q, var_q)
 
 
-@kl.wrong("the −1 is missing", seen="a common slip: KL(q ‖ q) is then ½")
+@kl.wrong("the −1 is missing", seen="probml/pml2-book issue 297")
 def _(mean_q, var_q, mean_p, var_p):
     return _kl(mean_q, var_q, mean_p, var_p) + 0.5
 
 
-@kl.wrong("the logarithm's sign", seen="a common slip")
+@kl.wrong("the logarithm's sign", seen="no public source: a plausible slip")
 def _(mean_q, var_q, mean_p, var_p):
     return _kl(mean_q, var_q, mean_p, var_p) - torch.log(var_p / var_q)
 
 
-@kl.wrong("standard deviations where the variances belong", seen="variance and standard deviation mixed up")
+@kl.wrong(
+    "standard deviations where the variances belong",
+    seen="no public source: a plausible slip (variance and standard deviation mixed up)",
+)
 def _(mean_q, var_q, mean_p, var_p):
     return _kl(mean_q, var_q.sqrt(), mean_p, var_p.sqrt())
 
 
-@kl.wrong("the distance of the means, scaled with q's variance", seen="a common slip")
+@kl.wrong("the distance of the means, scaled with q's variance", seen="no public source: a plausible slip")
 def _(mean_q, var_q, mean_p, var_p):
     return _kl(mean_q, var_q, mean_q, var_p) + 0.5 * (mean_q - mean_p) ** 2 / var_q
 
 
-@kl.wrong("the factor ½ is missing", seen="a common slip")
+@kl.wrong("the factor ½ is missing", seen="no public source: a plausible slip")
 def _(mean_q, var_q, mean_p, var_p):
     return 2 * _kl(mean_q, var_q, mean_p, var_p)
 
 
-@kl.wrong("in bits", seen="units mixed up in reports of bits per dimension")
+@kl.wrong("in bits", seen="no public source: a plausible slip (units mixed up in reports of bits per dimension)")
 def _(mean_q, var_q, mean_p, var_p):
     return _kl(mean_q, var_q, mean_p, var_p) / math.log(2)
+
+
+@kl.wrong("variances of at least 1e-6", seen="no public source: a clamp for stability")
+def _(mean_q, var_q, mean_p, var_p):
+    return _kl(mean_q, var_q.clamp(min=1e-6), mean_p, var_p.clamp(min=1e-6))
+
+
+@kl.wrong("1e-16 is added inside the logarithm", seen="kasparmartens/NeuralProcesses issue 1, in the code it quotes")
+def _(mean_q, var_q, mean_p, var_p):
+    return _kl(mean_q, var_q, mean_p, var_p) + 0.5 * (torch.log(var_q) - torch.log(var_q + 1e-16))
+
+
+@kl.wrong("at most 100 nats", seen="no public source: a clamp for stability")
+def _(mean_q, var_q, mean_p, var_p):
+    return _kl(mean_q, var_q, mean_p, var_p).clamp(max=100)
+
+
+@kl.wrong("no gradient reaches p", seen="no public source: a prior taken for a constant")
+def _(mean_q, var_q, mean_p, var_p):
+    return _kl(mean_q, var_q, mean_p.detach(), var_p.detach())
 
 
 @check("1.7", "KL divergence, full covariance", "implementation", "quadrature in 1 to 5 dimensions", to=1e-9)
@@ -503,31 +639,44 @@ def _kl_full(mean_q, cov_q, mean_p, cov_p, dimensions=None):
     return 0.5 * (cov_p.logdet() - cov_q.logdet() + spread + shift - (dimensions or len(mean_q)))
 
 
-@kl_full.wrong("the diagonals only: a sum over the entries", seen="the formula for independent entries, used for all")
+@kl_full.wrong(
+    "the diagonals only: a sum over the entries",
+    seen="no public source: a plausible slip (the formula for independent entries, used for all)",
+)
 def _(mean_q, cov_q, mean_p, cov_p):
     return _kl_full(mean_q, cov_q.diagonal().diag(), mean_p, cov_p.diagonal().diag())
 
 
-@kl_full.wrong("−1 instead of −D", seen="the constant of one dimension")
+@kl_full.wrong("−1 instead of −D", seen="no public source: a plausible slip (the constant of one dimension)")
 def _(mean_q, cov_q, mean_p, cov_p):
     return _kl_full(mean_q, cov_q, mean_p, cov_p, dimensions=1)
 
 
-@kl_full.wrong("the arguments swapped", seen="KL taken for symmetric")
+@kl_full.wrong("the arguments swapped", seen="no public source: a plausible slip (KL taken for symmetric)")
 def _(mean_q, cov_q, mean_p, cov_p):
     return _kl_full(mean_p, cov_p, mean_q, cov_q)
 
 
-@kl_full.wrong("the determinants' ratio upside down", seen="a common slip")
+@kl_full.wrong("the determinants' ratio upside down", seen="no public source: a plausible slip")
 def _(mean_q, cov_q, mean_p, cov_p):
     return _kl_full(mean_q, cov_q, mean_p, cov_p) + cov_q.logdet() - cov_p.logdet()
 
 
-@kl_full.wrong("the trace of a product taken for the product of the traces", seen="a common slip")
+@kl_full.wrong("the trace of a product taken for the product of the traces", seen="no public source: a plausible slip")
 def _(mean_q, cov_q, mean_p, cov_p):
     inverse = cov_p.inverse()
     right = _kl_full(mean_q, cov_q, mean_p, cov_p)
     return right + 0.5 * (inverse.trace() * cov_q.trace() - (inverse @ cov_q).trace())
+
+
+@kl_full.wrong("1e-12 is added to p's variances", seen="no public source: jitter, lest a Cholesky factor fail")
+def _(mean_q, cov_q, mean_p, cov_p):
+    return _kl_full(mean_q, cov_q, mean_p, cov_p + 1e-12 * torch.eye(len(mean_p), dtype=cov_p.dtype))
+
+
+@kl_full.wrong("−D for D up to 3 only", seen="no public source: a constant that was tried in few dimensions")
+def _(mean_q, cov_q, mean_p, cov_p):
+    return _kl_full(mean_q, cov_q, mean_p, cov_p, dimensions=min(len(mean_q), 3))
 
 
 @check("1.8", "derivative of SiLU", "identity", "autograd, and central differences of scipy's sigmoid", to=1e-9)
@@ -552,24 +701,42 @@ def _(z):
     return torch.sigmoid(z) * (1 + z * (1 - torch.sigmoid(z)))
 
 
-@silu_derivative.wrong("the product rule's second term is forgotten: σ(z)", seen="a common slip")
+@silu_derivative.wrong("the product rule's second term is forgotten: σ(z)", seen="no public source: a plausible slip")
 def _(z):
     return torch.sigmoid(z)
 
 
-@silu_derivative.wrong("σ(1 − σ), the derivative of the sigmoid", seen="SiLU and sigmoid mixed up")
+@silu_derivative.wrong(
+    "σ(1 − σ), the derivative of the sigmoid", seen="no public source: a plausible slip (SiLU and sigmoid mixed up)"
+)
 def _(z):
     return torch.sigmoid(z) * (1 - torch.sigmoid(z))
 
 
-@silu_derivative.wrong("σ(z) + z·σ(z): the factor 1 − σ is lost", seen="the derivative of exp in the place of σ's")
+@silu_derivative.wrong(
+    "σ(z) + z·σ(z): the factor 1 − σ is lost",
+    seen="no public source: a plausible slip (the derivative of exp in the place of σ's)",
+)
 def _(z):
     return torch.sigmoid(z) * (1 + z)
 
 
-@silu_derivative.wrong("ReLU's step", seen="a hand-written backward pass for the wrong activation")
+@silu_derivative.wrong(
+    "ReLU's step", seen="no public source: a plausible slip (a hand-written backward pass for the wrong activation)"
+)
 def _(z):
     return (z > 0).double()
+
+
+@silu_derivative.wrong("z is cut off at −10 and 10", seen="no public source: against an overflow of exp(−z)")
+def _(z):
+    z = z.clamp(-10, 10)
+    return torch.sigmoid(z) * (1 + z * (1 - torch.sigmoid(z)))
+
+
+@silu_derivative.wrong("written with eᶻ, which overflows", seen="no public source: e^z·(1 + z + e^z)/(1 + e^z)²")
+def _(z):
+    return torch.exp(z) * (1 + z + torch.exp(z)) / (1 + torch.exp(z)) ** 2
 
 
 @check("1.9", "moments of ReLU", "identity", "adaptive quadrature", to=1e-9)
@@ -594,19 +761,33 @@ def _(var):
     return (var / (2 * math.pi)) ** 0.5, var / 2
 
 
-@relu_moments.wrong("the moments of |z|: the negative half is folded, not cut off", seen="half-normal formulas copied")
+@relu_moments.wrong(
+    "the moments of |z|: the negative half is folded, not cut off",
+    seen="no public source: a plausible slip (half-normal formulas copied)",
+)
 def _(var):
     return (2 * var / math.pi) ** 0.5, var
 
 
-@relu_moments.wrong("the variance in the place of the second moment", seen="forgets that ReLU's mean is not 0")
+@relu_moments.wrong(
+    "the variance in the place of the second moment",
+    seen="no public source: a plausible slip (forgets that ReLU's mean is not 0)",
+)
 def _(var):
     return (var / (2 * math.pi)) ** 0.5, var / 2 - var / (2 * math.pi)
 
 
-@relu_moments.wrong("the mean grows with the variance, not with its root", seen="variance and deviation mixed up")
+@relu_moments.wrong(
+    "the mean grows with the variance, not with its root",
+    seen="no public source: a plausible slip (variance and deviation mixed up)",
+)
 def _(var):
     return var / (2 * math.pi) ** 0.5, var / 2
+
+
+@relu_moments.wrong("a variance of at least 1e-12", seen="no public source: a clamp for stability")
+def _(var):
+    return (max(var, 1e-12) / (2 * math.pi)) ** 0.5, max(var, 1e-12) / 2
 
 
 @functools.cache
@@ -659,22 +840,46 @@ def _(delta, n, c):
     return special.ndtr(shift - c) + special.ndtr(-shift - c)
 
 
-@power.wrong("one tail only", seen="the second term dropped, which is right for large shifts only")
+@power.wrong(
+    "one tail only",
+    seen="no public source: a plausible slip (the second term dropped, which is right for large shifts only)",
+)
 def _(delta, n, c):
     return special.ndtr(abs(delta) * n**0.5 - c)
 
 
-@power.wrong("δ·n in the place of δ·√n", seen="the root lost: the sum's shift without the sum's spread")
+@power.wrong(
+    "δ·n in the place of δ·√n",
+    seen="no public source: a plausible slip (the root lost: the sum's shift without the sum's spread)",
+)
 def _(delta, n, c):
     return special.ndtr(delta * n - c) + special.ndtr(-delta * n - c)
 
 
-@power.wrong("the number of draws is forgotten", seen="a deviation of the draws taken for that of their average")
+@power.wrong(
+    "the number of draws is forgotten",
+    seen="no public source: a plausible slip (a deviation of the draws taken for that of their average)",
+)
 def _(delta, n, c):
     return special.ndtr(delta - c) + special.ndtr(-delta - c)
 
 
-@power.wrong("the probability to miss", seen="power and its complement mixed up")
+@power.wrong("the probability to miss", seen="no public source: a plausible slip (power and its complement mixed up)")
 def _(delta, n, c):
     shift = delta * n**0.5
     return special.ndtr(c - shift) - special.ndtr(-shift - c)
+
+
+def _power(shift, c):
+    return special.ndtr(shift - c) + special.ndtr(-shift - c)
+
+
+@power.wrong("one tail where the shift is above 1", seen="no public source: the other tail taken for negligible")
+def _(delta, n, c):
+    shift = abs(delta) * n**0.5
+    return special.ndtr(shift - c) if shift > 1 else _power(shift, c)
+
+
+@power.wrong("a power of at least 1e-6", seen="no public source: a clamp for stability")
+def _(delta, n, c):
+    return max(_power(delta * n**0.5, c), 1e-6)

@@ -6,8 +6,7 @@ Here too: what all checks of functions of (schedule, images, t) share, schedules
 import copy
 import functools
 import inspect
-import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,6 +16,7 @@ from torch import Tensor
 from ddpm_lib.checks import apart, check, largest
 from ddpm_lib.checks.chapter_01 import log_normal, normal
 from ddpm_lib.checks.chapter_03 import LONG, SHORT, walk
+from ddpm_lib.checks.guard import Watched, until
 from ddpm_lib.diffusion.schedule import Schedule
 
 ONE, TWO = Schedule([0.3]), Schedule([0.2, 0.6])
@@ -27,48 +27,17 @@ UNIT = 2.0**-22  # the size of FAINT's noise
 
 
 def off(got, exact, unit=1.0) -> float:
-    """`apart`, in units: one, or one for each entry. Infinite where a number is missing, for NaN rejects nothing."""
+    """`apart`, in units: one, or one for each entry."""
     got, exact, unit = (v.detach() if isinstance(v, Tensor) else torch.tensor(np.array(v)) for v in (got, exact, unit))
     apart(got, exact)  # raises if the shapes differ
-    distance = apart(got.double() / unit, exact.double() / unit)
-    return distance if distance == distance else math.inf
+    return apart(got.double() / unit, exact.double() / unit)
 
 
-def stop_at(far: float) -> Callable:
-    """Decorator: a measure that yields distances becomes the largest of them, up to the first that is `far` or more."""
-
-    def decorate(distances: Callable[[Callable], Iterator[float]]) -> Callable[[Callable], float]:
-        @functools.wraps(distances)
-        def measure(f: Callable) -> float:
-            worst = 0.0
-            for distance in distances(f):
-                worst = largest(worst, distance)
-                if not worst < far:  # it is rejected; what is slow, or strange, comes last
-                    break
-            return worst
-
-        return measure
-
-    return decorate
-
-
-def disturbs(f, *given, **options) -> float:
-    """0, or infinity where f changes what it is given."""
-    kept = copy.deepcopy(given)
-    f(*given, **options)
-    return 0.0 if same(kept, given) else math.inf
-
-
-def same(a, b) -> bool:
-    if isinstance(a, Tensor):
-        return torch.equal(a, b)
-    if isinstance(a, np.ndarray):
-        return np.array_equal(a, b)
-    if isinstance(a, (list, tuple)):
-        return len(a) == len(b) and all(map(same, a, b))
-    if hasattr(a, "__dict__") and not callable(a):
-        return all(same(value, vars(b)[name]) for name, value in vars(a).items() if not name.startswith("_"))
-    return a == b
+def disturbs(f, *given) -> float:
+    """0, or infinity where f changes what it is given, or answers otherwise when it is asked again."""
+    watched = Watched(f)
+    watched(*given)
+    return watched.fault
 
 
 def takes(f, count: int) -> bool:
@@ -132,16 +101,20 @@ def linear_in_images(f, given, exact, rounding=lambda batch: 1.0) -> Iterator[fl
     """The distances of an f(schedule, *images, t) that is linear in the images, relative to the mean size.
 
     given(batch): the images; exact(batch): the result; rounding(batch): by how much the formula magnifies rounding.
-    Tried too: an int for t, gradients, and that f leaves alone what it is given.
+    Tried too: an int for t, images in single precision, gradients, and that f leaves alone what it is given.
     """
     for batch in batches():
-        expected = exact(batch)
+        expected, arguments = exact(batch), given(batch)
         unit = rounding(batch) * expected.abs().mean()
-        yield disturbs(f, batch.schedule, *given(batch), batch.t)
-        yield off(f(batch.schedule, *given(batch), batch.t), expected, unit)
-        alone = [image[-1:] for image in given(batch)]
-        yield off(f(batch.schedule, *alone, int(batch.t[-1])), expected[-1:], unit)
-        yield slope_off(lambda *x: f(batch.schedule, *x, batch.t), *given(batch))  # noqa: B023
+        yield disturbs(f, batch.schedule, *arguments, batch.t)
+        yield off(f(batch.schedule, *arguments, batch.t), expected, unit)
+        yield off(f(batch.schedule, *(x[-1:] for x in arguments), int(batch.t[-1])), expected[-1:], unit)
+        yield slope_off(lambda *x: f(batch.schedule, *x, batch.t), *arguments)  # noqa: B023
+        # The tables are in double precision whatever the images are in: 1 − ᾱ_1 would lose four of its seven digits.
+        for i in range(len(arguments)):
+            alone = [(x if i == j else 0 * x).float() for j, x in enumerate(arguments)]
+            rounded = f(batch.schedule, *(x.double() for x in alone), batch.t)
+            yield off(f(batch.schedule, *alone, batch.t), rounded, 1e3 * (rounded.abs() + 1e-30))
 
 
 def images(values):
@@ -207,7 +180,7 @@ PAIRS = [(SHORT, 2), (SHORT, 3), (SHORT, 4), (TWO, 2), (FAINT, 2), *((LONG, t) f
     "conditioning in the joint Gaussian's covariance matrix",
     to=1e-9,
 )
-@stop_at(1e-6)
+@until(1e-8)
 def bayes_rule(f):
     """f(step, prior, marginal) combines q(x_t|x_{t−1}), q(x_{t−1}|x_0) and q(x_t|x_0), values on a grid of x_{t−1}."""
     for schedule, t in PAIRS:
@@ -234,24 +207,33 @@ def _(step, prior, marginal):
 
 
 @bayes_rule.wrong(
-    "not divided by q(x_t|x_0): the curve does not integrate to 1", seen="proportional to, read as equal to"
+    "not divided by q(x_t|x_0): the curve does not integrate to 1",
+    seen="no public source: a plausible slip (proportional to, read as equal to)",
 )
 def _(step, prior, marginal):
     return step * prior
 
 
-@bayes_rule.wrong("the prior q(x_{t−1}|x_0) is left out", seen="the likelihood taken for the posterior")
+@bayes_rule.wrong(
+    "the prior q(x_{t−1}|x_0) is left out",
+    seen="no public source: a plausible slip (the likelihood taken for the posterior)",
+)
 def _(step, prior, marginal):
     return step / marginal
 
 
-@bayes_rule.wrong("prior and likelihood are divided, not multiplied", seen="a slip of the pen")
+@bayes_rule.wrong("prior and likelihood are divided, not multiplied", seen="no public source: a plausible slip")
 def _(step, prior, marginal):
     return prior / step / marginal
 
 
+@bayes_rule.wrong("1e-8 is added to the denominator", seen="no public source: an ε “for stability”")
+def _(step, prior, marginal):
+    return step * prior / (marginal + 1e-8)
+
+
 @check("4.2", "completing the square", "identity", "moments of the product, on a grid", to=1e-9)
-@stop_at(1e-6)
+@until(1e-8)
 def completing_the_square(f):
     """f(a, y, v_y, m, v_m) returns mean and variance of the density ∝ N(y; a·x, v_y)·N(x; m, v_m) in x."""
     x = np.linspace(-12, 12, 24_001)
@@ -277,27 +259,38 @@ def _(a, y, v_y, m, v_m):
     return var * (a * y / v_y + m / v_m), var
 
 
-@completing_the_square.wrong("variances are added instead of precisions", seen="the rule for sums, used for products")
+@completing_the_square.wrong(
+    "variances are added instead of precisions",
+    seen="no public source: a plausible slip (the rule for sums, used for products)",
+)
 def _(a, y, v_y, m, v_m):
     var = a**2 * v_y + v_m
     return var * (a * y / v_y + m / v_m), var
 
 
-@completing_the_square.wrong("the factor a is not squared in the precision", seen="a common slip")
+@completing_the_square.wrong("the factor a is not squared in the precision", seen="no public source: a plausible slip")
 def _(a, y, v_y, m, v_m):
     var = 1 / (a / v_y + 1 / v_m)
     return var * (a * y / v_y + m / v_m), var
 
 
 @completing_the_square.wrong(
-    "each centre is weighted with its own variance", seen="weights swapped: the vaguer one wins"
+    "each centre is weighted with its own variance",
+    seen="no public source: a plausible slip (weights swapped: the vaguer one wins)",
 )
 def _(a, y, v_y, m, v_m):
     return (v_y * y / a + v_m * m) / (v_y + v_m), 1 / (a**2 / v_y + 1 / v_m)
 
 
+@completing_the_square.wrong("no variance below 1e-8", seen="no public source: a clamp “for stability”")
+def _(a, y, v_y, m, v_m):
+    v_y, v_m = max(v_y, 1e-8), max(v_m, 1e-8)
+    var = 1 / (a**2 / v_y + 1 / v_m)
+    return var * (a * y / v_y + m / v_m), var
+
+
 @check("4.3", "posterior variance", "implementation", "Bayes' rule on a grid", to=1e-9)
-@stop_at(1e-6)
+@until(1e-8)
 def posterior_var(f):
     """f(schedule, t) returns the variance for each t of a batch; relative to it."""
     for batch in batches():
@@ -312,13 +305,13 @@ def posterior_var(f):
 
 @posterior_var.wrong(
     "β_t, the variance of the forward step",
-    seen="the upper bound of the two choices of Ho et al., taken for the posterior's",
+    seen="the first of the two choices of Ho et al. 2020, section 3.2, taken for the posterior's",
 )
 def _(schedule, t):
     return schedule.beta[t]
 
 
-@posterior_var.wrong("the ratio upside down", seen="indices t and t − 1 swapped")
+@posterior_var.wrong("the ratio upside down", seen="no public source: a plausible slip (indices t and t − 1 swapped)")
 def _(schedule, t):
     before = 1 - schedule.alpha_bar[(t - 1).clamp(min=1)]
     return (1 - schedule.alpha_bar[t]) / before * schedule.beta[t]
@@ -326,20 +319,42 @@ def _(schedule, t):
 
 @posterior_var.wrong(
     "a standard deviation under a variance's name",
-    seen="diffusers issue 14569: variance, deviation and log-variance under one name",
+    seen="of this kind: huggingface/diffusers issue 14569 (the root is taken of a log-variance)",
 )
 def _(schedule, t):
     return ((1 - schedule.alpha_bar[t - 1]) / (1 - schedule.alpha_bar[t]) * schedule.beta[t]).sqrt()
 
 
-@posterior_var.wrong("β̃_1 replaced by β̃_2, as under a logarithm", seen="clipped log-variances, exponentiated again")
+@posterior_var.wrong(
+    "β̃_1 replaced by β̃_2, as under a logarithm",
+    seen="posterior_log_variance_clipped of hojonathanho/diffusion and openai/improved-diffusion, exponentiated",
+)
 def _(schedule, t):
     t = t.clamp(min=2)
     return (1 - schedule.alpha_bar[t - 1]) / (1 - schedule.alpha_bar[t]) * schedule.beta[t]
 
 
+@posterior_var.wrong("not divided by 1 − ᾱ_t", seen="varun-ml/diffusion-models-tutorial PR 1, which mends it")
+def _(schedule, t):
+    return (1 - schedule.alpha_bar[t - 1]) * schedule.beta[t]
+
+
+@posterior_var.wrong(
+    "at least 1e-20, also at t = 1",
+    seen="the clamp of ermongroup/ddim, runners/diffusion.py, there for the logarithm alone",
+)
+def _(schedule, t):
+    return ((1 - schedule.alpha_bar[t - 1]) / (1 - schedule.alpha_bar[t]) * schedule.beta[t]).clamp(min=1e-20)
+
+
+@posterior_var.wrong("1 − ᾱ in single precision", seen="no public source: tables kept in float32")
+def _(schedule, t):
+    noise_var = 1 - schedule.alpha_bar.float()
+    return (noise_var[t - 1] / noise_var[t]).double() * schedule.beta[t]
+
+
 @check("4.4", "posterior mean", "implementation", "Bayes' rule on a grid", to=1e-9)
-@stop_at(1e-6)
+@until(1e-8)
 def posterior_mean(f):
     """f(schedule, x_0, x_t, t) returns the mean."""
     yield from linear_in_images(f, lambda batch: (batch.x_0, batch.x_t), lambda batch: batch.mean)
@@ -356,49 +371,89 @@ def _mean(schedule, x_0, x_t, t):
 
 @posterior_mean.wrong(
     "√ᾱ_t in place of √α_t in x_t's weight",
-    seen="a student report; the text, not the code, of acids-ircam/diffusion_models",
+    seen="the text, not the code, of acids-ircam/diffusion_models, diffusion_02_model.ipynb",
 )
 def _(schedule, x_0, x_t, t):
     a, a_prev, beta, _ = _at(schedule, t)
     return (a_prev.sqrt() * beta * x_0 + a.sqrt() * (1 - a_prev) * x_t) / (1 - a)
 
 
-@posterior_mean.wrong("√ᾱ_t in place of √ᾱ_{t−1} in x_0's weight", seen="indices t and t − 1 swapped")
+@posterior_mean.wrong(
+    "√ᾱ_t in place of √ᾱ_{t−1} in x_0's weight", seen="no public source: a plausible slip (indices t and t − 1 swapped)"
+)
 def _(schedule, x_0, x_t, t):
     a, a_prev, beta, alpha = _at(schedule, t)
     return (a.sqrt() * beta * x_0 + alpha.sqrt() * (1 - a_prev) * x_t) / (1 - a)
 
 
-@posterior_mean.wrong("the two weights swapped", seen="arguments x_0 and x_t in the wrong order")
+@posterior_mean.wrong(
+    "the two weights swapped", seen="no public source: a plausible slip (arguments x_0 and x_t in the wrong order)"
+)
 def _(schedule, x_0, x_t, t):
     a, a_prev, beta, alpha = _at(schedule, t)
     return (a_prev.sqrt() * beta * x_t + alpha.sqrt() * (1 - a_prev) * x_0) / (1 - a)
 
 
-@posterior_mean.wrong("x_0 noised to t − 1, and x_t forgotten", seen="predict x_0, then noise it again")
+@posterior_mean.wrong(
+    "x_0 noised to t − 1, and x_t forgotten",
+    seen="no public source: a plausible slip (predict x_0, then noise it again)",
+)
 def _(schedule, x_0, x_t, t):
     return images(schedule.alpha_bar[t - 1]).sqrt() * x_0
 
 
 @posterior_mean.wrong(
-    "x_0 clipped to [−1, 1] on the way", seen="samplers, where clipping belongs to the estimate of x_0"
+    "x_0 clipped to [−1, 1] on the way",
+    seen="no public source: a plausible slip (samplers, where clipping belongs to the estimate of x_0)",
 )
 def _(schedule, x_0, x_t, t):
     return _mean(schedule, x_0.clamp(-1, 1), x_t, t)
 
 
-@posterior_mean.wrong("the first t is used for the whole batch", seen="code that was only ever run with one t")
+@posterior_mean.wrong(
+    "the first t is used for the whole batch",
+    seen="no public source: a plausible slip (code that was only ever run with one t)",
+)
 def _(schedule, x_0, x_t, t):
     return _mean(schedule, x_0, x_t, t[:1].expand(len(t)))
 
 
+@posterior_mean.wrong("no gradient passes", seen="no public source: no_grad() left over from sampling")
+def _(schedule, x_0, x_t, t):
+    return _mean(schedule, x_0, x_t, t).detach()
+
+
+@posterior_mean.wrong("factors along the channels", seen="no public source: t of shape (B, 1, 1), where B = C")
+def _(schedule, x_0, x_t, t):
+    if t.ndim == 0 or x_0.shape[1] != len(t):
+        return _mean(schedule, x_0, x_t, t)
+    return _mean(schedule, x_0.transpose(0, 1), x_t.transpose(0, 1), t).transpose(0, 1)
+
+
+@posterior_mean.wrong(
+    "tables in the images' precision, from ᾱ on", seen="no public source: 1 − ᾱ_1 = 1e-4 with four digits less"
+)
+def _(schedule, x_0, x_t, t):
+    a, a_prev, beta, alpha = (v.to(x_t.dtype) for v in _at(schedule, t))
+    return (a_prev.sqrt() * beta * x_0 + alpha.sqrt() * (1 - a_prev) * x_t) / (1 - a)
+
+
+@posterior_mean.wrong("the tables of the first schedule with this T", seen="no public source: a cache keyed by T")
+def _(schedule, x_0, x_t, t):
+    return _mean(_FIRST_OF_T.setdefault(schedule.T, copy.deepcopy(schedule)), x_0, x_t, t)
+
+
+_FIRST_OF_T = {}
+
+
 @check("4.5", "one step back keeps the marginal", "identity", "the chain walked step by step", to=1e-9)
-@stop_at(1e-6)
+@until(1e-8)
 def keeps_the_marginal(f):
     """f(schedule, t) returns x_0's weight, x_t's weight and the variance of a step back, to q(x_{t−1}|x_0)."""
     for schedule in (SHORT, TWO, ONE, FAINT, STRONG, LONG):
         scale, var = (v.tolist() for v in walk(schedule))
         for t in range(1, 5) if schedule is SHORT else {1, 2, 3, 50, 500, 999, 1000} & set(range(schedule.T + 1)):
+            yield disturbs(f, schedule, t)
             on_x_0, on_x_t, step_var = (float(v) for v in f(schedule, t))
             yield off(on_x_0 + on_x_t * scale[t], scale[t - 1])
             yield off(on_x_t**2 * var[t] + step_var, var[t - 1], var[t - 1] or 1e-300)  # t = 1: exactly no noise
@@ -418,26 +473,38 @@ def _(schedule, t):
 
 @keeps_the_marginal.wrong(
     "√ᾱ_t in place of √α_t in x_t's weight",
-    seen="a student report; the text, not the code, of acids-ircam/diffusion_models",
+    seen="the text, not the code, of acids-ircam/diffusion_models, diffusion_02_model.ipynb",
 )
 def _(schedule, t):
     on_x_0, on_x_t, var = _weights(schedule, t)
     return on_x_0, on_x_t * schedule.alpha_bar[t - 1].sqrt(), var
 
 
-@keeps_the_marginal.wrong("no noise: a “deterministic DDPM”", seen="a student report")
+@keeps_the_marginal.wrong(
+    "no noise: a “deterministic DDPM”",
+    seen="huggingface/diffusers PR 13141 (variance 0 for “deterministic generations”)",
+)
 def _(schedule, t):
     return *_weights(schedule, t)[:2], 0.0
 
 
-@keeps_the_marginal.wrong("noise at t = 1 too", seen="noise added at the last step, in several tutorials")
+@keeps_the_marginal.wrong(
+    "noise at t = 1 too",
+    seen="acids-ircam/diffusion_models, diffusion_02_model.ipynb; udlbook/udlbook, notebooks 18.2 to 18.4",
+)
 def _(schedule, t):
     on_x_0, on_x_t, var = _weights(schedule, t)
     return on_x_0, on_x_t, schedule.beta[1] if t == 1 else var
 
 
+@keeps_the_marginal.wrong("a variance of at least 1e-20", seen="no public source: a clamp for the logarithm, kept")
+def _(schedule, t):
+    on_x_0, on_x_t, var = _weights(schedule, t)
+    return on_x_0, on_x_t, var.clamp(min=1e-20)
+
+
 @check("4.6", "posterior mean from noise", "implementation", "Bayes' rule on a grid", to=1e-9)
-@stop_at(1e-6)
+@until(1e-8)
 def mean_from_eps(f):
     """f(schedule, x_t, eps, t) returns the mean."""
     yield from linear_in_images(
@@ -448,51 +515,89 @@ def mean_from_eps(f):
     )
 
 
-@mean_from_eps.wrong("divided by √ᾱ_t in place of √α_t", seen="the formula for x_0 and the one for the mean mixed up")
+@mean_from_eps.wrong(
+    "divided by √ᾱ_t in place of √α_t",
+    seen="no public source: a plausible slip (the formula for x_0 and the one for the mean mixed up)",
+)
 def _(schedule, x_t, eps, t):
     a, _, beta, _ = _at(schedule, t)
     return (x_t - beta / (1 - a).sqrt() * eps) / a.sqrt()
 
 
-@mean_from_eps.wrong("β_t/(1 − ᾱ_t): the root is missing", seen="variance and standard deviation mixed up")
+@mean_from_eps.wrong(
+    "β_t/(1 − ᾱ_t): the root is missing",
+    seen="no public source: a plausible slip (variance and standard deviation mixed up)",
+)
 def _(schedule, x_t, eps, t):
     a, _, beta, alpha = _at(schedule, t)
     return (x_t - beta / (1 - a) * eps) / alpha.sqrt()
 
 
 @mean_from_eps.wrong(
-    "√β_t·ε removed: the noise of one step, not its expected share", seen="the forward step run backwards"
+    "√β_t·ε removed: the noise of one step, not its expected share",
+    seen="no public source: a plausible slip (the forward step run backwards)",
 )
 def _(schedule, x_t, eps, t):
     _, _, beta, alpha = _at(schedule, t)
     return (x_t - beta.sqrt() * eps) / alpha.sqrt()
 
 
+@mean_from_eps.wrong("the implied x_0 is clipped to [−1, 1]", seen="no public source: a sampler's line, in the formula")
+def _(schedule, x_t, eps, t):
+    a = images(schedule.alpha_bar[t])
+    return _mean(schedule, ((x_t - (1 - a).sqrt() * eps) / a.sqrt()).clamp(-1, 1), x_t, t)
+
+
+@mean_from_eps.wrong("1e-8 is added under the root", seen="no public source: an ε “for stability”")
+def _(schedule, x_t, eps, t):
+    a, _, beta, alpha = _at(schedule, t)
+    return (x_t - beta / (1 - a + 1e-8).sqrt() * eps) / alpha.sqrt()
+
+
 @check("4.7", "noise from posterior mean", "implementation", "Bayes' rule on a grid, from a known ε", to=1e-9)
-@stop_at(1e-6)
+@until(1e-8)
 def eps_from_mean(f):
     """f(schedule, x_t, mean, t) returns the ε that x_t was made with."""
-    yield from linear_in_images(f, lambda batch: (batch.x_t, batch.mean), lambda batch: batch.eps)
+    yield from linear_in_images(
+        f,
+        lambda batch: (batch.x_t, batch.mean),
+        lambda batch: batch.eps,
+    )
 
 
-@eps_from_mean.wrong("(x_t − √(1 − ᾱ_t)·μ)/√(1 − ᾱ_t)", seen="a tuning guide for diffusion models")
+@eps_from_mean.wrong(
+    "(x_t − √(1 − ᾱ_t)·μ)/√(1 − ᾱ_t)", seen="no public source: a plausible slip (Eq. 6.5's shape, used for the mean)"
+)
 def _(schedule, x_t, mean, t):
     std = (1 - images(schedule.alpha_bar[t])).sqrt()
     return (x_t - std * mean) / std
 
 
 @eps_from_mean.wrong(
-    "the mean is taken for x_0", seen="a network that predicts the mean, read as one that predicts x_0"
+    "the mean is taken for x_0",
+    seen="no public source: a plausible slip (a network that predicts the mean, read as one that predicts x_0)",
 )
 def _(schedule, x_t, mean, t):
     a = images(schedule.alpha_bar[t])
     return (x_t - a.sqrt() * mean) / (1 - a).sqrt()
 
 
-@eps_from_mean.wrong("√α_t is missing before the mean", seen="a common slip")
+@eps_from_mean.wrong("√α_t is missing before the mean", seen="no public source: a plausible slip")
 def _(schedule, x_t, mean, t):
     a, _, beta, _ = _at(schedule, t)
     return (1 - a).sqrt() / beta * (x_t - mean)
+
+
+@eps_from_mean.wrong("the factor is at most 1,000", seen="no public source: a clamp “for stability”")
+def _(schedule, x_t, mean, t):
+    a, _, beta, alpha = _at(schedule, t)
+    return ((1 - a).sqrt() / beta).clamp(max=1e3) * (x_t - alpha.sqrt() * mean)
+
+
+@eps_from_mean.wrong("the estimate is clipped to ±5", seen="no public source: noise is hardly ever larger")
+def _(schedule, x_t, mean, t):
+    a, _, beta, alpha = _at(schedule, t)
+    return ((1 - a).sqrt() / beta * (x_t - alpha.sqrt() * mean)).clamp(-5, 5)
 
 
 @dataclass(frozen=True, eq=False)
@@ -509,7 +614,7 @@ class Data:
 
 
 NEAR = Data(np.array([0.35, 0.65]), np.array([-0.8, 0.5]), np.array([0.02, 0.05]), np.linspace(-2.5, 2.5, 801))
-WIDE = Data(np.array([0.4, 0.6]), np.array([-14.0, 9.0]), np.array([12.0, 5.0]), np.linspace(-50, 40, 1201))
+WIDE = Data(np.array([0.4, 0.6]), np.array([-28.0, 18.0]), np.array([48.0, 20.0]), np.linspace(-90, 70, 1601))
 FINE = Data(NEAR.weight, NEAR.mean * UNIT, NEAR.var * UNIT**2, NEAR.x_0 * UNIT)
 REVERSE = [  # data, schedule, t, x_t
     (NEAR, SHORT, 2, 0.4),
@@ -551,7 +656,7 @@ def x_0_given_x_t(data, schedule, t, x_t):
 
 
 @check("4.8", "true reverse step", "identity", "Bayes' rule on the marginal q(x_{t−1})", to=1e-9)
-@stop_at(1e-6)
+@until(1e-8)
 def true_reverse_step(f):
     """f(posterior, weight) averages q(x_{t−1}|x_t, x_0), (N, len(x_0)), with q(x_0|x_t)·dx_0, (len(x_0),)."""
     for case, (data, schedule, t, x_t) in enumerate(REVERSE):
@@ -572,20 +677,30 @@ def _(posterior, weight):
 
 @true_reverse_step.wrong(
     "the posterior at the mean of x_0, not the mean of the posteriors",
-    seen="the Gaussian that is sampled, taken for the truth",
+    seen="no public source: a plausible slip (the Gaussian that is sampled, taken for the truth)",
 )
 def _(posterior, weight):
     center = round(float((weight * np.arange(len(weight))).sum() / weight.sum()))
     return posterior[:, center]
 
 
-@true_reverse_step.wrong("all x_0 weighted alike", seen="q(x_0|x_t) forgotten")
+@true_reverse_step.wrong("all x_0 weighted alike", seen="no public source: a plausible slip (q(x_0|x_t) forgotten)")
 def _(posterior, weight):
     return posterior.mean(1)
 
 
+@true_reverse_step.wrong("densities of at most 10", seen="no public source: a density taken for a probability")
+def _(posterior, weight):
+    return np.minimum(posterior, 10) @ weight
+
+
+@true_reverse_step.wrong("densities of at least 1e-8", seen="no public source: a floor for a later logarithm")
+def _(posterior, weight):
+    return np.maximum(posterior, 1e-8) @ weight
+
+
 @check("4.9", "reverse variance", "identity", "moments of the true reverse step on a grid", to=1e-9)
-@stop_at(1e-6)
+@until(1e-8)
 def reverse_variance(f):
     """f(schedule, t, x_0_var), with x_0_var = Var(x_0|x_t), returns Var(x_{t−1}|x_t); relative to it."""
     for data, schedule, t, x_t in [*REVERSE, *FIRST]:
@@ -595,7 +710,11 @@ def reverse_variance(f):
         x_0_mean = np.trapezoid(weight * x_0, x_0)
         x_0_var = float(np.trapezoid(weight * (x_0 - x_0_mean) ** 2, x_0))
         exact = np.trapezoid(density * (x - mean) ** 2, x)
+        yield disturbs(f, schedule, t, x_0_var)
         yield off(float(f(schedule, t, x_0_var)), exact, exact)
+        if t > 1:  # data that are a point: there x_0 is known
+            exact = bayes_on_a_grid(schedule, t, 0.0, x_t)[1][0]
+            yield off(float(f(schedule, t, 0.0)), exact, exact)
 
 
 @reverse_variance.states
@@ -604,24 +723,43 @@ def _(schedule, t, x_0_var):
     return var + on_x_0**2 * x_0_var
 
 
-@reverse_variance.wrong("β̃_t only: x_0 is taken as known", seen="the posterior taken for the reverse step")
+@reverse_variance.wrong(
+    "β̃_t only: x_0 is taken as known",
+    seen="no public source: a plausible slip (the posterior taken for the reverse step)",
+)
 def _(schedule, t, x_0_var):
     return _weights(schedule, t)[2]
 
 
-@reverse_variance.wrong("β_t, whatever the data", seen="the choice for N(0, 1) data taken for a law")
+@reverse_variance.wrong(
+    "β_t, whatever the data", seen="no public source: a plausible slip (the choice for N(0, 1) data taken for a law)"
+)
 def _(schedule, t, x_0_var):
     return schedule.beta[t]
 
 
-@reverse_variance.wrong("x_0's weight is not squared", seen="variance and standard deviation mixed up")
+@reverse_variance.wrong(
+    "x_0's weight is not squared", seen="no public source: a plausible slip (variance and standard deviation mixed up)"
+)
 def _(schedule, t, x_0_var):
     on_x_0, _, var = _weights(schedule, t)
     return var + on_x_0 * x_0_var
 
 
+@reverse_variance.wrong("at most β_t", seen="no public source: true of N(0, 1) data, whose variance is 1 at most")
+def _(schedule, t, x_0_var):
+    on_x_0, _, var = _weights(schedule, t)
+    return min(var + on_x_0**2 * x_0_var, schedule.beta[t])
+
+
+@reverse_variance.wrong("at least 1e-8", seen="no public source: a clamp “for stability”")
+def _(schedule, t, x_0_var):
+    on_x_0, _, var = _weights(schedule, t)
+    return max(var + on_x_0**2 * x_0_var, 1e-8)
+
+
 @check("4.10", "reverse mean from the score", "identity", "the mean of the true reverse step on a grid", to=1e-9)
-@stop_at(1e-6)
+@until(1e-8)
 def reverse_mean(f):
     """f(schedule, x_t, score, t), with score = d log q(x_t)/dx_t, returns E[x_{t−1}|x_t]."""
     for data, schedule, t, x_t in [*REVERSE, *FIRST]:
@@ -634,6 +772,7 @@ def reverse_mean(f):
         (score,) = torch.autograd.grad(log_q, point)
         mean = np.trapezoid(density * x, x)
         unit = np.trapezoid(density * (x - mean) ** 2, x) ** 0.5 / (1 - float(schedule.beta[t])) ** 0.5
+        yield disturbs(f, schedule, x_t, float(score), t)
         yield off(f(schedule, x_t, float(score), t), mean, unit)
 
 
@@ -642,19 +781,30 @@ def _(schedule, x_t, score, t):
     return (x_t + schedule.beta[t] * score) / schedule.alpha[t].sqrt()
 
 
-@reverse_mean.wrong("the sign of the score", seen="a step downhill, away from the data")
+@reverse_mean.wrong(
+    "the sign of the score",
+    seen="the text of acids-ircam/diffusion_models, diffusion_02_model.ipynb: ∇ log q = (x̃ − x)/σ²",
+)
 def _(schedule, x_t, score, t):
     return (x_t - schedule.beta[t] * score) / schedule.alpha[t].sqrt()
 
 
 @reverse_mean.wrong(
     "β_t/2, the step of Langevin dynamics",
-    seen="the drift of the probability-flow ODE taken for the reverse mean",
+    seen="no public source: a plausible slip (the drift of the probability-flow ODE taken for the reverse mean)",
 )
 def _(schedule, x_t, score, t):
     return (x_t + 0.5 * schedule.beta[t] * score) / schedule.alpha[t].sqrt()
 
 
-@reverse_mean.wrong("not divided by √α_t", seen="the variance-exploding formula in a variance-preserving chain")
+@reverse_mean.wrong(
+    "not divided by √α_t",
+    seen="no public source: a plausible slip (the variance-exploding formula in a variance-preserving chain)",
+)
 def _(schedule, x_t, score, t):
     return x_t + schedule.beta[t] * score
+
+
+@reverse_mean.wrong("the score is clipped to ±100", seen="no public source: a clamp “for stability”")
+def _(schedule, x_t, score, t):
+    return (x_t + schedule.beta[t] * min(max(score, -100), 100)) / schedule.alpha[t].sqrt()

@@ -26,10 +26,10 @@ from ddpm_lib.checks.chapter_04 import (
     linear_in_images,
     off,
     peak,
-    stop_at,
     takes,
 )
 from ddpm_lib.checks.chapter_05 import TINY, kl_of_a_step, model_mean
+from ddpm_lib.checks.guard import until
 from ddpm_lib.checks.noise import NEVER
 from ddpm_lib.diffusion.elbo import posterior_var_clipped
 from ddpm_lib.diffusion.forward import forward_var, noise_like
@@ -72,7 +72,7 @@ def _some_var(schedule, t):
 
 
 @check("6.1", "weight of the noise loss", "implementation", "divergences of a step, by quadrature", to=1e-9)
-@stop_at(1e-6)
+@until(1e-8)
 def weight(f):
     """f(schedule, t, reverse_var) returns the weight for each t of a batch; relative to it."""
     for reverse_var in (posterior_var_clipped, forward_var, _some_var):
@@ -95,37 +95,61 @@ def _tables(schedule, t):
     return schedule.beta[t], schedule.alpha[t], schedule.alpha_bar[t]
 
 
-@weight.wrong("no weight at all", seen="a student report")
+@weight.wrong("no weight at all", seen="no public source: a plausible slip (L_simple taken for the bound)")
 def _(schedule, t, reverse_var):
     return torch.ones(len(t), dtype=torch.float64)
 
 
-@weight.wrong("2·1 − ᾱ for 2·(1 − ᾱ)", seen="CompVis/latent-diffusion PR 404 and 406, in a weight of this kind")
+@weight.wrong(
+    "2·1 − ᾱ for 2·(1 − ᾱ)", seen="CompVis/latent-diffusion, ddpm.py, in the weight for x_0: its PR 404 and 406"
+)
 def _(schedule, t, reverse_var):
     beta, alpha, alpha_bar = _tables(schedule, t)
     return beta**2 / (reverse_var(schedule, t) * alpha * (2 * 1 - alpha_bar))
 
 
-@weight.wrong("β_t is not squared", seen="a common slip")
+@weight.wrong("β_t is not squared", seen="no public source: a plausible slip")
 def _(schedule, t, reverse_var):
     beta, alpha, alpha_bar = _tables(schedule, t)
     return beta / (2 * reverse_var(schedule, t) * alpha * (1 - alpha_bar))
 
 
-@weight.wrong("σ_t for σ_t²", seen="variance and standard deviation under one name")
+@weight.wrong(
+    "σ_t for σ_t²", seen="no public source: a plausible slip (variance and standard deviation under one name)"
+)
 def _(schedule, t, reverse_var):
     beta, alpha, alpha_bar = _tables(schedule, t)
     return beta**2 / (2 * reverse_var(schedule, t).sqrt() * alpha * (1 - alpha_bar))
 
 
-@weight.wrong("ᾱ_t for α_t", seen="a bar too many")
+@weight.wrong("ᾱ_t for α_t", seen="no public source: a plausible slip (a bar too many)")
 def _(schedule, t, reverse_var):
     beta, _, alpha_bar = _tables(schedule, t)
     return beta**2 / (2 * reverse_var(schedule, t) * alpha_bar * (1 - alpha_bar))
 
 
+def _weight(schedule, t, var):
+    beta, alpha, alpha_bar = _tables(schedule, t)
+    return beta**2 / (2 * var * alpha * (1 - alpha_bar))
+
+
+@weight.wrong("a weight of at most 1", seen="no public source: harmless for 1,000 steps, not for four")
+def _(schedule, t, reverse_var):
+    return _weight(schedule, t, reverse_var(schedule, t)).clamp(max=1)
+
+
+@weight.wrong("β̃_t, whatever variance is asked for", seen="no public source: an argument that is not read")
+def _(schedule, t, reverse_var):
+    return _weight(schedule, t, posterior_var_clipped(schedule, t))
+
+
+@weight.wrong("1e-8 is added to the variance", seen="no public source: an ε “for stability”")
+def _(schedule, t, reverse_var):
+    return _weight(schedule, t, reverse_var(schedule, t) + 1e-8)
+
+
 @check("6.2", "weight from the signal-to-noise ratio", "identity", "divergences of a step, by quadrature", to=1e-9)
-@stop_at(1e-6)
+@until(1e-8)
 def weight_from_snr(f):
     """f(snr_prev, snr_t) returns the weight of the noise loss at σ² = β̃, from SNR(t − 1) and SNR(t)."""
     for schedule, steps in STEPS.items():
@@ -142,20 +166,31 @@ def _(snr_prev, snr_t):
 
 
 @weight_from_snr.wrong(
-    "the weight of the x_0 loss: ½·(SNR(t − 1) − SNR(t))", seen="variational diffusion models, read for ε"
+    "the weight of the x_0 loss: ½·(SNR(t − 1) − SNR(t))",
+    seen="no public source: a plausible slip (variational diffusion models, read for ε)",
 )
 def _(snr_prev, snr_t):
     return 0.5 * (snr_prev - snr_t)
 
 
-@weight_from_snr.wrong("the one half is lost", seen="a common slip")
+@weight_from_snr.wrong("the one half is lost", seen="no public source: a plausible slip")
 def _(snr_prev, snr_t):
     return snr_prev / snr_t - 1
 
 
-@weight_from_snr.wrong("the ratio upside down", seen="indices t and t − 1 swapped")
+@weight_from_snr.wrong("the ratio upside down", seen="no public source: a plausible slip (indices t and t − 1 swapped)")
 def _(snr_prev, snr_t):
     return 0.5 * (1 - snr_t / snr_prev)
+
+
+@weight_from_snr.wrong("at most 5", seen="no public source: min-SNR's γ, where there is none")
+def _(snr_prev, snr_t):
+    return (0.5 * (snr_prev / snr_t - 1)).clamp(max=5)
+
+
+@weight_from_snr.wrong("1e-8 is added to the denominator", seen="no public source: an ε “for stability”")
+def _(snr_prev, snr_t):
+    return 0.5 * (snr_prev / (snr_t + 1e-8) - 1)
 
 
 def _ends(schedule, t):
@@ -185,12 +220,12 @@ def _losses(f, batch, gain, target, errors_of) -> Iterator[float]:
         return torch.tensor([sum(e * e for e in row) / len(row) for row in errors], dtype=torch.float64)
 
     exact, weight = loss(1.0), torch.ones((), dtype=torch.float64, requires_grad=True)
-    calls.clear()
     arguments = (model(weight), batch.schedule, batch.x_0, batch.eps, batch.t, *target)
     yield disturbs(f, *arguments)
+    calls.clear()
     got = f(*arguments)
     yield off(got, exact, exact)
-    yield 0.0 if len(calls) == 2 else math.inf  # one pass through the network for each loss
+    yield 0.0 if len(calls) == 1 else math.inf  # one pass through the network
     slope = (loss(1.5) - loss(0.5)).sum()  # exact, for the loss is quadratic in the weight
     found = torch.autograd.grad(got.sum(), weight)[0] if got.requires_grad else torch.zeros(())
     yield off(found, slope, exact.sum())
@@ -203,7 +238,7 @@ def _losses(f, batch, gain, target, errors_of) -> Iterator[float]:
     "the chain walked step by step, errors squared one by one; its slope by differences",
     to=1e-9,
 )
-@stop_at(1e-6)
+@until(1e-8)
 def l_simple(f):
     """f(model, schedule, x_0, eps, t) returns one loss for each image, through which a gradient reaches the model.
 
@@ -228,36 +263,75 @@ def _noisy(schedule, x_0, eps, t):
     return scale * x_0 + std * eps
 
 
-@l_simple.wrong("the network is given t − 1, the noisy image is of t", seen="UDL notebook 18.3")
+@l_simple.wrong(
+    "the network is given t − 1, the noisy image is of t",
+    seen="udlbook/udlbook, notebook 18.3: its models are trained with t where 18.2 has t + 1",
+)
 def _(model, schedule, x_0, eps, t):
     return (eps - model(_noisy(schedule, x_0, eps, t), t - 1)).square().flatten(1).mean(1)
 
 
-@l_simple.wrong("compared with the image, not with the noise", seen="a network for ε, trained on x_0")
+@l_simple.wrong(
+    "compared with the image, not with the noise",
+    seen="no public source: a plausible slip (a network for ε, trained on x_0)",
+)
 def _(model, schedule, x_0, eps, t):
     return (x_0 - model(_noisy(schedule, x_0, eps, t), t)).square().flatten(1).mean(1)
 
 
-@l_simple.wrong("other noise in the image than in the loss", seen="a second call of randn")
+@l_simple.wrong(
+    "other noise in the image than in the loss", seen="no public source: a plausible slip (a second call of randn)"
+)
 def _(model, schedule, x_0, eps, t):
     other = noise_like(eps, torch.Generator().manual_seed(1))
     return (eps - model(_noisy(schedule, x_0, other, t), t)).square().flatten(1).mean(1)
 
 
-@l_simple.wrong("absolute values instead of squares", seen="loss_type='l1' in denoising-diffusion-pytorch")
+@l_simple.wrong(
+    "absolute values instead of squares",
+    seen="loss_type='l1' in lucidrains/denoising-diffusion-pytorch, until May 2023",
+)
 def _(model, schedule, x_0, eps, t):
     return (eps - model(_noisy(schedule, x_0, eps, t), t)).abs().flatten(1).mean(1)
 
 
-@l_simple.wrong("variances for roots in the noisy image", seen="variance and standard deviation mixed up")
+@l_simple.wrong(
+    "variances for roots in the noisy image",
+    seen="of this kind: Ryota-Kawamura/How-Diffusion-Models-Work issue 1 (the noise's root only)",
+)
 def _(model, schedule, x_0, eps, t):
     scale, std = _ends(schedule, t)
     return (eps - model(scale**2 * x_0 + std**2 * eps, t)).square().flatten(1).mean(1)
 
 
-@l_simple.wrong("no gradient reaches the network", seen="no_grad() or detach() left over from sampling")
+@l_simple.wrong(
+    "no gradient reaches the network",
+    seen="no public source: a plausible slip (no_grad() or detach() left over from sampling)",
+)
 def _(model, schedule, x_0, eps, t):
     return (eps - model(_noisy(schedule, x_0, eps, t), t).detach()).square().flatten(1).mean(1)
+
+
+@l_simple.wrong("the sum over the channels, the mean over the pixels", seen="no public source: right for grey images")
+def _(model, schedule, x_0, eps, t):
+    return (eps - model(_noisy(schedule, x_0, eps, t), t)).square().sum(1).flatten(1).mean(1)
+
+
+@l_simple.wrong("Huber's loss: errors above 10 count linearly", seen="no public source: a robust loss by another name")
+def _(model, schedule, x_0, eps, t):
+    error = (eps - model(_noisy(schedule, x_0, eps, t), t)).abs()
+    return torch.where(error < 10, error**2, 20 * error - 100).flatten(1).mean(1)
+
+
+@l_simple.wrong("the network is given t as a real number", seen="no public source: an embedding's table needs integers")
+def _(model, schedule, x_0, eps, t):
+    return (eps - model(_noisy(schedule, x_0, eps, t), t.double())).square().flatten(1).mean(1)
+
+
+@l_simple.wrong("the image is overwritten with the noisy one", seen="no public source: memory saved with mul_ and add_")
+def _(model, schedule, x_0, eps, t):
+    x_0.copy_(_noisy(schedule, x_0, eps, t))
+    return (eps - model(x_0, t)).square().flatten(1).mean(1)
 
 
 @check(
@@ -266,11 +340,12 @@ def _(model, schedule, x_0, eps, t):
     "implementation",
     "type and range, how often each t comes, how draws hang together, and whether the generator decides",
 )
-@stop_at(15.0)
+@until(15.0)
 def random_step(f):
     """f(schedule, batch, generator) draws t, shape (batch,), int64, on the generator's device, anew in each call."""
     for schedule in (TINY, SHORT, LONG, TWO, ONE):
         T, n = schedule.T, 1_500_000
+        yield disturbs(lambda s: f(s, 8, _seeded(0)), schedule)
         t = f(schedule, n, _seeded(7))
         in_range = (
             t.dtype == torch.int64 and t.shape == (n,) and t.device.type == "cpu" and 1 <= t.min() <= t.max() <= T
@@ -280,7 +355,10 @@ def random_step(f):
         if T > 1:
             counts, generator = torch.bincount(t, minlength=T + 1)[1:].numpy(), _seeded(8)
             yield from _evenly_spread(counts, n / T)
-            rows = torch.stack([f(schedule, 64, generator) for _ in range(2000)]).double().numpy()
+            if schedule is TINY:  # a batch of one, again and again
+                alone = torch.cat([f(schedule, 1, generator) for _ in range(3000)])
+                yield from _evenly_spread(torch.bincount(alone, minlength=T + 1)[1:].numpy(), 3000 / T)
+            rows = torch.stack([f(schedule, 64, generator) for _ in range(4000)]).double().numpy()
             yield from _independent(rows, T)
 
 
@@ -331,34 +409,71 @@ def _uniform(low, high, n, generator):
     return torch.randint(low, high, (n,), generator=generator)
 
 
-@random_step.wrong("from 0 to T − 1, into tables that have an entry for the clean image", seen="0-based code, copied")
+@random_step.wrong(
+    "from 0 to T − 1, into tables that have an entry for the clean image",
+    seen="no public source: a plausible slip (0-based code, copied)",
+)
 def _(schedule, batch, generator):
     return _uniform(0, schedule.T, batch, generator)
 
 
-@random_step.wrong("T is never drawn", seen="randint(1, T): its upper end is exclusive")
+@random_step.wrong(
+    "T is never drawn",
+    seen="randint(1, T): its upper end is exclusive. Of this kind: dome272/Diffusion-Models-pytorch, ddpm.py "
+    "(there, t counts from 0, so the first step is never drawn)",
+)
 def _(schedule, batch, generator):
     return _uniform(1, schedule.T, batch, generator)
 
 
-@random_step.wrong("a uniform real number, rounded: both ends come half as often", seen="a common slip")
+@random_step.wrong(
+    "a uniform real number, rounded: both ends come half as often", seen="no public source: a plausible slip"
+)
 def _(schedule, batch, generator):
     return (1 + torch.rand(batch, generator=generator) * (schedule.T - 1)).round().long()
 
 
-@random_step.wrong("in pairs t and T + 1 − t", seen="antithetic draws, said to be independent (DDIM's training code)")
+@random_step.wrong(
+    "in pairs t and T + 1 − t",
+    seen="ermongroup/ddim, runners/diffusion.py, where they are meant: “antithetic sampling”",
+)
 def _(schedule, batch, generator):
     half = _uniform(1, schedule.T + 1, batch // 2 + 1, generator)
     return torch.cat([half, schedule.T + 1 - half])[:batch]
 
 
-@random_step.wrong("the same t in every batch", seen="a seed that is set inside the loop")
+@random_step.wrong(
+    "the same t in every batch", seen="no public source: a plausible slip (a seed that is set inside the loop)"
+)
 def _(schedule, batch, generator):
     return _uniform(1, schedule.T + 1, batch, torch.Generator().manual_seed(0))
 
 
+@random_step.wrong("real numbers", seen="no public source: whole numbers in float32, which no table can be read at")
+def _(schedule, batch, generator):
+    return _uniform(1, schedule.T + 1, batch, generator).float()
+
+
+@random_step.wrong("the generator is not heeded", seen="no public source: the argument, left out of the call")
+def _(schedule, batch, generator):
+    return _uniform(1, schedule.T + 1, batch, None)
+
+
+@random_step.wrong("T + 1 once in ten thousand draws", seen="of this kind: TencentARC/T2I-Adapter issue 126")
+def _(schedule, batch, generator):
+    rare = torch.rand(batch, generator=generator) < 1e-4
+    return torch.where(rare, schedule.T + 1, _uniform(1, schedule.T + 1, batch, generator))
+
+
+@random_step.wrong("every t once before any comes again", seen="no public source: a permutation, as for images")
+def _(schedule, batch, generator):
+    rounds = -(-batch // schedule.T)
+    order = torch.rand(rounds, schedule.T, generator=generator).argsort(1)
+    return 1 + order.flatten()[:batch]
+
+
 @check("6.5", "clean image from noise", "implementation", "the chain walked step by step", to=1e-9)
-@stop_at(1e-6)
+@until(1e-8)
 def clean_image(f):
     """f(schedule, x_t, eps, t) returns x_0."""
     yield from linear_in_images(
@@ -369,36 +484,47 @@ def clean_image(f):
     )
 
 
-@clean_image.wrong("divided by ᾱ_t, not by its root", seen="a common slip")
+@clean_image.wrong("divided by ᾱ_t, not by its root", seen="no public source: a plausible slip")
 def _(schedule, x_t, eps, t):
     scale, std = _ends(schedule, t)
     return (x_t - std * eps) / scale**2
 
 
-@clean_image.wrong("the noise is not scaled: (x_t − ε)/√ᾱ_t", seen="a common slip")
+@clean_image.wrong("the noise is not scaled: (x_t − ε)/√ᾱ_t", seen="no public source: a plausible slip")
 def _(schedule, x_t, eps, t):
     return (x_t - eps) / _ends(schedule, t)[0]
 
 
-@clean_image.wrong("one step instead of t: α_t and β_t", seen="a bar lost in copying")
+@clean_image.wrong(
+    "one step instead of t: α_t and β_t", seen="no public source: a plausible slip (a bar lost in copying)"
+)
 def _(schedule, x_t, eps, t):
     return (x_t - images(schedule.beta[t].sqrt()) * eps) / images(schedule.alpha[t].sqrt())
 
 
-@clean_image.wrong("tables read at t − 1", seen="a 1-based t with a 0-based table")
+@clean_image.wrong("tables read at t − 1", seen="no public source: a plausible slip (a 1-based t with a 0-based table)")
 def _(schedule, x_t, eps, t):
     scale, std = _ends(schedule, t - 1)
     return (x_t - std * eps) / scale
 
 
-@clean_image.wrong("clipped to [−1, 1]", seen="samplers' code, where it may be wanted, in the formula itself")
+@clean_image.wrong(
+    "clipped to [−1, 1]",
+    seen="no public source: a plausible slip (samplers' code, where it may be wanted, in the formula itself)",
+)
 def _(schedule, x_t, eps, t):
     scale, std = _ends(schedule, t)
     return ((x_t - std * eps) / scale).clamp(-1, 1)
 
 
+@clean_image.wrong("√ᾱ_t of at least 0.001", seen="no public source: a clamp “for stability”")
+def _(schedule, x_t, eps, t):
+    scale, std = _ends(schedule, t)
+    return (x_t - std * eps) / scale.clamp(min=1e-3)
+
+
 @check("6.6", "noise from clean image", "implementation", "the chain walked step by step", to=1e-9)
-@stop_at(1e-6)
+@until(1e-8)
 def noise(f):
     """f(schedule, x_t, x_0, t) returns ε."""
     yield from linear_in_images(f, lambda batch: (batch.x_t, batch.x_0), lambda batch: batch.eps)
@@ -409,27 +535,42 @@ def _visible(image):
     return image / image.abs().max().clamp(max=1.0)
 
 
-@noise.wrong("the image is not shrunk: (x_t − x_0)/√(1 − ᾱ_t)", seen="noise taken for what was added")
+@noise.wrong(
+    "the image is not shrunk: (x_t − x_0)/√(1 − ᾱ_t)",
+    seen="no public source: a plausible slip (noise taken for what was added)",
+)
 def _(schedule, x_t, x_0, t):
     return (x_t - x_0) / _ends(schedule, t)[1]
 
 
-@noise.wrong("divided by 1 − ᾱ_t, not by its root", seen="a common slip")
+@noise.wrong("divided by 1 − ᾱ_t, not by its root", seen="no public source: a plausible slip")
 def _(schedule, x_t, x_0, t):
     scale, std = _ends(schedule, t)
     return (x_t - scale * x_0) / std**2
 
 
-@noise.wrong("the sign is turned", seen="score and noise mixed up")
+@noise.wrong("the sign is turned", seen="no public source: a plausible slip (score and noise mixed up)")
 def _(schedule, x_t, x_0, t):
     scale, std = _ends(schedule, t)
     return (scale * x_0 - x_t) / std
 
 
+@noise.wrong("1e-5 is added to the denominator", seen="no public source: an ε “for stability”")
+def _(schedule, x_t, x_0, t):
+    scale, std = _ends(schedule, t)
+    return (x_t - scale * x_0) / (std + 1e-5)
+
+
+@noise.wrong("no gradient reaches x_0", seen="no public source: detach() left over from sampling")
+def _(schedule, x_t, x_0, t):
+    scale, std = _ends(schedule, t)
+    return (x_t - scale * x_0.detach()) / std
+
+
 @check(
     "6.7", "velocity", "implementation", "the derivative of x_t along the circle from x_0 to ε, by autograd", to=1e-9
 )
-@stop_at(1e-6)
+@until(1e-8)
 def velocity(f):
     """f(schedule, x_0, eps, t) returns v."""
 
@@ -445,25 +586,34 @@ def velocity(f):
     yield from linear_in_images(f, lambda batch: (_visible(batch.x_0), batch.eps), by_autograd)
 
 
-@velocity.wrong("the sign is turned", seen="a common slip")
+@velocity.wrong("the sign is turned", seen="no public source: a plausible slip")
 def _(schedule, x_0, eps, t):
     scale, std = _ends(schedule, t)
     return std * x_0 - scale * eps
 
 
-@velocity.wrong("the two factors are swapped", seen="a common slip")
+@velocity.wrong("the two factors are swapped", seen="no public source: a plausible slip")
 def _(schedule, x_0, eps, t):
     scale, std = _ends(schedule, t)
     return std * eps - scale * x_0
 
 
-@velocity.wrong("ε − x_0, the velocity of a straight line", seen="flow matching, where paths are not circles")
+@velocity.wrong(
+    "ε − x_0, the velocity of a straight line",
+    seen="no public source: a plausible slip (flow matching, where paths are not circles)",
+)
 def _(schedule, x_0, eps, t):
     return eps - x_0
 
 
+@velocity.wrong("the first channel's image for all", seen="no public source: right for grey images")
+def _(schedule, x_0, eps, t):
+    scale, std = _ends(schedule, t)
+    return scale * eps - std * x_0[:, :1]
+
+
 @check("6.8", "noise from velocity", "implementation", "two linear equations in x_0 and ε, solved", to=1e-9)
-@stop_at(1e-6)
+@until(1e-8)
 def noise_from_velocity(f):
     """f(schedule, x_t, v, t) returns ε."""
 
@@ -477,26 +627,35 @@ def noise_from_velocity(f):
     yield from linear_in_images(f, lambda batch: (_visible(batch.x_t), batch.eps), solved)
 
 
-@noise_from_velocity.wrong("the clean image's formula", seen="ε and x_0 mixed up")
+@noise_from_velocity.wrong("the clean image's formula", seen="no public source: a plausible slip (ε and x_0 mixed up)")
 def _(schedule, x_t, v, t):
     scale, std = _ends(schedule, t)
     return scale * x_t - std * v
 
 
-@noise_from_velocity.wrong("the two factors are swapped", seen="a common slip")
+@noise_from_velocity.wrong("the two factors are swapped", seen="no public source: a plausible slip")
 def _(schedule, x_t, v, t):
     scale, std = _ends(schedule, t)
     return scale * x_t + std * v
 
 
-@noise_from_velocity.wrong("the sign of v is turned", seen="a v of the other sign, as some texts define it")
+@noise_from_velocity.wrong(
+    "the sign of v is turned",
+    seen="no public source: a plausible slip (a v of the other sign, as some texts define it)",
+)
 def _(schedule, x_t, v, t):
     scale, std = _ends(schedule, t)
     return std * x_t - scale * v
 
 
+@noise_from_velocity.wrong("by way of an x_0 that is clipped to [−1, 1]", seen="no public source: a sampler's line")
+def _(schedule, x_t, v, t):
+    scale, std = _ends(schedule, t)
+    return (x_t - scale * (scale * x_t - std * v).clamp(-1, 1)) / std
+
+
 @check("6.9", "score from noise", "implementation", "the gradient of log q(x_t|x_0), by autograd", to=1e-9)
-@stop_at(1e-6)
+@until(1e-8)
 def score(f):
     """f(schedule, eps, t) returns the score; compared in units of 1/√(1 − ᾱ_t), for at t = 1 it is large."""
 
@@ -512,19 +671,31 @@ def score(f):
     yield from linear_in_images(in_units, lambda batch: (batch.eps,), by_autograd)
 
 
-@score.wrong("the sign is lost", seen="the score said to be the noise")
+@score.wrong(
+    "the sign is lost", seen="the text of acids-ircam/diffusion_models, diffusion_02_model.ipynb: ∇ log q = (x̃ − x)/σ²"
+)
 def _(schedule, eps, t):
     return eps / _ends(schedule, t)[1]
 
 
-@score.wrong("not divided by the noise's size", seen="the score said to be minus the noise")
+@score.wrong(
+    "not divided by the noise's size", seen="no public source: a plausible slip (the score said to be minus the noise)"
+)
 def _(schedule, eps, t):
     return -eps
 
 
-@score.wrong("divided by 1 − ᾱ_t, not by its root", seen="the formula in x_t − √ᾱ_t·x_0, with ε put in")
+@score.wrong(
+    "divided by 1 − ᾱ_t, not by its root",
+    seen="no public source: a plausible slip (the formula in x_t − √ᾱ_t·x_0, with ε put in)",
+)
 def _(schedule, eps, t):
     return -eps / _ends(schedule, t)[1] ** 2
+
+
+@score.wrong("1e-8 is added under the root", seen="no public source: an ε “for stability”")
+def _(schedule, eps, t):
+    return -eps / (_ends(schedule, t)[1] ** 2 + 1e-8).sqrt()
 
 
 @check(
@@ -534,7 +705,7 @@ def _(schedule, eps, t):
     "two estimates of one image, converted by solving for the rest",
     to=1e-9,
 )
-@stop_at(1e-6)
+@until(1e-8)
 def units(f):
     """f(snr) returns the squared errors in ε, v and the score that go with a squared error of 1 in x_0."""
     for alpha_bar in (0.98, 0.7, 0.4, 0.05, 1 - 2.0**-30, 2.0**-30):
@@ -552,19 +723,29 @@ def _(snr):
     return snr, snr + 1, snr * (snr + 1)
 
 
-@units.wrong("v is weighted as ε is: min-SNR's min(SNR, γ)/SNR for v", seen="diffusers issue 5654, mended in PR 6307")
+@units.wrong(
+    "v is weighted as ε is: min-SNR's min(SNR, γ)/SNR for v",
+    seen="bmaltais/kohya_ss issue 1555 (min(1, γ/SNR) whatever the network predicts)",
+)
 def _(snr):
     return snr, snr, snr * (snr + 1)
 
 
-@units.wrong("deviations for variances: √SNR", seen="a common slip")
+@units.wrong("deviations for variances: √SNR", seen="no public source: a plausible slip")
 def _(snr):
     return snr**0.5, snr + 1, snr * (snr + 1)
 
 
-@units.wrong("the score weighted as ε is", seen="the score said to be minus the noise")
+@units.wrong(
+    "the score weighted as ε is", seen="no public source: a plausible slip (the score said to be minus the noise)"
+)
 def _(snr):
     return snr, snr + 1, snr
+
+
+@units.wrong("no factor above 10,000", seen="no public source: a clamp “for stability”")
+def _(snr):
+    return tuple(min(factor, 1e4) for factor in (snr, snr + 1, snr * (snr + 1)))
 
 
 MIX = (np.array([0.35, 0.65]), np.array([-0.8, 0.5]), np.array([0.03, 0.08]))  # weights, means, variances
@@ -625,7 +806,7 @@ def denoised_by_quadrature(alpha_bar, size):
 
 
 @check("6.11", "Tweedie's formula", "identity", "quadrature of E[x_0|x_t] over the data", to=1e-8)
-@stop_at(1e-5)
+@until(1e-7)
 def tweedie(f):
     """f(x_t, score, alpha_bar) returns E[x_0|x_t]."""
     for alpha_bar, size in SHARES:
@@ -640,19 +821,34 @@ def _(x_t, score, alpha_bar):
     return (x_t + (1 - alpha_bar) * score) / alpha_bar**0.5
 
 
-@tweedie.wrong("against the slope: x_t − (1 − ᾱ)·score", seen="a sign lost between score and noise")
+@tweedie.wrong(
+    "against the slope: x_t − (1 − ᾱ)·score",
+    seen="no public source: a plausible slip (a sign lost between score and noise)",
+)
 def _(x_t, score, alpha_bar):
     return (x_t - (1 - alpha_bar) * score) / alpha_bar**0.5
 
 
-@tweedie.wrong("the root of 1 − ᾱ", seen="score and noise estimate mixed up")
+@tweedie.wrong("the root of 1 − ᾱ", seen="no public source: a plausible slip (score and noise estimate mixed up)")
 def _(x_t, score, alpha_bar):
     return (x_t + (1 - alpha_bar) ** 0.5 * score) / alpha_bar**0.5
 
 
-@tweedie.wrong("not divided by √ᾱ_t", seen="the formula for data that are not shrunk")
+@tweedie.wrong(
+    "not divided by √ᾱ_t", seen="no public source: a plausible slip (the formula for data that are not shrunk)"
+)
 def _(x_t, score, alpha_bar):
     return x_t + (1 - alpha_bar) * score
+
+
+@tweedie.wrong("ᾱ_t of at least 1e-8", seen="no public source: a clamp “for stability”")
+def _(x_t, score, alpha_bar):
+    return (x_t + (1 - alpha_bar) * score) / max(alpha_bar, 1e-8) ** 0.5
+
+
+@tweedie.wrong("clipped to ±10", seen="no public source: images are in [−1, 1], other data are not")
+def _(x_t, score, alpha_bar):
+    return ((x_t + (1 - alpha_bar) * score) / alpha_bar**0.5).clip(-10, 10)
 
 
 def some_score(x):
@@ -661,7 +857,7 @@ def some_score(x):
 
 
 @check("6.12", "denoising score matching", "identity", "quadrature over the noisy data", to=1e-8)
-@stop_at(1e-5)
+@until(1e-7)
 def score_matching(f):
     """f(denoising, conditional, marginal) returns E(s − ∇log q(x_t))².
 
@@ -683,19 +879,28 @@ def _(denoising, conditional, marginal):
     return denoising - conditional + marginal
 
 
-@score_matching.wrong("the two losses said to be equal", seen="the constant, forgotten")
+@score_matching.wrong(
+    "the two losses said to be equal", seen="no public source: a plausible slip (the constant, forgotten)"
+)
 def _(denoising, conditional, marginal):
     return denoising
 
 
-@score_matching.wrong("the marginal score's part forgotten", seen="the constant, half of it")
+@score_matching.wrong(
+    "the marginal score's part forgotten", seen="no public source: a plausible slip (the constant, half of it)"
+)
 def _(denoising, conditional, marginal):
     return denoising - conditional
 
 
-@score_matching.wrong("the constant's sign turned", seen="a common slip")
+@score_matching.wrong("the constant's sign turned", seen="no public source: a plausible slip")
 def _(denoising, conditional, marginal):
     return denoising + conditional - marginal
+
+
+@score_matching.wrong("no term above 100", seen="no public source: a clamp against the scores of small t")
+def _(denoising, conditional, marginal):
+    return min(denoising, 100) - min(conditional, 100) + min(marginal, 100)
 
 
 BLOBS = GaussianMixture(
@@ -785,17 +990,18 @@ def denoiser_cases():
 
 
 @check("6.13", "exact denoiser", "implementation", "quadrature over the noise, and over the data", to=1e-9)
-@stop_at(1e-6)
+@until(1e-8)
 def exact_denoiser(f):
     """f(mixture, schedule) returns a function of (x_t, t), and of (x_t, t, labels) if it can, which is E[ε|x_t]."""
     for mixture, schedule, x_t, t, with_labels in copy.deepcopy(denoiser_cases()):
         denoiser, exact = f(mixture, schedule), with_labels[0][1]
-        yield disturbs(denoiser, x_t, t)
+        yield disturbs(lambda m, s, *given: f(m, s)(*given), mixture, schedule, x_t, t)
         yield off(denoiser(x_t, t), exact, 1 + exact.abs())
         yield off(denoiser(x_t[-1:], int(t[-1])), exact[-1:], 1 + exact[-1:].abs())
         if takes(denoiser, 3):
             for labels, exact in with_labels:
                 yield off(denoiser(x_t, t, labels), exact, 1 + exact.abs())
+                yield off(denoiser(x_t[-1:], int(t[-1]), labels[-1:]), exact[-1:], 1 + exact[-1:].abs())
     t = torch.tensor([1, 3, 2, 4])
     x_t = torch.tensor([[0.2, -0.4], [-0.9, 0.3], [0.5, 0.7], [-0.3, -1.2]], dtype=torch.float64)
     exact = noise_on_a_plane(BLOBS, SHORT, x_t, t)
@@ -804,30 +1010,43 @@ def exact_denoiser(f):
     yield off(single, exact, 1e4) if single.dtype == torch.float32 else math.inf
 
 
-@exact_denoiser.wrong("components treated as points", seen="the formula for a finite data set, used for blobs")
+@exact_denoiser.wrong(
+    "components treated as points",
+    seen="no public source: a plausible slip (the formula for a finite data set, used for blobs)",
+)
 def _(mixture, schedule):
     points = GaussianMixture(mixture.weight, mixture.mean, torch.full_like(mixture.var, 1e-9))
     return ExactDenoiser(points, schedule)
 
 
-@exact_denoiser.wrong("all components count the same", seen="mixture weights left out of Bayes' rule")
+@exact_denoiser.wrong(
+    "all components count the same", seen="no public source: a plausible slip (mixture weights left out of Bayes' rule)"
+)
 def _(mixture, schedule):
     equal = torch.full_like(mixture.weight, 1 / len(mixture.weight))
     return ExactDenoiser(GaussianMixture(equal, mixture.mean, mixture.var), schedule)
 
 
-@exact_denoiser.wrong("the estimate of x_0 in the place of ε", seen="x_0- and ε-prediction mixed up")
+@exact_denoiser.wrong(
+    "the estimate of x_0 in the place of ε", seen="no public source: a plausible slip (x_0- and ε-prediction mixed up)"
+)
 def _(mixture, schedule):
     return ExactDenoiser(mixture, schedule).x_0_hat
 
 
-@exact_denoiser.wrong("minus the score, not scaled by √(1 − ᾱ_t)", seen="score and noise estimate mixed up")
+@exact_denoiser.wrong(
+    "minus the score, not scaled by √(1 − ᾱ_t)",
+    seen="no public source: a plausible slip (score and noise estimate mixed up)",
+)
 def _(mixture, schedule):
     exact = ExactDenoiser(mixture, schedule)
     return lambda x_t, t: exact(x_t, t) / (1 - schedule.alpha_bar[t]).sqrt()[:, None]
 
 
-@exact_denoiser.wrong("the likeliest component only", seen="a hard assignment in the place of the average")
+@exact_denoiser.wrong(
+    "the likeliest component only",
+    seen="no public source: a plausible slip (a hard assignment in the place of the average)",
+)
 def _(mixture, schedule):
     exact = ExactDenoiser(mixture, schedule)
 
@@ -839,8 +1058,47 @@ def _(mixture, schedule):
     return hard
 
 
+def _shares_from(densities):
+    """The denoiser whose components count by densities(weight, difference, variance), (n, K), which need no sum."""
+
+    def denoiser(mixture, schedule):
+        def eps(x_t, t):
+            t = torch.as_tensor(t).reshape(-1, 1)
+            a = schedule.alpha_bar[t][:, None]
+            var, difference = a * mixture.var + 1 - a, x_t[:, None] - a.sqrt() * mixture.mean
+            share = densities(mixture.weight, difference, var)
+            each = mixture.mean + a.sqrt() * mixture.var / var * difference
+            x_0 = (share / share.sum(1, keepdim=True))[..., None] * each
+            return (x_t - a[:, 0].sqrt() * x_0.sum(1)) / (1 - a[:, 0]).sqrt()
+
+        return eps
+
+    return denoiser
+
+
+@exact_denoiser.wrong("densities as they are, no log-sum-exp", seen="no public source: 0/0 far from all data")
+def _(mixture, schedule):
+    return _shares_from(lambda w, x, v: w * log_density(x, 0.0, v).exp().prod(-1))(mixture, schedule)
+
+
+@exact_denoiser.wrong("densities of at least 1e-30", seen="no public source: an ε against 0/0")
+def _(mixture, schedule):
+    return _shares_from(lambda w, x, v: w * log_density(x, 0.0, v).exp().prod(-1) + 1e-30)(mixture, schedule)
+
+
+@exact_denoiser.wrong("variances of at least 1e-4", seen="no public source: a clamp “for stability”")
+def _(mixture, schedule):
+    return ExactDenoiser(GaussianMixture(mixture.weight, mixture.mean, mixture.var.clamp(min=1e-4)), schedule)
+
+
+@exact_denoiser.wrong("labels are not read", seen="no public source: an argument that is accepted and forgotten")
+def _(mixture, schedule):
+    exact = ExactDenoiser(mixture, schedule)
+    return lambda x_t, t, labels=None: exact(x_t, t)
+
+
 @check("6.14", "loss above its floor", "identity", "quadrature over data and noise", to=1e-8)
-@stop_at(1e-5)
+@until(1e-7)
 def floor(f):
     """f(alpha_bar, fisher, distance) returns E(ε − ε_θ)² for one number of an image.
 
@@ -861,16 +1119,34 @@ def _(alpha_bar, fisher, distance):
     return 1 - (1 - alpha_bar) * fisher + distance
 
 
-@floor.wrong("no floor: a perfect network has loss 0", seen="a loss near 1 at small t taken for a failure")
+@floor.wrong(
+    "no floor: a perfect network has loss 0",
+    seen="no public source: a plausible slip (a loss near 1 at small t taken for a failure)",
+)
 def _(alpha_bar, fisher, distance):
     return distance
 
 
-@floor.wrong("the floor is 1: noise cannot be predicted", seen="E ε² taken for Var(ε|x_t)")
+@floor.wrong(
+    "the floor is 1: noise cannot be predicted", seen="no public source: a plausible slip (E ε² taken for Var(ε|x_t))"
+)
 def _(alpha_bar, fisher, distance):
     return 1 + distance
 
 
-@floor.wrong("the score's mean square is not scaled", seen="score and noise estimate mixed up")
+@floor.wrong(
+    "the score's mean square is not scaled",
+    seen="no public source: a plausible slip (score and noise estimate mixed up)",
+)
 def _(alpha_bar, fisher, distance):
     return 1 - fisher + distance
+
+
+@floor.wrong("a floor of at least 0.01", seen="no public source: a clamp “for stability”")
+def _(alpha_bar, fisher, distance):
+    return max(1 - (1 - alpha_bar) * fisher, 0.01) + distance
+
+
+@floor.wrong("distances of at most 10", seen="no public source: a clamp against outliers")
+def _(alpha_bar, fisher, distance):
+    return 1 - (1 - alpha_bar) * fisher + min(distance, 10)

@@ -74,14 +74,17 @@ def _(t, width, max_period):
     return torch.cat([angle.sin(), angle.cos()], 1).float()
 
 
-@time_embedding.wrong("cosines first", seen="openai/guided-diffusion; right for its own weights only")
+@time_embedding.wrong(
+    "cosines first", seen="openai/guided-diffusion and improved-diffusion, nn.py; right for their own weights only"
+)
 def _(t, width, max_period):
     angle = _angles(t, width, max_period)
     return torch.cat([angle.cos(), angle.sin()], 1).float()
 
 
 @time_embedding.wrong(
-    "half in place of half − 1 in the frequencies", seen="openai/guided-diffusion; right for its own weights only"
+    "half in place of half − 1 in the frequencies",
+    seen="openai/guided-diffusion and improved-diffusion, nn.py; right for their own weights only",
 )
 def _(t, width, max_period):
     angle = _angles(t, width, max_period, gap=0)
@@ -89,14 +92,17 @@ def _(t, width, max_period):
 
 
 @time_embedding.wrong(
-    "sine and cosine alternate", seen="Vaswani et al. 2017 as printed; right for its own weights only"
+    "sine and cosine alternate", seen="Vaswani et al. 2017, section 3.5, as printed; right for its own weights only"
 )
 def _(t, width, max_period):
     angle = _angles(t, width, max_period)
     return torch.stack([angle.sin(), angle.cos()], 2).flatten(1).float()
 
 
-@time_embedding.wrong("sine on even rows, cosine on odd rows, not on columns", seen="dataflowr; BrianPulfer issue 9")
+@time_embedding.wrong(
+    "sine on even rows, cosine on odd rows, not on columns",
+    seen="dataflowr/notebooks, Module18/ddpm_nano_sol.ipynb; BrianPulfer/PapersReimplementations issue 9",
+)
 def _(t, width, max_period):
     table = _angles(torch.arange(1, 4001), width, max_period).repeat(1, 2)
     table[0::2] = table[0::2].sin()

@@ -3,6 +3,7 @@
 import os
 import signal
 import threading
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from multiprocessing import parent_process, resource_tracker
@@ -21,17 +22,9 @@ def loaded(
 
     Where an error or Ctrl-C ends it they end at once, and not when they have read what they were told to.
     """
-    loader = DataLoader(
-        data,
-        batch_sampler=(row.tolist() for row in rows),
-        num_workers=workers,
-        collate_fn=collate,
-        worker_init_fn=_heed_the_parent_alone,
-        pin_memory=pin_memory,
-        generator=torch.Generator().manual_seed(0),  # or it would draw from the global one, which dropout uses
-    )
-    with _signals_come_later():
-        loaded = iter(loader)
+    with warnings.catch_warnings(), _signals_come_later():
+        warnings.filterwarnings("ignore", "This DataLoader will create")  # more workers than cores: they wait for disks
+        loaded = iter(_loader(data, rows, workers, collate, pin_memory))
     try:
         yield loaded
     except BaseException:
@@ -43,6 +36,20 @@ def loaded(
     finally:
         if workers:
             loaded._shutdown_workers()  # what forgetting it does, at once, even where a traceback remembers it
+
+
+def _loader(
+    data: Dataset, rows: Iterable[Tensor], workers: int, collate: Callable[[list], Any], pin_memory: bool
+) -> DataLoader:
+    return DataLoader(
+        data,
+        batch_sampler=(row.tolist() for row in rows),
+        num_workers=workers,
+        collate_fn=collate,
+        worker_init_fn=_heed_the_parent_alone,
+        pin_memory=pin_memory,
+        generator=torch.Generator().manual_seed(0),  # or it would draw from the global one, which dropout uses
+    )
 
 
 def _heed_the_parent_alone(worker: int) -> None:

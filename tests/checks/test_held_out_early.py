@@ -4,6 +4,7 @@ They are what a stranger might write: slips, values that are clamped "for stabil
 arguments mixed up, edge cases that were not thought of, states that are kept, arguments that are written into.
 """
 
+import copy
 import math
 
 import numpy as np
@@ -12,7 +13,11 @@ import torch
 from scipy import special, stats
 
 from ddpm_lib.checks import find
+from ddpm_lib.diffusion.schedule import Schedule, linear_schedule
+from ddpm_lib.exact.vae import elbo
 from ddpm_lib.gaussian import condition, kl_divergence, kl_divergence_full, log_density, product
+
+pytestmark = pytest.mark.soak  # minutes: many versions, each a function of its own
 
 HELD_OUT = {}
 
@@ -54,7 +59,7 @@ def writes(function, which=0):
     """The right result, and one argument is overwritten."""
 
     def f(*args):
-        result = function(*(arg.clone() if isinstance(arg, torch.Tensor) else np.copy(arg) for arg in args))
+        result = function(*(arg.clone() if isinstance(arg, torch.Tensor) else copy.copy(arg) for arg in args))
         args[which][...] = 0
         return result
 
@@ -552,6 +557,998 @@ held_out(
     ),
     keeps_a_state=with_state(z_power),
     less=lambda d, n, c: 1 - z_power(d, n, c),
+)
+
+# Chapter 2
+
+
+def scaled(images, white):
+    return images.double() / white * 2 - 1
+
+
+def in_half_precision(images, white):
+    return (images.half() / white * 2 - 1).double()
+
+
+held_out(
+    "pixels in [−1, 1]",
+    white_is_255=lambda x, w: scaled(x, 255 if x.dtype == torch.uint8 else w),
+    white_by_dtype=lambda x, w: scaled(x, 255 if not x.is_floating_point() and w > 200 else w),
+    white_is_the_largest=lambda x, w: scaled(x, x.max()),
+    whole_half=lambda x, w: (x.double() - w // 2) / (w / 2),
+    by_128=lambda x, w: (x.double() - (w + 1) / 2) / ((w + 1) / 2),
+    by_127_5=lambda x, w: x.double() / 127.5 - 1,
+    floor=lambda x, w: (x.double() // 1) / w * 2 - 1,
+    rounded=lambda x, w: scaled(x, w).round(decimals=2),
+    whole_numbers=lambda x, w: scaled(x, w).long(),
+    half_precision=in_half_precision,
+    bfloat=lambda x, w: scaled(x, w).bfloat16(),
+    doubled_as_they_are=lambda x, w: (2 * x) / w - 1,
+    shifted_as_they_are=lambda x, w: (2 * (x - w / 2)).to(x.dtype) / w,
+    without_shift=lambda x, w: x.double() / w * 2,
+    inverted=lambda x, w: 1 - 2 * x.double() / w,
+    zero_to_one=lambda x, w: x.double() / w,
+    minus_half=lambda x, w: x.double() / w - 0.5,
+    gamma=lambda x, w: 2 * (x.double() / w) ** 2.2 - 1,
+    mid_of_bins=lambda x, w: (x.double() + 0.5) / (w + 1) * 2 - 1,
+    clipped_to_99=lambda x, w: scaled(x, w).clamp(-0.99, 0.99),
+    channels_last=lambda x, w: scaled(x, w).movedim(1, -1).reshape(x.shape) if x.ndim == 4 else scaled(x, w),
+    per_channel=lambda x, w: (
+        scaled(x, w) - scaled(x, w).mean((-1, -2), keepdim=True) * 1e-4 if x.ndim > 1 else scaled(x, w)
+    ),
+    stretched=lambda x, w: (x.double() - x.min()) / (x.max() - x.min()) * 2 - 1,
+    not_scaled_if_small=lambda x, w: x.double() * 2 - 1 if x.max() <= 16 else scaled(x, w),
+    white_at_least_2=lambda x, w: scaled(x, max(w, 2)),
+    white_plus_epsilon=lambda x, w: x.double() / (w + 1e-3) * 2 - 1,
+    in_place=lambda x, w: x.mul_(2 / w).sub_(1) if x.is_floating_point() else scaled(x, w),
+    imagenet=lambda x, w: (x.double() / w - 0.485) / 0.229,
+    black_is_left_out=lambda x, w: torch.where(x == 0, 0.0, scaled(x, w)),
+)
+
+
+def both_sides(log_joint, log_q, weight):
+    log_ratio = log_joint - log_q
+    return np.log((weight * np.exp(log_ratio)).sum()), (weight * log_ratio).sum()
+
+
+def bound_with(change):
+    """log p(x) as it is, and another bound of the log-ratio, log_joint, log_q and weights."""
+    return lambda lj, lq, w: (both_sides(lj, lq, w)[0], change(lj - lq, lj, lq, w))
+
+
+def evidence_with(change):
+    return lambda lj, lq, w: (change(lj, lq, w), both_sides(lj, lq, w)[1])
+
+
+held_out(
+    "evidence lower bound",
+    log_plus_1e8=evidence_with(lambda lj, lq, w: np.log((w * np.exp(lj - lq)).sum() + 1e-8)),
+    log_plus_1e12=evidence_with(lambda lj, lq, w: np.log((w * np.exp(lj - lq)).sum() + 1e-12)),
+    log_plus_1e20=evidence_with(lambda lj, lq, w: np.log((w * np.exp(lj - lq)).sum() + 1e-20)),
+    evidence_by_the_mean=evidence_with(lambda lj, lq, w: np.log(np.exp(lj - lq).mean())),
+    evidence_without_q=evidence_with(lambda lj, lq, w: np.log((w * np.exp(lj)).sum())),
+    evidence_is_the_best=evidence_with(lambda lj, lq, w: (lj - lq).max()),
+    evidence_not_positive=evidence_with(lambda lj, lq, w: min(np.log((w * np.exp(lj - lq)).sum()), 0)),
+    probability=evidence_with(lambda lj, lq, w: (w * np.exp(lj - lq)).sum()),
+    base_two=lambda *a: tuple(part / np.log(2) for part in both_sides(*a)),
+    even_grid=lambda lj, lq, w: (
+        np.log((np.exp(lj) * w.max() / np.exp(lq[w.argmax()])).sum()),
+        both_sides(lj, lq, w)[1],
+    ),
+    negative=bound_with(lambda r, lj, lq, w: -(w * r).sum()),
+    mean_of_ratio=bound_with(lambda r, lj, lq, w: r.mean()),
+    joint_only=bound_with(lambda r, lj, lq, w: (w * lj).sum()),
+    plus_entropy_twice=bound_with(lambda r, lj, lq, w: (w * (r - lq)).sum()),
+    q_added=bound_with(lambda r, lj, lq, w: (w * (lj + lq)).sum()),
+    clipped_at_50=bound_with(lambda r, lj, lq, w: (w * r.clip(-50, 50)).sum()),
+    clipped_at_100=bound_with(lambda r, lj, lq, w: (w * r.clip(-100, 100)).sum()),
+    joint_clipped=bound_with(lambda r, lj, lq, w: (w * (lj.clip(-100) - lq)).sum()),
+    not_positive=bound_with(lambda r, lj, lq, w: min((w * r).sum(), 0)),
+    at_the_peak=bound_with(lambda r, lj, lq, w: r[w.argmax()]),
+    log_of_mean_of_root=bound_with(lambda r, lj, lq, w: 2 * np.log((w * np.exp(r / 2)).sum())),
+    importance_of_two=bound_with(
+        lambda r, lj, lq, w: (
+            (w[::9, None] * w[None, ::9] * 81 * np.logaddexp(r[::9, None], r[None, ::9])).sum() - np.log(2)
+        )
+    ),
+    by_the_gap_of_the_joint=bound_with(lambda r, lj, lq, w: (np.exp(lj) / np.exp(lj).sum() * r).sum()),
+    swapped=lambda *a: both_sides(*a)[::-1],
+    bound_given_twice=lambda *a: (both_sides(*a)[1],) * 2,
+    evidence_given_twice=lambda *a: (both_sides(*a)[0],) * 2,
+    float32=single(both_sides),
+    shifts_the_joint=lambda lj, lq, w: (both_sides(lj, lq, w), lj.sort())[0],
+    keeps_a_state=with_state(both_sides),
+)
+
+
+def kl_on_grid(log_q, log_posterior, log_prior, dz):
+    return (np.exp(log_q) * (log_q - log_posterior)).sum() * dz
+
+
+held_out(
+    "gap of the evidence lower bound",
+    sign=lambda *a: -kl_on_grid(*a),
+    absolute_ratio=lambda q, p, r, dz: (np.exp(q) * np.abs(q - p)).sum() * dz,
+    squared_ratio=lambda q, p, r, dz: 0.5 * (np.exp(q) * (q - p) ** 2).sum() * dz,
+    symmetric=lambda q, p, r, dz: 0.5 * (kl_on_grid(q, p, r, dz) + kl_on_grid(p, q, r, dz)),
+    jensen_shannon=lambda q, p, r, dz: kl_on_grid(q, np.logaddexp(q, p) - np.log(2), r, dz),
+    to_prior=lambda q, p, r, dz: kl_on_grid(q, r, p, dz),
+    from_prior=lambda q, p, r, dz: kl_on_grid(r, p, q, dz),
+    sum_of_both=lambda q, p, r, dz: kl_on_grid(q, p, r, dz) + kl_on_grid(q, r, p, dz),
+    posterior_to_prior=lambda q, p, r, dz: kl_on_grid(p, r, q, dz),
+    without_dz=lambda q, p, r, dz: (np.exp(q) * (q - p)).sum(),
+    dz_squared=lambda q, p, r, dz: (np.exp(q) * (q - p)).sum() * dz**2,
+    hard_wired_dz=lambda q, p, r, dz: (np.exp(q) * (q - p)).sum() * 0.002,
+    mean=lambda q, p, r, dz: (np.exp(q) * (q - p)).mean(),
+    unweighted=lambda q, p, r, dz: (q - p).mean(),
+    posterior_plus_1e8=lambda q, p, r, dz: (np.exp(q) * (q - np.log(np.exp(p) + 1e-8))).sum() * dz,
+    posterior_plus_1e30=lambda q, p, r, dz: (np.exp(q) * (q - np.log(np.exp(p) + 1e-30))).sum() * dz,
+    posterior_clipped_at_50=lambda q, p, r, dz: kl_on_grid(q, p.clip(-50), r, dz),
+    ratio_clipped_at_100=lambda q, p, r, dz: (np.exp(q) * (q - p).clip(-100, 100)).sum() * dz,
+    at_most_100=lambda *a: min(kl_on_grid(*a), 100.0),
+    free_bits=lambda *a: max(kl_on_grid(*a), 0.01),
+    entropy_only=lambda q, p, r, dz: -(np.exp(q) * q).sum() * dz,
+    cross_entropy=lambda q, p, r, dz: -(np.exp(q) * p).sum() * dz,
+    total_variation=lambda q, p, r, dz: 0.5 * np.abs(np.exp(q) - np.exp(p)).sum() * dz,
+    log_of_mean=lambda q, p, r, dz: np.log((np.exp(q) * np.exp(np.clip(q - p, -9, 9))).sum() * dz),
+    positive_parts=lambda q, p, r, dz: (np.exp(q) * np.maximum(q - p, 0)).sum() * dz,
+    f_divergence=lambda q, p, r, dz: (np.exp(p) * (np.exp(np.clip(q - p, -50, 50)) - 1) ** 2).sum() * dz,
+    float32=single(kl_on_grid),
+    half_the_grid=lambda q, p, r, dz: kl_on_grid(q[::2], p[::2], r, dz),
+    writes_into_q=writes(kl_on_grid),
+    keeps_a_state=with_state(kl_on_grid),
+)
+
+
+def kl_of(mean, log_var):
+    return 0.5 * (mean**2 + log_var.exp() - 1 - log_var).sum(1)
+
+
+def changed_bound(kl=None, log_var=None, decoder_var=None, recon=None, z=None):
+    """`elbo` with another KL of (mean, log_var), another reconstruction of the right one, or changed arguments."""
+
+    def f(x, mean, logvar, decode, var, eps):
+        changed = log_var(logvar) if log_var else logvar
+        right, right_kl = elbo(
+            x,
+            mean,
+            changed,
+            (lambda _: decode(z(mean, logvar, eps))) if z else decode,
+            decoder_var(var) if decoder_var else var,
+            eps,
+        )
+        return recon(right, x) if recon else right, kl(mean, changed) if kl else right_kl
+
+    return f
+
+
+def least(low, high=None):
+    return lambda value: t64(value).clamp(low, high)
+
+
+held_out(
+    "reconstruction and KL",
+    log_var_from_m30_to_20=changed_bound(log_var=least(-30, 20)),
+    log_var_from_m10_to_10=changed_bound(log_var=least(-10, 10)),
+    log_var_at_most_4=changed_bound(log_var=least(-100, 4)),
+    log_var_at_least_m20=changed_bound(log_var=least(-20)),
+    variance_plus_1e8=changed_bound(log_var=lambda v: (v.exp() + 1e-8).log()),
+    deviation_plus_1e6=changed_bound(z=lambda m, v, e: m + ((v / 2).exp() + 1e-6) * e),
+    decoder_var_at_least_1e6=changed_bound(decoder_var=least(1e-6)),
+    decoder_var_at_least_1e12=changed_bound(decoder_var=least(1e-12)),
+    decoder_var_at_most_100=changed_bound(decoder_var=least(0, 100.0)),
+    decoder_var_plus_1e8=changed_bound(decoder_var=lambda v: v + 1e-8),
+    decoder_var_averaged=changed_bound(decoder_var=lambda v: t64(v).mean()),
+    decoder_var_is_a_deviation=changed_bound(decoder_var=lambda v: v**2),
+    decoder_var_detached=changed_bound(decoder_var=lambda v: t64(v).detach()),
+    recon_not_positive=changed_bound(recon=lambda r, x: r.clamp(max=0)),
+    recon_at_least_m1000=changed_bound(recon=lambda r, x: r.clamp(min=-1000)),
+    recon_mean_of_batch=changed_bound(recon=lambda r, x: r.mean() + 0 * r),
+    recon_mean_of_channels=changed_bound(recon=lambda r, x: r / x.shape[1]),
+    recon_negative=changed_bound(recon=lambda r, x: -r),
+    recon_mean=changed_bound(recon=lambda r, x: r / x[0].numel()),
+    kl_mean_of_latents=changed_bound(kl=lambda m, v: kl_of(m, v) / m.shape[1]),
+    kl_mean_of_batch=changed_bound(kl=lambda m, v: kl_of(m, v).mean() + 0 * m[:, 0]),
+    kl_sum_of_batch=changed_bound(kl=lambda m, v: kl_of(m, v).sum() + 0 * m[:, 0]),
+    kl_half_once=changed_bound(kl=lambda m, v: 0.5 * ((m**2 + v.exp() - v).sum(1) - 1)),
+    kl_without_half=changed_bound(kl=lambda m, v: 2 * kl_of(m, v)),
+    kl_without_mean=changed_bound(kl=lambda m, v: kl_of(0 * m, v)),
+    kl_plus_log=changed_bound(kl=lambda m, v: kl_of(m, v) + v.sum(1)),
+    kl_square_of_log=changed_bound(kl=lambda m, v: 0.5 * (m**2 + v**2 - 1 - v).sum(1)),
+    kl_deviation=changed_bound(kl=lambda m, v: 0.5 * (m**2 + (v / 2).exp() - 1 - v / 2).sum(1)),
+    kl_free_bits=changed_bound(kl=lambda m, v: kl_of(m, v).clamp(min=1e-3)),
+    kl_free_bits_a_latent=changed_bound(kl=lambda m, v: (0.5 * (m**2 + v.exp() - 1 - v)).clamp(min=0.05).sum(1)),
+    kl_at_most_1000=changed_bound(kl=lambda m, v: kl_of(m, v).clamp(max=1000)),
+    kl_weighed=changed_bound(kl=lambda m, v: 1.001 * kl_of(m, v)),
+    kl_log_plus_1e8=changed_bound(kl=lambda m, v: 0.5 * (m**2 + v.exp() - 1 - (v.exp() + 1e-8).log()).sum(1)),
+    kl_log_plus_1e12=changed_bound(kl=lambda m, v: 0.5 * (m**2 + v.exp() - 1 - (v.exp() + 1e-12).log()).sum(1)),
+    kl_detached=changed_bound(kl=lambda m, v: kl_of(m, v).detach()),
+    kl_mean_detached=changed_bound(kl=lambda m, v: kl_of(m.detach(), v)),
+    kl_of_first_latent=changed_bound(kl=lambda m, v: kl_of(m[:, :1], v[:, :1])),
+    eps_ignored=changed_bound(z=lambda m, v, e: m),
+    eps_shared=changed_bound(z=lambda m, v, e: m + (v / 2).exp() * e[:1]),
+    eps_first_latent=changed_bound(z=lambda m, v, e: m + (v / 2).exp() * e[:, :1]),
+    eps_drawn_anew=changed_bound(z=lambda m, v, e: m + (v / 2).exp() * torch.randn_like(e)),
+    deviation_is_variance=changed_bound(z=lambda m, v, e: m + v.exp() * e),
+    deviation_is_log=changed_bound(z=lambda m, v, e: m + v * e),
+    minus_log_var=changed_bound(z=lambda m, v, e: m + (-v / 2).exp() * e),
+    deviation_detached=changed_bound(z=lambda m, v, e: m + (v / 2).exp().detach() * e),
+    mean_detached=changed_bound(z=lambda m, v, e: m.detach() + (v / 2).exp() * e),
+    z_clipped=changed_bound(z=lambda m, v, e: (m + (v / 2).exp() * e).clamp(-3, 3)),
+    x_clipped=lambda x, *a: elbo(x.clamp(-1, 1), *a),
+    decoded_clipped=lambda x, m, v, decode, s, e: elbo(x, m, v, lambda z: decode(z).clamp(-1, 1), s, e),
+    swapped=lambda *a: elbo(*a)[::-1],
+    no_gradient=torch.no_grad()(elbo),
+    float32=lambda x, m, v, decode, s, e: tuple(
+        p.double()
+        for p in elbo(x.float(), m.float(), v.float(), lambda z: decode(z.double()).float(), t64(s).float(), e.float())
+    ),
+    keeps_a_state=with_state(elbo),
+    writes_into_eps=lambda x, m, v, d, s, e: (elbo(x, m, v, d, s, e.clone()), e.zero_())[0],
+)
+
+
+def slope_at(function, z):
+    z = z.detach().requires_grad_()
+    return torch.autograd.grad(function(z).sum(), z)[0]
+
+
+def moved(function, mean, std, eps):
+    slope = slope_at(function, mean + std * eps)
+    return slope, slope * eps
+
+
+def weighed(function, mean, std, eps):
+    value = function(mean + std * eps)[:, None]
+    return value * eps / std, value * (eps**2 - 1) / std
+
+
+def difference(f, z, h=1e-4):
+    return torch.stack([(f(z + h * e) - f(z - h * e)) / (2 * h) for e in torch.eye(z.shape[1], dtype=z.dtype)], 1)
+
+
+held_out(
+    "reparameterised gradient",
+    mean_of_batch=lambda *a: tuple(part.mean(0) + 0 * part for part in moved(*a)),
+    sum_of_batch=lambda *a: tuple(part.sum(0) + 0 * part for part in moved(*a)),
+    divided_by_n=lambda *a: tuple(part / len(part) for part in moved(*a)),
+    slope_of_the_mean=lambda f, m, s, e: (g := slope_at(lambda z: f(z).mean(0, True), m + s * e), g * e),
+    std_by_its_sign=lambda f, m, s, e: (g := slope_at(f, m + s * e), g * e.sign()),
+    std_squared_eps=lambda f, m, s, e: (g := slope_at(f, m + s * e), g * e**2),
+    std_divided=lambda f, m, s, e: (g := slope_at(f, m + s * e), g * e / s),
+    std_multiplied=lambda f, m, s, e: (g := slope_at(f, m + s * e), g * e * s),
+    by_variance=lambda f, m, s, e: (g := slope_at(f, m + s * e), g * e / (2 * s)),
+    minus_eps=lambda f, m, s, e: (g := slope_at(f, m + s * e), -g * e),
+    variance_in_sample=lambda f, m, s, e: moved(f, m, s**2, e),
+    std_at_least_1e4=lambda f, m, s, e: moved(f, m, s.clamp(min=1e-3), e),
+    std_at_least_1e6=lambda f, m, s, e: moved(f, m, s.clamp(min=1e-6), e),
+    std_plus_1e8=lambda f, m, s, e: moved(f, m, s + 1e-8, e),
+    std_at_most_100=lambda f, m, s, e: moved(f, m, s.clamp(max=100), e),
+    eps_clipped=lambda f, m, s, e: moved(f, m, s, e.clamp(-3, 3)),
+    sample_clipped=lambda f, m, s, e: (g := slope_at(f, (m + s * e).clamp(-5, 5)), g * e),
+    slope_clipped=lambda f, m, s, e: (g := slope_at(f, m + s * e).clamp(-10, 10), g * e),
+    slope_normalised=lambda f, m, s, e: (g := (g := slope_at(f, m + s * e)) / g.norm().clamp(min=1), g * e),
+    first_coordinate=lambda f, m, s, e: (g := slope_at(f, m + s * e), g[:, :1] * e),
+    shared_eps=lambda f, m, s, e: (g := slope_at(f, m + s * e), g * e[:, :1]),
+    sum_over_coordinates=lambda f, m, s, e: (g := slope_at(f, m + s * e).sum(1, True) + 0 * e, g * e),
+    coarse_difference=lambda f, m, s, e: (g := difference(f, m + s * e, 1e-2), g * e),
+    value_added=lambda f, m, s, e: (g := slope_at(f, m + s * e), g * e + 1e-3 * f(m + s * e)[:, None] * (e**2 - 1)),
+    score=weighed,
+    half_and_half=lambda *a: tuple(0.5 * (x + y) for x, y in zip(moved(*a), weighed(*a), strict=True)),
+    swapped=lambda *a: moved(*a)[::-1],
+    float32=lambda f, m, s, e: tuple(p.double() for p in moved(lambda z: f(z), m.float(), s.float(), e.float())),
+    keeps_a_state=with_state(moved),
+    writes_into_eps=lambda f, m, s, e: (moved(f, m, s, e.clone()), e.zero_())[0],
+    mean_clipped=lambda f, m, s, e: moved(f, m.clamp(-1, 1), s, e),
+)
+
+
+def with_baseline(baseline):
+    def f(function, mean, std, eps):
+        value = function(mean + std * eps)
+        value = (value - baseline(value))[:, None]
+        return value * eps / std, value * (eps**2 - 1) / std
+
+    return f
+
+
+held_out(
+    "score-function gradient",
+    batch_mean_as_baseline=with_baseline(lambda v: v.mean()),
+    batch_median_as_baseline=with_baseline(lambda v: v.median()),
+    leave_one_out=with_baseline(lambda v: (v.sum() - v) / max(len(v) - 1, 1)),
+    first_as_baseline=with_baseline(lambda v: v[0]),
+    least_as_baseline=with_baseline(lambda v: v.min()),
+    itself_as_baseline=with_baseline(lambda v: 0.5 * v),
+    standardised=with_baseline(lambda v: v - (v - v.mean()) / (v.std() + 1e-8) if len(v) > 1 else 0 * v),
+    value_clipped=lambda f, *a: weighed(lambda z: f(z).clamp(-10, 10), *a),
+    value_clipped_at_100=lambda f, *a: weighed(lambda z: f(z).clamp(-100, 100), *a),
+    positive_values=lambda f, *a: weighed(lambda z: f(z).abs(), *a),
+    std_at_least_1e6=lambda f, m, s, e: weighed(f, m, s.clamp(min=1e-6), e),
+    std_plus_1e8=lambda f, m, s, e: (v := f(m + s * e)[:, None], v * e / (s + 1e-8), v * (e**2 - 1) / (s + 1e-8))[1:],
+    std_plus_1e12=lambda f, m, s, e: (v := f(m + s * e)[:, None], v * e / (s + 1e-12), v * (e**2 - 1) / (s + 1e-12))[
+        1:
+    ],
+    std_at_most_100=lambda f, m, s, e: weighed(f, m, s.clamp(max=100), e),
+    variance_plus_1e8=lambda f, m, s, e: (
+        v := f(m + s * e)[:, None],
+        v * s * e / (s**2 + 1e-8),
+        v * s * (e**2 - 1) / (s**2 + 1e-8),
+    )[1:],
+    eps_clipped=lambda f, m, s, e: weighed(f, m, s, e.clamp(-4, 4)),
+    over_variance=lambda f, m, s, e: (v := f(m + s * e)[:, None], v * e / s**2, v * (e**2 - 1) / s**2)[1:],
+    not_divided=lambda f, m, s, e: (v := f(m + s * e)[:, None], v * e, v * (e**2 - 1))[1:],
+    plus_one=lambda f, m, s, e: (v := f(m + s * e)[:, None], v * e / s, v * (e**2 + 1) / s)[1:],
+    eps_minus_one=lambda f, m, s, e: (v := f(m + s * e)[:, None], v * e / s, v * (e - 1) / s)[1:],
+    log_std=lambda f, m, s, e: (v := f(m + s * e)[:, None], v * e / s, v * (e**2 - 1))[1:],
+    by_variance=lambda f, m, s, e: (v := f(m + s * e)[:, None], v * e / s, v * (e**2 - 1) / (2 * s**2))[1:],
+    negative=lambda *a: tuple(-part for part in weighed(*a)),
+    sum_of_eps=lambda f, m, s, e: (v := f(m + s * e)[:, None], v * e.sum(1, True) / s, v * (e**2 - 1) / s)[1:],
+    all_coordinates=lambda f, m, s, e: (
+        v := f(m + s * e)[:, None],
+        v * e / s,
+        v * ((e**2).sum(1, True) - e.shape[1]) / s,
+    )[1:],
+    log_of_value=lambda f, *a: weighed(lambda z: (f(z).abs() + 1e-8).log(), *a),
+    averaged=lambda *a: tuple(part.mean(0) + 0 * part for part in weighed(*a)),
+    moved=moved,
+    some_slope=lambda f, m, s, e: tuple(
+        0.9 * x + 0.1 * y for x, y in zip(weighed(f, m, s, e), moved(f, m, s, e), strict=True)
+    ),
+    running_baseline=with_state(weighed),
+    float32=lambda f, m, s, e: tuple(p.double() for p in weighed(f, m.float(), s.float(), e.float())),
+    swapped=lambda *a: weighed(*a)[::-1],
+)
+
+
+def linear_by(noise=None, bias=True, prior=1.0, evidence=None, code=None):
+    """`linear_model` with a changed noise covariance of (D, variance), without bias, or with its parts changed."""
+
+    def f(x, weight, b, var):
+        D, K = weight.shape
+        cov = weight @ weight.T + (noise(D, var) if noise else var * EYE[:D, :D].to(x.dtype))
+        away = x - b if bias else x
+        log_p = -0.5 * ((away @ torch.linalg.inv(cov) * away).sum(1) + torch.logdet(cov) + D * math.log(2 * math.pi))
+        z_cov = torch.linalg.inv(prior * EYE[:K, :K].to(x.dtype) + weight.T @ weight / var)
+        mean = away @ weight @ z_cov / var
+        log_p = evidence(log_p, x, weight, b, var) if evidence else log_p
+        return (log_p, *(code(mean, z_cov, weight, var) if code else (mean, z_cov)))
+
+    return f
+
+
+held_out(
+    "linear model's evidence",
+    jitter_1e6=linear_by(noise=lambda D, v: (v + 1e-6) * EYE[:D, :D]),
+    jitter_1e12=linear_by(noise=lambda D, v: (v + 1e-12) * EYE[:D, :D]),
+    noise_at_least_1e4=linear_by(noise=lambda D, v: max(float(v), 1e-4) * EYE[:D, :D]),
+    noise_at_least_1e10=linear_by(noise=lambda D, v: max(float(v), 1e-10) * EYE[:D, :D]),
+    noise_at_most_100=linear_by(noise=lambda D, v: min(float(v), 100.0) * EYE[:D, :D]),
+    noise_detached=linear_by(noise=lambda D, v: float(v) * EYE[:D, :D]),
+    noise_forgotten=linear_by(noise=lambda D, v: 1e-9 * EYE[:D, :D]),
+    no_bias=linear_by(bias=False),
+    prior_1e3=linear_by(prior=1.001),
+    prior_jitter_1e8=linear_by(prior=1 + 1e-8),
+    without_2pi=linear_by(evidence=lambda p, x, w, b, v: p + 0.5 * x.shape[1] * LOG_2PI),
+    two_pi_once=linear_by(evidence=lambda p, x, w, b, v: p + 0.5 * (x.shape[1] - 1) * LOG_2PI),
+    two_pi_of_latents=linear_by(evidence=lambda p, x, w, b, v: p + 0.5 * (x.shape[1] - w.shape[1]) * LOG_2PI),
+    per_dimension=linear_by(evidence=lambda p, x, w, b, v: p / x.shape[1]),
+    mean_of_batch=linear_by(evidence=lambda p, *a: p.mean() + 0 * p),
+    sum_of_batch=linear_by(evidence=lambda p, *a: p.sum() + 0 * p),
+    negative=linear_by(evidence=lambda p, *a: -p),
+    in_bits=linear_by(evidence=lambda p, *a: p / math.log(2)),
+    at_least_m1000=linear_by(evidence=lambda p, *a: p.clamp(min=-1000)),
+    not_positive=linear_by(evidence=lambda p, *a: p.clamp(max=0)),
+    code_at_least_1e3=linear_by(
+        code=lambda m, c, w, v: (m, c - c.diagonal().diag() + c.diagonal().clamp(min=1e-3).diag())
+    ),
+    code_is_precision=linear_by(code=lambda m, c, w, v: (m, torch.linalg.inv(c))),
+    code_is_diagonal=linear_by(code=lambda m, c, w, v: (m, c.diagonal().diag())),
+    code_clipped=linear_by(code=lambda m, c, w, v: (m.clamp(-5, 5), c)),
+    code_not_divided=linear_by(code=lambda m, c, w, v: (m * v, c)),
+    code_is_a_root=linear_by(code=lambda m, c, w, v: (m, torch.linalg.cholesky(c))),
+    code_of_ppca=linear_by(code=lambda m, c, w, v: (m, c * v)),
+    trace=linear_by(evidence=lambda p, x, w, b, v: p - 0.5 * torch.trace(w.T @ w) / v),
+    float32=single(linear_by()),
+    keeps_a_state=with_state(linear_by()),
+    writes_into_bias=writes(linear_by(), 2),
+    detached=detached(linear_by()),
+    weight_detached=detached(linear_by(), 1),
+)
+
+
+def chain(end, p, q, weight):
+    return weight @ (end + p.sum(0) - q.sum(0))
+
+
+held_out(
+    "bound of a chain",
+    mean_of_steps=lambda e, p, q, w: w @ (e + p.mean(0) - q.mean(0)),
+    no_prior=lambda e, p, q, w: w @ (p.sum(0) - q.sum(0)),
+    prior_a_step=lambda e, p, q, w: w @ (len(p) * e + p.sum(0) - q.sum(0)),
+    first_decoder_missing=lambda e, p, q, w: w @ (e + p[1:].sum(0) - q.sum(0)),
+    last_decoder_missing=lambda e, p, q, w: w @ (e + p[:-1].sum(0) - q.sum(0)),
+    first_encoder_missing=lambda e, p, q, w: w @ (e + p.sum(0) - q[1:].sum(0)),
+    last_encoder_missing=lambda e, p, q, w: w @ (e + p.sum(0) - q[:-1].sum(0)),
+    two_steps=lambda e, p, q, w: w @ (e + p[:2].sum(0) - q[:2].sum(0)),
+    three_steps=lambda e, p, q, w: w @ (e + p[:3].sum(0) - q[:3].sum(0)),
+    first_and_last=lambda e, p, q, w: w @ (e + p[0] + p[-1] - q[0] - q[-1]) if len(p) > 1 else chain(e, p, q, w),
+    hard_wired_two=lambda e, p, q, w: w @ (e + p[0] + p[1 % len(p)] - q[0] - q[1 % len(q)]),
+    encoder_added=lambda e, p, q, w: w @ (e + p.sum(0) + q.sum(0)),
+    loss=lambda *a: -chain(*a),
+    unweighted=lambda e, p, q, w: (e + p.sum(0) - q.sum(0)).mean(),
+    sum_of_paths=lambda e, p, q, w: (e + p.sum(0) - q.sum(0)).sum(),
+    weight_squared=lambda e, p, q, w: (w**2 / (w**2).sum()) @ (e + p.sum(0) - q.sum(0)),
+    most_likely_path=lambda e, p, q, w: (e + p.sum(0) - q.sum(0))[w.argmax()],
+    clipped_at_100=lambda e, p, q, w: w @ (e + p.clip(-100).sum(0) - q.sum(0)),
+    clipped_at_1000=lambda e, p, q, w: w @ (e + p.clip(-1000).sum(0) - q.sum(0)),
+    densities_below_one=lambda e, p, q, w: w @ (e.clip(max=0) + p.clip(max=0).sum(0) - q.clip(max=0).sum(0)),
+    log_plus_1e8=lambda e, p, q, w: w @ (e + np.log(np.exp(p) + 1e-8).sum(0) - q.sum(0)),
+    not_positive=lambda *a: min(chain(*a), 0.0),
+    log_of_mean=lambda e, p, q, w: np.log(w @ np.exp((e + p.sum(0) - q.sum(0)).clip(-300, 300))),
+    in_bits=lambda *a: chain(*a) / np.log(2),
+    per_step=lambda e, p, q, w: chain(e, p, q, w) / len(p),
+    reversed_steps=lambda e, p, q, w: w @ (e + (p[::-1] - q).cumsum(0)[0] + (p - q)[1:].sum(0)),
+    products=lambda e, p, q, w: w @ (e + p.prod(0) - q.prod(0)),
+    ratio_of_sums=lambda e, p, q, w: w @ e + (w @ p.T).sum() - (w @ q.T).mean(),
+    float32=single(chain),
+    writes_into_q=writes(chain, 2),
+    keeps_a_state=with_state(chain),
+)
+
+
+# Chapter 3
+
+
+def as_image(values, x):
+    return values if values.ndim == 0 else values.reshape(-1, *[1] * (x.ndim - 1))
+
+
+def normal_noise(x, generator):
+    return torch.randn(x.shape, generator=generator, dtype=x.dtype)
+
+
+def step_with(noise=normal_noise, scale=None, std=None, beta=None):
+    """The forward step with other noise, another scale of (β, t), another deviation of β, or a changed β."""
+
+    def f(schedule, x, t, generator):
+        b = as_image(schedule.beta[t], x)
+        b = beta(b) if beta else b
+        return (scale(b, t) if scale else (1 - b).sqrt()) * x + (std(b) if std else b.sqrt()) * noise(x, generator)
+
+    return f
+
+
+right_step = step_with()
+
+
+def at_times(change, condition):
+    """The right step, and `change` of it where `condition(schedule, t)` holds for the one t (or for any)."""
+
+    def f(schedule, x, t, generator):
+        right = right_step(schedule, x, t, generator)
+        return change(x, right) if bool(torch.as_tensor(condition(schedule, t)).any()) else right
+
+    return f
+
+
+def like_first_row(x, generator):
+    return normal_noise(x[:1], generator).expand_as(x)
+
+
+KEPT = {}
+
+
+def memory(x, generator):
+    key = tuple(x.shape)
+    fresh = normal_noise(x, generator)
+    old = KEPT.get(key, fresh)
+    KEPT[key] = fresh
+    return (fresh + 0.1 * old) / 1.01**0.5
+
+
+def rejection(x, generator):
+    z = normal_noise(x, generator)
+    return torch.where(z.abs() > 3, normal_noise(x, generator), z)
+
+
+def magnitude(x, generator):
+    one = torch.randn(len(x), *[1] * (x.ndim - 1), generator=generator, dtype=x.dtype).abs()
+    return one * normal_noise(x, generator).sign()
+
+
+held_out(
+    "forward step",
+    one_magnitude_an_image=step_with(noise=magnitude),
+    one_noise_an_image=step_with(
+        noise=lambda x, g: torch.randn(len(x), *[1] * (x.ndim - 1), generator=g, dtype=x.dtype) + 0 * x
+    ),
+    one_noise_for_the_channels=step_with(noise=lambda x, g: normal_noise(x[:, :1], g).expand_as(x)),
+    one_noise_for_the_batch=step_with(noise=like_first_row),
+    uniform=step_with(noise=lambda x, g: 12**0.5 * (torch.rand(x.shape, generator=g, dtype=x.dtype) - 0.5)),
+    signs=step_with(noise=lambda x, g: normal_noise(x, g).sign()),
+    three_uniforms=step_with(
+        noise=lambda x, g: 2 * sum(torch.rand(x.shape, generator=g, dtype=x.dtype) - 0.5 for _ in range(3))
+    ),
+    laplace=step_with(
+        noise=lambda x, g: (
+            (e := torch.rand(x.shape, generator=g, dtype=x.dtype) - 0.5).sign() * -torch.log1p(-2 * e.abs()) / 2**0.5
+        )
+    ),
+    clipped_noise=step_with(noise=lambda x, g: normal_noise(x, g).clamp(-3, 3)),
+    drawn_again_beyond_3=step_with(noise=rejection),
+    standardised=step_with(noise=lambda x, g: (z := normal_noise(x, g)) / z.square().mean().sqrt()),
+    centred=step_with(noise=lambda x, g: (z := normal_noise(x, g)) - z.mean()),
+    centred_an_image=step_with(
+        noise=lambda x, g: (z := normal_noise(x, g)) - z.flatten(1).mean(1).reshape(-1, *[1] * (x.ndim - 1))
+    ),
+    global_generator=step_with(noise=lambda x, g: torch.randn_like(x)),
+    half_global=step_with(noise=lambda x, g: (normal_noise(x, g) + torch.randn_like(x)) / 2**0.5),
+    reseeded=step_with(noise=lambda x, g: normal_noise(x, torch.Generator().manual_seed(0))),
+    rewound=step_with(noise=lambda x, g: normal_noise(x, g.manual_seed(g.initial_seed()))),
+    copied_generator=step_with(noise=lambda x, g: normal_noise(x, g.clone_state())),
+    float32_noise=step_with(noise=lambda x, g: torch.randn(x.shape, generator=g).to(x.dtype)),
+    antithetic=step_with(noise=lambda x, g: torch.cat([(z := normal_noise(x[: (len(x) + 1) // 2], g)), -z])[: len(x)]),
+    larger_by_half_a_percent=step_with(std=lambda b: 1.006 * b.sqrt()),
+    seeded_by_the_image=step_with(
+        noise=lambda x, g: normal_noise(x, torch.Generator().manual_seed(int(abs(x.sum()) * 1e6)))
+    ),
+    sign_of_the_image=step_with(noise=lambda x, g: normal_noise(x, g).abs() * x.sign()),
+    scaled_with_the_image=step_with(
+        noise=lambda x, g: normal_noise(x, g) * (0.5 + 0.5 * x.detach().abs().clamp(max=1))
+    ),
+    keeps_noise=step_with(noise=memory),
+    no_noise_at_1=at_times(lambda x, y: x, lambda s, t: torch.as_tensor(t) == 1),
+    no_noise_at_T=at_times(lambda x, y: x, lambda s, t: torch.as_tensor(t) == s.T),
+    clipped=at_times(lambda x, y: y.clamp(-1, 1), lambda s, t: True),
+    clipped_at_10=at_times(lambda x, y: y.clamp(-10, 10), lambda s, t: True),
+    image_clipped=lambda s, x, t, g: right_step(s, x.clamp(-1, 1), t, g),
+    variance_at_least_1e6=step_with(std=lambda b: b.clamp(min=1e-6).sqrt()),
+    variance_at_least_1e10=step_with(std=lambda b: b.clamp(min=1e-10).sqrt()),
+    variance_plus_1e8=step_with(std=lambda b: (b + 1e-8).sqrt()),
+    beta_at_least_1e4=step_with(beta=lambda b: b.clamp(min=2e-4)),
+    beta_at_most=step_with(beta=lambda b: b.clamp(max=0.999)),
+    std_is_beta=step_with(std=lambda b: b),
+    std_is_fourth_root=step_with(std=lambda b: b**0.25),
+    std_of_the_other=step_with(std=lambda b: (1 - b).sqrt()),
+    scale_without_root=step_with(scale=lambda b, t: 1 - b),
+    scale_one=step_with(scale=lambda b, t: 1 + 0 * b),
+    scale_taylor=step_with(scale=lambda b, t: 1 - b / 2),
+    scale_minus_std=step_with(scale=lambda b, t: 1 - b.sqrt()),
+    scale_negative=step_with(scale=lambda b, t: -(1 - b).sqrt()),
+    scale_squares=step_with(scale=lambda b, t: (1 - b**2).sqrt()),
+    previous_beta=lambda s, x, t, g: (
+        b := as_image(s.beta[t - 1], x),
+        (1 - b).sqrt() * x + b.sqrt() * normal_noise(x, g),
+    )[1],
+    next_beta=lambda s, x, t, g: (
+        b := as_image(s.beta[(torch.as_tensor(t) + 1).clamp(max=s.T)], x),
+        (1 - b).sqrt() * x + b.sqrt() * normal_noise(x, g),
+    )[1],
+    alpha_bar=lambda s, x, t, g: (a := as_image(s.alpha_bar[t], x), a.sqrt() * x + (1 - a).sqrt() * normal_noise(x, g))[
+        1
+    ],
+    first_t_for_all=lambda s, x, t, g: right_step(s, x, t if isinstance(t, int) else t[:1].expand(len(x)), g),
+    t_along_the_width=lambda s, x, t, g: (
+        right_step(s, x, t, g)
+        if isinstance(t, int) or x.shape[-1] != len(t)
+        else (1 - s.beta[t]).sqrt() * x + s.beta[t].sqrt() * normal_noise(x, g)
+    ),
+    t_along_the_channels=lambda s, x, t, g: (
+        right_step(s, x, t, g)
+        if isinstance(t, int) or x.shape[1] != len(t)
+        else (1 - (b := s.beta[t].reshape(1, -1, *[1] * (x.ndim - 2)))).sqrt() * x + b.sqrt() * normal_noise(x, g)
+    ),
+    mean_beta=step_with(beta=lambda b: b.mean()),
+    wrong_for_one_image=lambda s, x, t, g: right_step(s, x, t, g) if len(x) > 1 else x + 0 * right_step(s, x, t, g),
+    neighbouring_pixels=step_with(
+        noise=lambda x, g: (
+            ((z := normal_noise(x, g)) + 0.2 * z.roll(1, -1)) / 1.04**0.5 if x.shape[-1] > 1 else normal_noise(x, g)
+        )
+    ),
+    blurred=step_with(
+        scale=lambda b, t: (1 - b).sqrt(), noise=lambda x, g: normal_noise(x, g) + 1e-3 * x.detach().roll(1, 0)
+    ),
+    in_place=lambda s, x, t, g: (
+        x.detach().mul_((1 - as_image(s.beta[t], x)).sqrt()) + as_image(s.beta[t], x).sqrt() * normal_noise(x, g)
+    ),
+    image_detached=lambda s, x, t, g: right_step(s, x.detach(), t, g),
+    float32=lambda s, x, t, g: right_step(s, x.float(), t, g).double(),
+    float32_scale=step_with(scale=lambda b, t: (1 - b).sqrt().float()),
+    mean_removed=lambda s, x, t, g: right_step(s, x - x.mean(), t, g),
+)
+
+
+def schedule_by(betas, **others):
+    return lambda T, first, last: Schedule(betas(T, first, last))
+
+
+def even(T, first, last):
+    return torch.linspace(first, last, T, dtype=torch.float64)
+
+
+def with_tables(change):
+    """A linear schedule whose tables were changed."""
+
+    def f(T, first, last):
+        schedule = linear_schedule(T, first, last)
+        change(schedule)
+        return schedule
+
+    return f
+
+
+held_out(
+    "linear schedule",
+    from_0_to_T_minus_1=schedule_by(lambda T, a, b: a + torch.arange(T).double() / T * (b - a)),
+    from_1_to_T=schedule_by(lambda T, a, b: a + torch.arange(1, T + 1).double() / T * (b - a)),
+    over_T_plus_1=schedule_by(lambda T, a, b: a + torch.arange(T).double() / (T + 1) * (b - a)),
+    float32=schedule_by(lambda T, a, b: torch.linspace(a, b, T)),
+    rescaled=schedule_by(lambda T, a, b: (even(T, a, b) * 1000 / T).clamp(max=0.999)),
+    last_end_rescaled=schedule_by(lambda T, a, b: even(T, a, min(b * 1000 / T, 0.999))),
+    first_end_rescaled=schedule_by(lambda T, a, b: even(T, min(a * 1000 / T, 0.9), b)),
+    quadratic=schedule_by(lambda T, a, b: even(T, a**0.5, b**0.5) ** 2),
+    geometric=schedule_by(lambda T, a, b: torch.exp(even(T, math.log(a), math.log(b)))),
+    reversed=schedule_by(lambda T, a, b: even(T, b, a)),
+    sorted=schedule_by(lambda T, a, b: even(T, min(a, b), max(a, b))),
+    constant=schedule_by(lambda T, a, b: torch.full((T,), (a + b) / 2)),
+    defaults=schedule_by(lambda T, a, b: even(T, 1e-4, 0.02)),
+    default_first=schedule_by(lambda T, a, b: even(T, 1e-4, b)),
+    T_is_1000=schedule_by(lambda T, a, b: even(1000, a, b)),
+    one_step_more=schedule_by(lambda T, a, b: even(T + 1, a, b)),
+    starts_at_0=schedule_by(lambda T, a, b: even(T + 1, 0, b)[1:]),
+    at_least_1e8=schedule_by(lambda T, a, b: even(T, a, b).clamp(min=1e-8)),
+    at_least_1e4=schedule_by(lambda T, a, b: even(T, a, b).clamp(min=1e-4)),
+    at_most_0999=schedule_by(lambda T, a, b: even(T, a, b).clamp(max=0.999)),
+    at_most_half=schedule_by(lambda T, a, b: even(T, a, b).clamp(max=0.6)),
+    rounded=schedule_by(lambda T, a, b: even(T, a, b).round(decimals=6).clamp(min=1e-6)),
+    alpha_linear=schedule_by(lambda T, a, b: 1 - even(T, (1 - a) ** 2, (1 - b) ** 2).sqrt()),
+    alpha_bar_linear=schedule_by(lambda T, a, b: 1 - (c := even(T + 1, 1, 1 - b))[1:] / c[:-1]),
+    last_twice=schedule_by(lambda T, a, b: torch.cat([even(T, a, b)[1:], even(T, a, b)[-1:]])),
+    tables_alpha_bar_of_t_minus_1=with_tables(lambda s: setattr(s, "alpha_bar", s.alpha_bar.roll(1))),
+    tables_alpha_bar_sum=with_tables(lambda s: setattr(s, "alpha_bar", torch.exp(-s.beta.cumsum(0)))),
+    keeps_a_state=lambda *a, calls=[]: (calls.append(1), Schedule(even(*a) * (1 - 1e-6 * len(calls))))[1],
+)
+
+
+def bars(beta):
+    return torch.cumprod(1 - beta, 0)
+
+
+held_out(
+    "cumulative alpha",
+    sum_of_betas=lambda b: 1 - b.cumsum(0),
+    product_of_roots=lambda b: torch.cumprod((1 - b).sqrt(), 0),
+    roots=lambda b: bars(b).sqrt(),
+    one_minus=lambda b: 1 - bars(b),
+    reversed=lambda b: bars(b.flip(0)).flip(0),
+    reversed_twice=lambda b: torch.cat([torch.ones(1).double(), bars(b[1:].flip(0))]),
+    later=lambda b: bars(b).roll(1),
+    starts_at_first=lambda b: torch.cat([bars(b[1:])[:1], bars(b[1:])]),
+    next_one=lambda b: torch.cat([bars(b)[1:], bars(b)[-1:]]),
+    not_cumulative=lambda b: 1 - b,
+    two_at_a_time=lambda b: (1 - b) * (1 - b.roll(1)),
+    power=lambda b: (1 - b) ** torch.arange(len(b)),
+    mean_power=lambda b: (1 - b[1:].mean()) ** torch.arange(len(b)).double(),
+    exponential=lambda b: torch.exp(-b.cumsum(0)),
+    second_order=lambda b: torch.exp(-(b + b**2 / 2).cumsum(0)),
+    at_least_1e5=lambda b: bars(b).clamp(min=1e-5),
+    at_least_1e8=lambda b: bars(b).clamp(min=1e-8),
+    at_least_1e12=lambda b: bars(b).clamp(min=1e-12),
+    at_least_1e20=lambda b: bars(b).clamp(min=1e-20),
+    at_most_0999999=lambda b: torch.cat([torch.ones(1).double(), bars(b)[1:].clamp(max=1 - 1e-6)]),
+    beta_at_most=lambda b: bars(b.clamp(max=0.999)),
+    beta_at_least=lambda b: torch.cat([torch.ones(1).double(), bars(b[1:].clamp(min=1e-10))]),
+    below_one=lambda b: bars(b) - 1e-9,
+    float32=single(bars),
+    log_plus_1e8=lambda b: torch.exp(torch.log(1 - b + 1e-8).cumsum(0)),
+    writes_into_beta=writes(bars),
+    keeps_a_state=with_state(bars),
+    zero_at_the_end=lambda b: torch.cat([bars(b)[:-1], 0 * b[-1:]]),
+)
+
+
+def two(a, b):
+    return (a * b) ** 0.5, 1 - a * b
+
+
+held_out(
+    "two steps in one",
+    without_root=lambda a, b: (a * b, 1 - a * b),
+    root_of_first=lambda a, b: (a**0.5 * b, 1 - a * b),
+    root_of_second=lambda a, b: (a * b**0.5, 1 - a * b),
+    sum_of_roots=lambda a, b: ((a**0.5 + b**0.5) / 2, 1 - a * b),
+    geometric_only=lambda a, b: ((a * b) ** 0.5, (1 - a) * (1 - b)),
+    noise_of_last=lambda a, b: ((a * b) ** 0.5, 1 - b),
+    noise_of_first=lambda a, b: ((a * b) ** 0.5, 1 - a),
+    noise_added=lambda a, b: ((a * b) ** 0.5, 2 - a - b),
+    first_not_shrunk_by_root=lambda a, b: ((a * b) ** 0.5, 1 - b + b**0.5 * (1 - a)),
+    order=lambda a, b: ((a * b) ** 0.5, a * (1 - b) + 1 - b),
+    variance_is_deviation=lambda a, b: ((a * b) ** 0.5, (1 - a * b) ** 0.5),
+    variance_by_scale=lambda a, b: ((a * b) ** 0.5, 1 - (a * b) ** 0.5),
+    product_squared=lambda a, b: ((a * b) ** 0.5, 1 - (a * b) ** 2),
+    variance_at_least_1e8=lambda a, b: ((a * b) ** 0.5, max(1 - a * b, 1e-8)),
+    variance_at_least_1e12=lambda a, b: ((a * b) ** 0.5, max(1 - a * b, 1e-12)),
+    variance_plus_1e12=lambda a, b: ((a * b) ** 0.5, 1 - a * b + 1e-12),
+    alpha_at_least_1e8=lambda a, b: two(max(a, 1e-8), max(b, 1e-8)),
+    alpha_at_most=lambda a, b: two(min(a, 0.9999), min(b, 0.9999)),
+    alpha_at_most_1e10=lambda a, b: two(min(a, 1 - 1e-10), min(b, 1 - 1e-10)),
+    scale_plus_1e8=lambda a, b: ((a * b + 1e-8) ** 0.5, 1 - a * b),
+    negative=lambda a, b: (-((a * b) ** 0.5), 1 - a * b),
+    swapped=lambda a, b: two(a, b)[::-1],
+    as_if_equal=lambda a, b: (a, 1 - a**2),
+    float32=single(two),
+    keeps_a_state=with_state(two),
+    exponential=lambda a, b: (math.exp(-(2 - a - b) / 2), 1 - math.exp(-(2 - a - b))),
+)
+
+
+def jump_with(signal=None, noise=None, bar=None):
+    """The forward jump with another scale of the image, another one of the noise, or another ᾱ of (schedule, t)."""
+
+    def f(schedule, x, eps, t):
+        a = as_image(bar(schedule, t) if bar else schedule.alpha_bar[t], x)
+        return (signal(a) if signal else a.sqrt()) * x + (noise(a) if noise else (1 - a).sqrt()) * eps
+
+    return f
+
+
+right_jump = jump_with()
+
+
+held_out(
+    "forward jump",
+    signal_without_root=jump_with(signal=lambda a: a),
+    noise_without_root=jump_with(noise=lambda a: 1 - a),
+    noise_one_minus_root=jump_with(noise=lambda a: 1 - a.sqrt()),
+    noise_of_root=jump_with(noise=lambda a: (1 - a.sqrt()).sqrt()),
+    signal_one=jump_with(signal=lambda a: 1 + 0 * a),
+    signal_negative=jump_with(signal=lambda a: -a.sqrt()),
+    noise_negative=jump_with(noise=lambda a: -(1 - a).sqrt()),
+    swapped=lambda s, x, e, t: right_jump(s, e, x, t),
+    next_t=jump_with(bar=lambda s, t: s.alpha_bar[(torch.as_tensor(t) + 1).clamp(max=s.T)]),
+    previous_t=jump_with(bar=lambda s, t: s.alpha_bar[t - 1]),
+    alpha=jump_with(bar=lambda s, t: s.alpha[t]),
+    mirrored_t=jump_with(bar=lambda s, t: s.alpha_bar[s.T + 1 - t]),
+    from_zero_based_tables=jump_with(bar=lambda s, t: s.alpha_bar[1:][(torch.as_tensor(t)).clamp(max=s.T - 1)]),
+    exponential=jump_with(bar=lambda s, t: torch.exp(-s.beta.cumsum(0))[t]),
+    first_t_for_all=lambda s, x, e, t: right_jump(s, x, e, t if isinstance(t, int) else t[:1].expand(len(x))),
+    t_along_the_width=lambda s, x, e, t: (
+        right_jump(s, x, e, t)
+        if isinstance(t, int) or x.shape[-1] != len(t)
+        else s.alpha_bar[t].sqrt() * x + (1 - s.alpha_bar[t]).sqrt() * e
+    ),
+    t_along_the_channels=lambda s, x, e, t: (
+        right_jump(s, x, e, t)
+        if isinstance(t, int) or x.shape[1] != len(t)
+        else (a := s.alpha_bar[t].reshape(1, -1, 1, 1)).sqrt() * x + (1 - a).sqrt() * e
+    ),
+    sorted_t=lambda s, x, e, t: right_jump(s, x, e, t if isinstance(t, int) else t.sort()[0]),
+    mean_of_bars=jump_with(bar=lambda s, t: s.alpha_bar[t].mean()),
+    variance_at_least_1e6=jump_with(noise=lambda a: (1 - a).clamp(min=1e-6).sqrt()),
+    variance_at_least_1e10=jump_with(noise=lambda a: (1 - a).clamp(min=1e-10).sqrt()),
+    variance_plus_1e12=jump_with(noise=lambda a: (1 - a + 1e-12).sqrt()),
+    bar_at_least_1e5=jump_with(signal=lambda a: a.clamp(min=1e-5).sqrt()),
+    bar_at_least_1e8=jump_with(signal=lambda a: a.clamp(min=1e-8).sqrt()),
+    bar_plus_1e12=jump_with(signal=lambda a: (a + 1e-12).sqrt()),
+    result_clipped=lambda *a: right_jump(*a).clamp(-1, 1),
+    result_clipped_at_5=lambda *a: right_jump(*a).clamp(-5, 5),
+    result_clipped_at_30=lambda *a: right_jump(*a).clamp(-30, 30),
+    image_clipped=lambda s, x, e, t: right_jump(s, x.clamp(-1, 1), e, t),
+    noise_clipped=lambda s, x, e, t: right_jump(s, x, e.clamp(-4, 4), t),
+    noise_standardised=lambda s, x, e, t: right_jump(s, x, (e - e.mean()) / e.std(), t),
+    noise_of_the_first=lambda s, x, e, t: right_jump(s, x, e[:1].expand_as(x), t),
+    noise_of_one_channel=lambda s, x, e, t: right_jump(s, x, e[:, :1].expand_as(x), t),
+    noise_drawn_anew=lambda s, x, e, t: right_jump(s, x, torch.randn_like(e), t),
+    no_noise_at_1=lambda s, x, e, t: right_jump(s, x, e * (as_image(torch.as_tensor(t), x) > 1), t),
+    only_noise_at_T=lambda s, x, e, t: torch.where(as_image(torch.as_tensor(t), x) == s.T, e, right_jump(s, x, e, t)),
+    image_centred=lambda s, x, e, t: right_jump(s, x - x.mean(), e, t),
+    float32=lambda s, x, e, t: right_jump(s, x.float(), e.float(), t).double(),
+    float32_tables=jump_with(bar=lambda s, t: s.alpha_bar.float()[t].double()),
+    image_detached=detached(right_jump, 1),
+    noise_detached=detached(right_jump, 2),
+    writes_into_the_image=writes(right_jump, 1),
+    writes_into_the_noise=writes(right_jump, 2),
+    keeps_a_state=with_state(right_jump),
+    variance_exploding=lambda s, x, e, t: right_jump(s, x, e, t) / as_image(s.alpha_bar[t], x).sqrt(),
+)
+
+
+def ratio(schedule, t):
+    return schedule.alpha_bar[t] / (1 - schedule.alpha_bar[t])
+
+
+def of_bar(change):
+    return lambda schedule, t: change(schedule.alpha_bar[t])
+
+
+held_out(
+    "signal-to-noise ratio",
+    root=of_bar(lambda a: (a / (1 - a)).sqrt()),
+    root_of_signal=of_bar(lambda a: a.sqrt() / (1 - a)),
+    root_of_noise=of_bar(lambda a: a / (1 - a).sqrt()),
+    square=of_bar(lambda a: (a / (1 - a)) ** 2),
+    logarithm=of_bar(lambda a: torch.log(a / (1 - a))),
+    half_logarithm=of_bar(lambda a: 0.5 * torch.log(a / (1 - a))),
+    decibels=of_bar(lambda a: 10 * torch.log10(a / (1 - a))),
+    inverse=of_bar(lambda a: (1 - a) / a),
+    share=of_bar(lambda a: a),
+    minus_one=of_bar(lambda a: 1 / (1 - a)),
+    squared_noise=of_bar(lambda a: a / (1 - a) ** 2),
+    denominator_plus_1e8=of_bar(lambda a: a / (1 - a + 1e-8)),
+    denominator_plus_1e12=of_bar(lambda a: a / (1 - a + 1e-12)),
+    noise_at_least_1e5=of_bar(lambda a: a / (1 - a).clamp(min=1e-5)),
+    noise_at_least_1e12=of_bar(lambda a: a / (1 - a).clamp(min=1e-12)),
+    bar_at_least_1e5=of_bar(lambda a: a.clamp(min=1e-5) / (1 - a.clamp(min=1e-5))),
+    bar_at_least_1e8=of_bar(lambda a: a.clamp(min=1e-8) / (1 - a.clamp(min=1e-8))),
+    at_most_1e4=lambda s, t: ratio(s, t).clamp(max=1e4),
+    at_most_1e6=lambda s, t: ratio(s, t).clamp(max=1e6),
+    at_least_1e8=lambda s, t: ratio(s, t).clamp(min=1e-8),
+    one_step=lambda s, t: (1 - s.beta[t]) / s.beta[t],
+    previous=lambda s, t: ratio(s, torch.as_tensor(t) - 1).clamp(max=1e15),
+    next=lambda s, t: ratio(s, (torch.as_tensor(t) + 1).clamp(max=s.T)),
+    sorted_t=lambda s, t: (
+        ratio(s, torch.as_tensor(t)).sort(descending=True)[0]
+        if isinstance(t, torch.Tensor) and t.ndim == 1
+        else ratio(s, t)
+    ),
+    all_t=lambda s, t: (
+        (s.alpha_bar / (1 - s.alpha_bar))[1:] if isinstance(t, torch.Tensor) and t.shape == (s.T,) else ratio(s, t)
+    ),
+    mirrored=lambda s, t: ratio(s, s.T + 1 - t),
+    mean_t=lambda s, t: ratio(s, t).mean() + 0 * ratio(s, t),
+    exponential=lambda s, t: (a := torch.exp(-s.beta.cumsum(0))[t]) / (1 - a),
+    float32=lambda s, t: (a := s.alpha_bar[t].float()) / (1 - a),
+    float32_at_the_end=lambda s, t: ratio(s, t).float().double(),
+    keeps_a_state=lambda s, t, calls=[]: (calls.append(1), ratio(s, t) * (1 + 1e-6 * len(calls)))[1],
+    writes_into_t=lambda s, t: (ratio(s, t).clone(), t.zero_() if isinstance(t, torch.Tensor) else 0)[0],
+)
+
+
+def leap(schedule, s, t):
+    r = schedule.alpha_bar[t] / schedule.alpha_bar[s]
+    return r.sqrt(), 1 - r
+
+
+def leap_with(scale=None, var=None):
+    def f(schedule, s, t):
+        a, b = schedule.alpha_bar[s], schedule.alpha_bar[t]
+        return (scale(a, b) if scale else (b / a).sqrt()), (var(a, b) if var else 1 - b / a)
+
+    return f
+
+
+held_out(
+    "jump between any two times",
+    bar_1_for_bar_0=lambda q, s, t: leap(q, max(s, 1), t) if t > 1 else leap(q, s, t),
+    bar_1_for_bar_0_always=lambda q, s, t: leap(q, max(s, 1), t),
+    s_minus_1=lambda q, s, t: leap(q, max(s - 1, 0), t),
+    s_plus_1=lambda q, s, t: leap(q, min(s + 1, t - 1), t),
+    t_minus_1=lambda q, s, t: leap(q, s, max(t - 1, s + 1)),
+    from_0=lambda q, s, t: leap(q, 0, t),
+    number_of_steps=lambda q, s, t: leap(q, 0, t - s),
+    one_step=lambda q, s, t: (q.alpha[t].sqrt(), q.beta[t]),
+    equal_steps=lambda q, s, t: (q.alpha[t] ** ((t - s) / 2), 1 - q.alpha[t] ** (t - s)),
+    product_with_s=lambda q, s, t: ((r := q.alpha[s : t + 1].prod()).sqrt(), 1 - r),
+    product_without_t=lambda q, s, t: ((r := q.alpha[s + 1 : t].prod()).sqrt(), 1 - r),
+    sum_of_betas=lambda q, s, t: (leap(q, s, t)[0], q.beta[s + 1 : t + 1].sum()),
+    scale_without_root=leap_with(scale=lambda a, b: b / a),
+    scale_difference=leap_with(scale=lambda a, b: b.sqrt() - a.sqrt() + 1),
+    scale_of_t=leap_with(scale=lambda a, b: b.sqrt()),
+    scale_inverse=leap_with(scale=lambda a, b: (a / b).sqrt()),
+    scale_negative=leap_with(scale=lambda a, b: -(b / a).sqrt()),
+    var_of_t=leap_with(var=lambda a, b: 1 - b),
+    var_difference=leap_with(var=lambda a, b: a - b),
+    var_root=leap_with(var=lambda a, b: (1 - b / a).sqrt()),
+    var_by_scale=leap_with(var=lambda a, b: 1 - (b / a).sqrt()),
+    var_of_posterior=leap_with(var=lambda a, b: (1 - b / a) * (1 - a) / (1 - b)),
+    var_over_a=leap_with(var=lambda a, b: (1 - b) / a - (1 - a)),
+    var_at_least_1e4=leap_with(var=lambda a, b: (1 - b / a).clamp(min=2e-4)),
+    var_at_least_1e8=leap_with(var=lambda a, b: (1 - b / a).clamp(min=1e-8)),
+    var_plus_1e8=leap_with(var=lambda a, b: 1 - b / a + 1e-8),
+    var_at_most=leap_with(var=lambda a, b: (1 - b / a).clamp(max=0.999)),
+    denominator_plus_1e8=leap_with(scale=lambda a, b: (b / (a + 1e-8)).sqrt(), var=lambda a, b: 1 - b / (a + 1e-8)),
+    bar_at_least_1e4=leap_with(
+        scale=lambda a, b: (b.clamp(min=1e-4) / a.clamp(min=1e-4)).sqrt(),
+        var=lambda a, b: 1 - b.clamp(min=1e-4) / a.clamp(min=1e-4),
+    ),
+    ratio_at_least_1e4=leap_with(var=lambda a, b: 1 - (b / a).clamp(min=1e-2)),
+    nothing_at_0=lambda q, s, t: leap(q, s, t) if s else (torch.ones(()), leap(q, s, t)[1]),
+    swapped=lambda q, s, t: leap(q, s, t)[::-1],
+    float32=lambda q, s, t: ((r := q.alpha_bar[t].float() / q.alpha_bar[s].float()).sqrt(), 1 - r),
+    keeps_a_state=with_state(leap),
+    adjacent_is_posterior=lambda q, s, t: (
+        leap_with(var=lambda a, b: (1 - b / a) * (1 - a) / (1 - b))(q, s, t) if t == s + 1 and s else leap(q, s, t)
+    ),
+)
+
+
+def of_mixture(x, weight, mean, var):
+    return (weight * stats.norm.pdf(np.asarray(x)[:, None], mean, np.sqrt(var))).sum(1)
+
+
+def mixed(x, weight, mean, var, bar):
+    return of_mixture(x, weight, bar**0.5 * mean, bar * var + 1 - bar)
+
+
+held_out(
+    "marginal of a mixture",
+    mean_without_root=lambda x, w, m, v, a: of_mixture(x, w, a * m, a * v + 1 - a),
+    var_by_root=lambda x, w, m, v, a: of_mixture(x, w, a**0.5 * m, a**0.5 * v + 1 - a),
+    var_squared=lambda x, w, m, v, a: of_mixture(x, w, a**0.5 * m, a**2 * v + 1 - a),
+    var_not_shrunk=lambda x, w, m, v, a: of_mixture(x, w, a**0.5 * m, v + 1 - a),
+    var_interpolated=lambda x, w, m, v, a: of_mixture(x, w, a**0.5 * m, a * v + (1 - a) * (1 - v)),
+    noise_by_root=lambda x, w, m, v, a: of_mixture(x, w, a**0.5 * m, a * v + (1 - a) ** 0.5),
+    noise_added_twice=lambda x, w, m, v, a: of_mixture(x, w, a**0.5 * m, a * v + 2 * (1 - a)),
+    equal_weights=lambda x, w, m, v, a: mixed(x, np.full(len(w), 1 / len(w)), m, v, a),
+    weights_shrunk=lambda x, w, m, v, a: mixed(x, (u := w**a) / u.sum(), m, v, a),
+    weights_by_density=lambda x, w, m, v, a: mixed(x, w, m, v, a) / mixed(x, w, m, v, a).sum(),
+    weights_reversed=lambda x, w, m, v, a: mixed(x, w[::-1], m, v, a),
+    first_component=lambda x, w, m, v, a: mixed(x, w[:1] / w[0], m[:1], v[:1], a),
+    two_components=lambda x, w, m, v, a: mixed(x, w[:2], m[:2], v[:2], a),
+    moment_matched=lambda x, w, m, v, a: of_mixture(
+        x, np.ones(1), a**0.5 * (w @ m)[None], (a * (w @ (v + m**2) - (w @ m) ** 2) + 1 - a)[None]
+    ),
+    one_variance=lambda x, w, m, v, a: mixed(x, w, m, w @ v + 0 * v, a),
+    variance_at_least_1e2=lambda x, w, m, v, a: of_mixture(x, w, a**0.5 * m, np.maximum(a * v + 1 - a, 0.02)),
+    variance_at_least_1e4=lambda x, w, m, v, a: of_mixture(x, w, a**0.5 * m, np.maximum(a * v + 1 - a, 1e-4)),
+    variance_at_least_1e5=lambda x, w, m, v, a: of_mixture(x, w, a**0.5 * m, np.maximum(a * v + 1 - a, 1e-5)),
+    variance_plus_1e6=lambda x, w, m, v, a: of_mixture(x, w, a**0.5 * m, a * v + 1 - a + 1e-6),
+    variance_plus_1e8=lambda x, w, m, v, a: of_mixture(x, w, a**0.5 * m, a * v + 1 - a + 1e-8),
+    component_at_least_1e4=lambda x, w, m, v, a: mixed(x, w, m, np.maximum(v, 1e-4), a),
+    component_at_least_1e6=lambda x, w, m, v, a: mixed(x, w, m, np.maximum(v, 1e-6), a),
+    bar_at_most=lambda x, w, m, v, a: mixed(x, w, m, v, min(a, 0.9999)),
+    bar_at_least=lambda x, w, m, v, a: mixed(x, w, m, v, max(a, 1e-4)),
+    noise_at_least=lambda x, w, m, v, a: of_mixture(x, w, a**0.5 * m, a * v + max(1 - a, 1e-3)),
+    density_at_most_1=lambda *a: np.minimum(mixed(*a), 1.0),
+    density_plus_1e8=lambda *a: mixed(*a) + 3e-8,
+    variance_as_deviation=lambda x, w, m, v, a: (w * stats.norm.pdf(x[:, None], a**0.5 * m, a * v + 1 - a)).sum(1),
+    logarithm=lambda *a: np.log(mixed(*a)),
+    mean_of_components=lambda x, w, m, v, a: mixed(x, w, m, v, a) / len(w),
+    float32=lambda *a: mixed(*(np.asarray(part, np.float32) for part in a)),
+    swapped_components=lambda x, w, m, v, a: mixed(x, w, m, v[::-1], a),
+    sign_of_mean=lambda x, w, m, v, a: mixed(x, w, -m, v, a),
+    writes_into_means=writes(mixed, 2),
+    keeps_a_state=with_state(mixed),
+)
+
+
+def to_noise(x, a):
+    return 0.5 * (a * (x**2 - 1) - np.log(1 - a))
+
+
+held_out(
+    "distance from pure noise",
+    sign=lambda x, a: -to_noise(x, a),
+    without_half=lambda x, a: 2 * to_noise(x, a),
+    in_bits=lambda x, a: to_noise(x, a) / np.log(2),
+    plus_one=lambda x, a: 0.5 * (a * (x**2 + 1) - np.log(1 - a)),
+    minus_one_outside=lambda x, a: 0.5 * (a * x**2 - 1 - np.log(1 - a)),
+    without_minus_one=lambda x, a: 0.5 * (a * x**2 - np.log(1 - a)),
+    root_of_bar=lambda x, a: 0.5 * (a**0.5 * (x**2 - 1) - np.log(1 - a)),
+    absolute=lambda x, a: 0.5 * (a * (abs(x) - 1) - np.log(1 - a)),
+    log_of_bar=lambda x, a: 0.5 * (a * (x**2 - 1) - np.log(max(a, 1e-300))),
+    half_of_log=lambda x, a: 0.5 * a * (x**2 - 1) - 0.25 * np.log(1 - a),
+    log_without_half=lambda x, a: 0.5 * a * (x**2 - 1) - np.log(1 - a),
+    deviation=lambda x, a: 0.5 * (a * x**2 + (1 - a) ** 0.5 - 1 - 0.5 * np.log(1 - a)),
+    log_plus_1e8=lambda x, a: 0.5 * (a * (x**2 - 1) - np.log(1 - a + 1e-8)),
+    log_plus_1e12=lambda x, a: 0.5 * (a * (x**2 - 1) - np.log(1 - a + 1e-12)),
+    noise_at_least_1e6=lambda x, a: 0.5 * (a * (x**2 - 1) - np.log(max(1 - a, 1e-6))),
+    bar_at_most=lambda x, a: to_noise(x, min(a, 0.9999)),
+    bar_at_least=lambda x, a: to_noise(x, max(a, 1e-5)),
+    bar_at_least_1e7=lambda x, a: to_noise(x, max(a, 1e-7)),
+    image_clipped=lambda x, a: to_noise(max(min(x, 1), -1), a),
+    image_clipped_at_10=lambda x, a: to_noise(max(min(x, 10), -10), a),
+    at_most_10=lambda x, a: min(to_noise(x, a), 10.0),
+    at_least_1e3=lambda x, a: max(to_noise(x, a), 1e-3),
+    first_order=lambda x, a: 0.5 * a * x**2 + a**2 / 4,
+    swapped=lambda x, a: 0.5 * ((1 + a * x**2) / (1 - a) - 1 + np.log(1 - a)),
+    unit_image=lambda x, a: to_noise(1.0, a),
+    negative_forgotten=lambda x, a: to_noise(max(x, 0), a),
+    small_is_zero=lambda x, a: 0.0 if a < 1e-3 else to_noise(x, a),
+    float32=lambda x, a: 0.5 * (np.float32(a) * (np.float32(x) ** 2 - 1) - np.log(1 - np.float32(a))),
+    keeps_a_state=with_state(to_noise),
+    squared_bar=lambda x, a: 0.5 * (a**2 * (x**2 - 1) - np.log(1 - a**2)),
 )
 
 

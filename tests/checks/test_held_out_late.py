@@ -14,6 +14,8 @@ from torch import nn
 from ddpm_lib.checks import find
 from ddpm_lib.networks.blocks import ResidualBlock, SelfAttention
 
+pytestmark = pytest.mark.soak  # minutes: many versions, each a function of its own
+
 WRONG = {}
 
 
