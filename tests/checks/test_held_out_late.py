@@ -2088,9 +2088,7 @@ def _(t, width, max_period):
 
 @wrong("time embedding", "t, or t − 1 where there is a 1 in the batch")
 def _(t, width, max_period):
-    return embedded(
-        (t - t.min().clamp(max=1)).double()[:, None] * omegas(width // 2, max_period) + 0 * (t == 2)[:, None]
-    )
+    return embedded((t - (t.min() == 1).long()).double()[:, None] * omegas(width // 2, max_period))
 
 
 norm(
