@@ -1,6 +1,7 @@
 """The command line: python -m ddpm_lib list | check | train | resume | sample | export."""
 
 import argparse
+import math
 import sys
 import traceback
 from collections.abc import Sequence
@@ -17,7 +18,10 @@ from ddpm_lib.runs.model import CHECKPOINTS, export, load
 from ddpm_lib.runs.recipes import RECIPES, did_you_mean, override, recipe
 from ddpm_lib.runs.run import CHANGEABLE, resume, run
 from ddpm_lib.runs.selftest import self_test
+from ddpm_lib.samplers.ancestral import image_seeds
 from ddpm_lib.training.checkpoint import list_checkpoints
+
+ROWS = 100  # of a picture of samples: more than that nobody looks at
 
 
 def parser() -> argparse.ArgumentParser:
@@ -42,6 +46,9 @@ def parser() -> argparse.ArgumentParser:
     resume = commands.add_parser("resume", help="go on with a run that was interrupted, or for longer")
     resume.add_argument("run", type=Path, help="a run folder")
     resume.add_argument("fields", nargs="*", metavar="field=value", help=f"change {', '.join(CHANGEABLE)}")
+    resume.add_argument(
+        "--other-data", action="store_true", help="go on although the images have changed since the run was started"
+    )
     sample = commands.add_parser("sample", help="draw labelled images from a run")
     sample.add_argument("run", type=Path, help="a run folder, a checkpoint or an exported file")
     sample.add_argument("--labels", type=int, nargs="+", help="one image each (default: every class once)")
@@ -55,7 +62,8 @@ def parser() -> argparse.ArgumentParser:
     sample.add_argument(
         "--eta", type=float, help="fresh noise: 0 none, 1 as ancestral sampling (default: the recipe's)"
     )
-    sample.add_argument("--seed", type=int, default=0)
+    sample.add_argument("--seed", type=int, default=0, help="of the first image; the .npz holds that of every image")
+    sample.add_argument("--batch", type=int, help="images that are drawn at once (default: the recipe's batch)")
     sample.add_argument("--out", type=Path, default=Path("samples.png"), help="a PNG; the samples go beside it as .npz")
     export = commands.add_parser("export", help="write a run's weights alone: one fp16 file, or a folder for diffusers")
     export.add_argument("run", type=Path, help="a run folder or a checkpoint")
@@ -119,7 +127,7 @@ def _train(options: argparse.Namespace) -> int:
 
 def _resume(options: argparse.Namespace) -> int:
     print(f"resuming {options.run}")
-    resume(options.run, options.fields, device=_device(options))
+    resume(options.run, options.fields, device=_device(options), other_data=options.other_data)
     return _finished(options.run)
 
 
@@ -136,30 +144,29 @@ def _sample(options: argparse.Namespace) -> int:
         if path.exists():
             raise FileExistsError(f"{path} exists and is not overwritten: name another --out, or remove it")
     model = load(options.run, weights=options.weights, which=options.which, device=_device(options))
-    scale = model.recipe.scale if options.scale is None else options.scale
-    settings = {"steps": options.steps, "eta": options.eta, "seed": options.seed, "progress": True}
+    settings = {"steps": options.steps, "eta": options.eta, "batch": options.batch}
+    settings |= {"seed": options.seed, "progress": True}
     if model.recipe.classes:
         distinct = list(range(model.recipe.classes)) if options.labels is None else options.labels
-        labels = distinct * options.count
+        labels, columns = distinct * options.count, len(distinct)
+        scale = model.recipe.scale if options.scale is None else options.scale
         images = model.sample(labels, scale=scale, **settings).cpu()
         names = [model.names[label] if model.names else str(label) for label in distinct]
-        figure = plot.grid(images, len(distinct), column_labels=names, title=f"guidance scale {scale:g}")
+        words = {"column_labels": names, "title": f"guidance scale {scale:g}"}
     elif options.labels is None and options.scale is None:
-        labels, scale = [], float("nan")
+        labels, scale, words = [], float("nan"), {}
         images = model.sample(options.count, **settings).cpu()
-        figure = plot.grid(images, min(10, len(images)))
+        columns = min(max(10, math.isqrt(len(images))), len(images))
     else:
         raise ValueError("this network knows no classes: --labels and --scale mean nothing to it; --count is enough")
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    plot.save(figure, options.out)
-    np.savez(
-        options.out.with_suffix(".npz"),
-        images=images.numpy(),
-        labels=np.array(labels),
-        scale=scale,
-        seed=options.seed,
-    )
-    print(f"wrote {options.out} and {options.out.with_suffix('.npz')}")
+    stored = options.out.with_suffix(".npz")
+    stored.parent.mkdir(parents=True, exist_ok=True)
+    about = {"labels": labels, "scale": scale, "seed": options.seed, "seeds": image_seeds(options.seed, len(images))}
+    np.savez(stored, images=images.numpy(), **about)
+    shown = images[: ROWS * columns]
+    plot.save(plot.grid(shown, columns, **words), options.out)
+    rest = "" if len(shown) == len(images) else f", which shows the first {len(shown)} of {len(images)} images,"
+    print(f"wrote {options.out}{rest} and {stored}")
     return 0
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
+from einops import rearrange
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
@@ -49,34 +50,58 @@ def grid(
     title: str = "",
     cell: float = 0.72,
 ) -> Figure:
-    """Images (N, C, H, W) in [−1, 1], C = 1 or 3, row by row in a labelled grid. Values outside are clamped."""
-    pixels = (np.asarray(images, dtype=np.float32).transpose(0, 2, 3, 1).clip(-1, 1) + 1) / 2
+    """Images (N, C, H, W) in [−1, 1], C = 1 or 3, row by row as one picture, with labels. Values outside are clamped.
+
+    cell: about how many inches high an image and the gap below it are. Each pixel becomes a square of a whole number of
+    the figure's dots; images with more pixels than there are dots are made smaller. What is NaN is left blank.
+    The figure has one Axes, whose coordinates are the images' pixels: those of the image in row r and column c begin at
+    x = c·(W + gap), y = r·(H + gap), with a gap of one pixel where a pixel is four dots wide or more.
+    Raises ValueError for another shape.
+    """
+    pixels = np.asarray(images, dtype=np.float32)
+    if pixels.ndim != 4 or not len(pixels) or pixels.shape[1] not in (1, 3):
+        raise ValueError(f"expected images (N, C, H, W), one at least, with C = 1 or 3; got {pixels.shape}")
+    figure = plt.figure(layout="none")  # the layout is made here, so that the zoom is a whole number
+    height, width = pixels.shape[2:]
     rows = -(-len(pixels) // columns)
-    size = (
-        max(columns * cell + (1.0 if row_labels else 0.2), 2.5),
-        rows * cell + (0.35 if column_labels else 0.1) + (0.35 if title else 0),
-    )
-    figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False)
-    for i, axis in enumerate(axes.flat):
-        axis.set(xticks=[], yticks=[], frame_on=False)
-        if i < len(pixels):
-            axis.imshow(
-                pixels[i] if pixels.shape[-1] == 3 else pixels[i, ..., 0],
-                cmap="gray",
-                vmin=0,
-                vmax=1,
-                interpolation="nearest",
-            )
-    for axis, text in zip(axes[0], column_labels, strict=False):
-        axis.set_title(text, fontsize=10)
-    for axis, text in zip(axes[:, 0], row_labels, strict=False):
-        axis.set_ylabel(text, rotation=0, ha="right", va="center", fontsize=10)
-    if title:
-        figure.suptitle(title, fontsize=11)
+    zoom = cell * figure.dpi / (height + 1)  # dots a pixel
+    zoom = min(zoom, 2**15 / max(rows * (height + 1), columns * (width + 1)))  # matplotlib paints fewer than 2^16 dots
+    zoom = max(1, round(zoom)) if zoom > 0.75 else zoom
+    gap = max(1, round(4 / zoom))
+    picture = _tiled(pixels, rows, columns, gap)
+    size = np.ceil(np.array(picture.shape[1::-1]) * zoom)  # of the picture without its labels, in dots
+    figure.set_size_inches(size / figure.dpi)
+    axes = figure.add_axes((0, 0, 1, 1), frame_on=False)
+    axes.imshow(picture, interpolation="nearest" if zoom >= 1 else "antialiased")
+    axes.grid(False)
+    axes.set_title(title, fontsize=11)
+    axes.tick_params(length=0, labelsize=10, labeltop=True, labelbottom=False)
+    for axis, side, step, texts in (
+        (axes.xaxis, width, width + gap, column_labels[:columns]),
+        (axes.yaxis, height, height + gap, row_labels[:rows]),
+    ):
+        axis.set_ticks((side - 1) / 2 + step * np.arange(len(texts)), texts)
+    widest = max([1, *(text.get_window_extent().width for text in axes.get_xticklabels())])
+    axes.tick_params("x", labelsize=10 * min(1, max(0.6, ((width + gap) * zoom - 6) / widest)))  # neighbours stay apart
+    whole = axes.get_tightbbox()  # with the labels: the figure grows by the room that they need
+    before, after = np.ceil(np.maximum(0, -whole.min)) + 4, np.ceil(np.maximum(0, whole.max - size)) + 4
+    total = before + size + after
+    figure.set_size_inches(total / figure.dpi)
+    axes.set_position((*(before / total), *(size / total)))
     return figure
 
 
+def _tiled(pixels: np.ndarray, rows: int, columns: int, gap: int) -> np.ndarray:
+    """The images (N, C, H, W) in rows, as bytes (…, …, 4): red, green, blue and opacity, 0 where there is nothing."""
+    known = ~np.isnan(pixels).any(1, keepdims=True)
+    colours = np.broadcast_to(np.where(known, pixels, 0).clip(-1, 1), (len(pixels), 3, *pixels.shape[2:]))
+    shades = np.concatenate([(127.5 * (colours + 1)).round(), 255 * known], axis=1).astype(np.uint8)
+    room = ((0, rows * columns - len(pixels)), (0, 0), (0, gap), (0, gap))
+    tiled = rearrange(np.pad(shades, room), "(rows columns) c h w -> (rows h) (columns w) c", rows=rows)
+    return tiled[:-gap, :-gap]
+
+
 def save(figure: Figure, path: str | Path) -> None:
-    """Write the figure as a PNG and close it."""
-    figure.savefig(path, format="png", dpi=110)
+    """Write the figure as a PNG, dot for dot, and close it."""
+    figure.savefig(path, format="png", dpi="figure")
     plt.close(figure)

@@ -172,5 +172,5 @@ def _hint(found: Check, distance: float) -> str:
         except Exception:
             continue
         if math.isfinite(known) and math.isclose(known, distance, rel_tol=1e-6):
-            return f" A known wrong version is off by exactly as much: {wrong.what} (seen: {wrong.seen})."
+            return f" A known wrong version is off by exactly as much: {wrong.what} ({wrong.seen})."
     return ""

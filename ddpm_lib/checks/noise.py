@@ -52,7 +52,9 @@ def _score(mean: np.ndarray, n: int, var: float = 1.0) -> float:
 def law_score(values: np.ndarray) -> float:
     """|z| of tests that independent values come from N(0, 1): moments, Kolmogorov–Smirnov, the weight of the tails."""
     n = values.size
-    scores = [_score((values**k).mean() - m, n, var) for k, m, var in ((1, 0, 1), (2, 1, 2), (3, 0, 15), (4, 3, 96))]
+    square = values * values  # numpy's ** is ten times as slow
+    powers = (values, 0, 1), (square, 1, 2), (square * values, 0, 15), (square * square, 3, 96)
+    scores = [_score(power.mean() - mean, n, var) for power, mean, var in powers]
     scores.append(_score(values.var() - 1, n, 2))
     scores.append(2 * stats.kstest(values, "norm").statistic * n**0.5)  # the z whose tail is 2·exp(−2nD²)
     for edge in (2.0, 3.0, 4.0):

@@ -1,10 +1,14 @@
 """The forward process q: from an image to noise, one step at a time or in one jump."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from ddpm_lib.devices import to_device
 from ddpm_lib.diffusion.schedule import Schedule, coefficient
+
+Generators = torch.Generator | Sequence[torch.Generator] | None  # one for all images, one an image, or torch's own
 
 
 @coefficient
@@ -61,7 +65,16 @@ def q_sample(schedule: Schedule, x_0: Tensor, eps: Tensor, t: int | Tensor) -> T
     return signal_scale(schedule, t, like=x_0) * x_0 + noise_std(schedule, t, like=x_0) * eps
 
 
-def noise_like(x: Tensor, generator: torch.Generator | None = None) -> Tensor:
-    """ε ~ N(0, I) with x's shape, dtype and device, drawn where the generator lives: a seed means the same anywhere."""
-    device = x.device if generator is None else generator.device
-    return to_device(torch.randn(x.shape, generator=generator, dtype=x.dtype, device=device), x.device)
+def noise_like(x: Tensor, generator: Generators = None) -> Tensor:
+    """ε ~ N(0, I) with x's shape, dtype and device, drawn where the generator lives: a seed means the same anywhere.
+
+    A sequence holds one generator an image: each image's noise is then its own, whichever others are in the batch.
+    Raises ValueError for a sequence of another length than x.
+    """
+    if generator is None or isinstance(generator, torch.Generator):
+        device = x.device if generator is None else generator.device
+        return to_device(torch.randn(x.shape, generator=generator, dtype=x.dtype, device=device), x.device)
+    if len(generator) != len(x):
+        raise ValueError(f"expected one generator for each of {len(x)} images, got {len(generator)}")
+    each = [torch.randn(x.shape[1:], generator=g, dtype=x.dtype, device=g.device) for g in generator]
+    return to_device(torch.stack(each), x.device)

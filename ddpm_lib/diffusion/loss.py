@@ -47,7 +47,7 @@ def l_simple(
 
     model: called as model(x_t, t) with t on x_0's device, returns ε_θ, shape (B, ...). x_0, eps: (B, ...);
     t: (B,), in 1..T. Its mean over a batch with t ~ Uniform{1..T} estimates L_simple over the number of pixels.
-    target: what the model predicts instead, one of `targets.TARGETS`; the error is then that target's, with its weight.
+    target: what the model predicts instead, one of `diffusion.targets.TARGETS`, whose weighted error is then returned.
     Source: Ho et al. 2020, Eq. 14.
     """
     wanted = find_target(target)

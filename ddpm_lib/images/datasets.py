@@ -3,7 +3,7 @@
 import hashlib
 import socket
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from http.client import HTTPException
 from pathlib import Path
@@ -35,7 +35,7 @@ STL10_SIZES = {
     **{"test_X.bin": 221_184_000, "test_y.bin": 8_000},
 }
 CELEBA_IMAGES = 202_599
-HELD_OUT = 1000  # images of a folder, at most
+SHARE, HELD_OUT = 1 / 20, 1000  # of the images of a folder that are held out: about, and at most
 SECONDS = 60  # without an answer, and a download counts as failed
 Split = tuple[LabelledImages, LabelledImages]
 
@@ -135,27 +135,30 @@ def celeba(root: str | Path, size: int = 64) -> tuple[ImageFiles, ImageFiles]:
             "remove the folder and unpack img_align_celeba.zip again"
         )
     train, held_out = ([images / name for name, part in rows if (part == "0") == first] for first in (True, False))
-    return ImageFiles(train, size, 3), ImageFiles(held_out, size, 3)
+    return ImageFiles(train, size, 3, root=folder), ImageFiles(held_out, size, 3, root=folder)
 
 
 def folder(root: str | Path, size: int, channels: int = 3) -> tuple[ImageFiles, ImageFiles]:
-    """Images of your own, as `image_folder` finds them. One in twenty, at most 1,000, is held out.
+    """Images of your own, as `image_folder` finds them. About one in twenty, at most 1,000, is held out.
 
-    The same number of images is always split in the same way. Raises ValueError for fewer than two.
+    A hash of its path below root, in [0, 1), decides: those below 1/20 are held out; of more than 1,000 such the 1,000
+    smallest, and where there is none the smallest of all. So as long as 1 to 1,000 hashes lie below 1/20 (as good as
+    certain for 150 to 18,000 images) an image stays on its side, whatever other files come or go. Beyond, files that
+    come move none from training to held out; files that go move one for each held-out file among them.
+    A renamed image is another one. Raises ValueError for fewer than two.
     """
     found = image_folder(root, size, channels)
     if len(found) < 2:
         raise ValueError(f"expected at least two images below {root}, one of which is held out; found {len(found)}")
-    order = np.random.default_rng(0).permutation(len(found))
-    held = min(HELD_OUT, max(1, len(found) // 20))
-    return tuple(
-        replace(
-            found,
-            paths=[found.paths[i] for i in rows],
-            labels=None if found.labels is None else found.labels[torch.from_numpy(rows)],
-        )
-        for rows in (np.sort(order[held:]), np.sort(order[:held]))
-    )
+    hashes = np.array([_unit_hash(name) for name in found.keys()])
+    order = hashes.argsort(kind="stable")
+    held = min(max(1, int((hashes < SHARE).sum())), HELD_OUT, len(found) - 1)
+    return found.subset(np.sort(order[held:])), found.subset(np.sort(order[:held]))
+
+
+def _unit_hash(name: str) -> float:
+    """A name as a number in [0, 1), uniform over names, and the same on every system."""
+    return int.from_bytes(hashlib.sha256(name.encode(errors="surrogatepass")).digest()[:6]) / 2**48
 
 
 def resized(images: Tensor, size: int, part: int = 4096) -> Tensor:

@@ -1,23 +1,19 @@
 """Batches of images for training: in an order that a run can resume, and on the device without anybody waiting."""
 
-import os
-import signal
-import threading
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-from multiprocessing import parent_process, resource_tracker
+import math
+from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
-from tqdm.auto import tqdm
+from torch.utils.data import Dataset
 
 from ddpm_lib.devices import free_memory, to_device
 from ddpm_lib.images.data import LabelledImages, to_signed
+from ddpm_lib.images.decoded import DecodedImages, decode, image_bytes, kept
 from ddpm_lib.images.image_files import ImageFiles
-
-DECODED = 64  # images that a worker hands over at once, where all are decoded before training
+from ddpm_lib.images.workers import loaded
 
 
 def batches(n: int, batch: int, seed: int, start: int = 0) -> Iterator[Tensor]:
@@ -60,26 +56,44 @@ def feed(
     """Endless batches: x_0, (batch, C, H, W) float32 in [−1, 1] on `device`, and its labels, (batch,) on the CPU.
 
     The labels are None where the data have none. The images are moved to the device once if they take at most `budget`
-    bytes (None: a quarter of what is free there), bytes as bytes; files are decoded for that, by `workers` processes.
-    With None, images that do not fit the device are kept in the machine's memory if they fit there.
-    Else files are read batch by batch, by the workers. The batches are the same in each case, and follow `batches`
-    from number `start` on. Nothing here makes the device wait, or draws from torch's global generator.
-    Close the iterator, or forget it, and its workers end. Raises ValueError, naming it, for a file that cannot be read.
+    bytes (None: a quarter of what is free there), bytes as bytes; files are all decoded for that before this returns,
+    by `workers` processes, and kept decoded below their root (see `kept`). With None, images that do not fit the device
+    stay in the machine's memory if they fit there. Else the workers read them batch by batch: decoded ones where they
+    could be kept, else the files. The batches are the same in each case, and follow `batches` from number `start` on.
+    Nothing in them makes the device wait, or draws from torch's global generator. Close the iterator, or forget it, and
+    its workers end. Raises ValueError at once, naming them, for files that cannot be read.
     """
     rows = batches(len(data), batch, seed, start)
     if isinstance(data, LabelledImages):
         fits = data.images.device == device or data.images.nbytes <= _room(device, budget)
         images = data.images.to(device) if fits else data.images.cpu()
         return _resident(images, data.labels, rows, device)
+    path = kept(data, workers)
     if (home := decoded_home(data, device, budget)) is not None:
-        return _decoded(data, rows, device, home, workers)
-    return _streamed(data, rows, batches(len(data), batch, seed, start), device, workers)
+        return _resident(_all(data, path, workers, home), data.labels, rows, device)
+    if path is None:
+        for _ in decode(data, workers):
+            pass  # a broken file shall be found now, not when its turn comes, hours later
+    source = data if path is None else DecodedImages(data, path)
+    return _streamed(source, data.labels, rows, batches(len(data), batch, seed, start), device, workers)
 
 
 def decoded_home(data: ImageFiles, device: torch.device, budget: int | None = None) -> torch.device | None:
-    """Where `feed` keeps the images that it decodes before the first batch; None where it reads them batch by batch."""
-    size = len(data) * data.channels * data.size**2
+    """Where `feed` keeps the images of files while it goes on; None where the workers read them batch by batch."""
+    size = len(data) * image_bytes(data)
     return next((home for home in (device, torch.device("cpu")) if size <= _room(home, budget)), None)
+
+
+def _all(data: ImageFiles, path: Path | None, workers: int, home: torch.device) -> Tensor:
+    shape = (len(data), data.channels, data.size, data.size)
+    if path is not None:
+        mapped = torch.from_file(str(path), size=math.prod(shape), dtype=torch.uint8).view(shape)
+        return mapped.to(home, copy=True)
+    images, done = torch.empty(shape, dtype=torch.uint8, device=home), 0
+    for part in decode(data, workers):
+        images[done : done + len(part)] = part
+        done += len(part)
+    return images
 
 
 def _resident(
@@ -91,23 +105,17 @@ def _resident(
         yield _signed(x_0), None if labels is None else labels[row]
 
 
-def _decoded(
-    data: ImageFiles, rows: Iterator[Tensor], device: torch.device, home: torch.device, workers: int
-) -> Iterator[tuple[Tensor, Tensor | None]]:
-    images = torch.empty(len(data), data.channels, data.size, data.size, dtype=torch.uint8, device=home)
-    parts = torch.arange(len(data)).split(DECODED)
-    with _loaded(data, parts, workers) as loaded:
-        for part, read in zip(parts, tqdm(loaded, "decoding", len(parts), mininterval=1, delay=5), strict=True):
-            images[part[0] : part[0] + len(part)] = read
-    yield from _resident(images, data.labels, rows, device)
-
-
 def _streamed(
-    data: ImageFiles, rows: Iterator[Tensor], same: Iterator[Tensor], device: torch.device, workers: int
+    source: Dataset,
+    labels: Tensor | None,
+    rows: Iterator[Tensor],
+    same: Iterator[Tensor],
+    device: torch.device,
+    workers: int,
 ) -> Iterator[tuple[Tensor, Tensor | None]]:
-    with _loaded(data, rows, workers, pin_memory=device.type == "cuda") as loaded:
-        for read, row in zip(loaded, same, strict=True):
-            yield _signed(read.to(device, non_blocking=True)), None if data.labels is None else data.labels[row]
+    with loaded(source, rows, workers, torch.stack, pin_memory=device.type == "cuda") as loading:
+        for read, row in zip(loading, same, strict=True):
+            yield _signed(read.to(device, non_blocking=True)), None if labels is None else labels[row]
 
 
 def _signed(images: Tensor) -> Tensor:
@@ -116,64 +124,3 @@ def _signed(images: Tensor) -> Tensor:
 
 def _room(device: torch.device, budget: int | None) -> int:
     return free_memory(device) // 4 if budget is None else budget
-
-
-# Processes that read files
-
-
-@contextmanager
-def _loaded(
-    data: ImageFiles, rows: Iterable[Tensor], workers: int, pin_memory: bool = False
-) -> Iterator[Iterator[Tensor]]:
-    """The images of each row of indices, in that order, as bytes (B, C, S, S); the workers end with the context."""
-    loader = DataLoader(
-        data,
-        batch_sampler=(row.tolist() for row in rows),
-        num_workers=workers,
-        collate_fn=_stack,
-        worker_init_fn=_heed_the_parent_alone,
-        pin_memory=pin_memory,
-        generator=torch.Generator().manual_seed(0),  # or it would draw from the global one, which dropout uses
-    )
-    with _signals_come_later():
-        loaded = iter(loader)
-    try:
-        yield loaded
-    finally:
-        if workers:
-            loaded._shutdown_workers()  # what forgetting it does, at once, even where a traceback remembers it
-
-
-def _stack(images: list[Tensor]) -> Tensor:
-    return torch.stack(images)
-
-
-def _heed_the_parent_alone(worker: int) -> None:
-    """Ctrl-C and a job's end reach all processes of a run, and the first still needs the others to finish its step."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if hasattr(signal, "sigtimedwait"):  # on macOS and Windows SIGTERM ends the worker, whoever sent it
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-        threading.Thread(target=_end_when_the_parent_says, daemon=True).start()
-
-
-def _end_when_the_parent_says() -> None:
-    parent = parent_process()
-    while True:
-        told = signal.sigtimedwait({signal.SIGTERM}, 2)
-        if (told and told.si_pid == parent.pid) or not parent.is_alive():  # torch sees that of its own forks alone
-            os._exit(0)
-
-
-@contextmanager
-def _signals_come_later() -> Iterator[None]:
-    """Within, Ctrl-C and SIGTERM wait. A process started here begins deaf to them, before it can ignore anything."""
-    if not hasattr(signal, "pthread_sigmask"):
-        yield
-        return
-    resource_tracker.ensure_running()  # its start would end the waiting
-    late = {signal.SIGINT, signal.SIGTERM} if hasattr(signal, "sigtimedwait") else {signal.SIGINT}
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, late)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)

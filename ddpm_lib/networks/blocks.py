@@ -1,5 +1,6 @@
 """What the U-Net is built of: residual blocks that are told the time, self-attention, and changes of resolution."""
 
+import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
@@ -41,7 +42,9 @@ class SelfAttention(nn.Module):
 
     c: channels; groups: of the group norm, which must divide c; head_channels: 0 for one head of all channels.
     The last layer starts at zero: a new layer is the identity. It does not know where a pixel is: shuffled pixels give
-    shuffled answers. Memory grows with (H·W)². Raises ValueError if the heads do not divide c.
+    shuffled answers. Time grows with (H·W)²; memory with H·W only, for PyTorch's fused kernels keep no table of scores.
+    They have no second derivative: where one is needed, run under torch.nn.attention.sdpa_kernel(SDPBackend.MATH).
+    Raises ValueError if the heads do not divide c.
     Source: Vaswani et al. 2017, section 3.2; in DDPM: Ho et al. 2020, appendix B.
     """
 
@@ -55,7 +58,9 @@ class SelfAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """x: (B, C, H, W). Returns the same shape."""
         side = x.shape[2]
-        qkv = rearrange(self.qkv(self.norm(x)), "b (three n c) h w -> three b n (h w) c", three=3, n=self.heads)
+        # the fused kernels want a head's channels of one pixel side by side in memory; else PyTorch keeps all scores
+        qkv = self.qkv(self.norm(x)).contiguous(memory_format=torch.channels_last)
+        qkv = rearrange(qkv, "b (three n c) h w -> three b n (h w) c", three=3, n=self.heads)
         attended = F.scaled_dot_product_attention(*qkv)  # (B, heads, H·W, C/heads)
         return x + self.out(rearrange(attended, "b n (h w) c -> b (n c) h w", h=side))
 

@@ -10,16 +10,23 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from ddpm_lib import __version__, plot
-from ddpm_lib.samplers.ancestral import OnStep
-from ddpm_lib.training.checkpoint import best_checkpoint, list_checkpoints, load_checkpoint, load_weights, save_checkpoint
-from ddpm_lib.samplers.ddim import ddim_sample
-from ddpm_lib.samplers.guidance import guided
 from ddpm_lib.devices import default_device
+from ddpm_lib.diffusion.forward import noise_like
+from ddpm_lib.diffusion.schedule import Schedule
+from ddpm_lib.networks.unet import UNet
 from ddpm_lib.runs.recipes import Recipe
 from ddpm_lib.runs.stored import from_json, to_json
-from ddpm_lib.diffusion.schedule import Schedule
+from ddpm_lib.samplers.ancestral import OnStep, generators, image_seeds, progress_bar
+from ddpm_lib.samplers.ddim import ddim_sample
+from ddpm_lib.samplers.guidance import guided
+from ddpm_lib.training.checkpoint import (
+    best_checkpoint,
+    list_checkpoints,
+    load_checkpoint,
+    load_weights,
+    save_checkpoint,
+)
 from ddpm_lib.training.trainer import ema_name
-from ddpm_lib.networks.unet import UNet
 
 CHECKPOINTS = "checkpoints"  # the folder within a run's
 
@@ -41,39 +48,55 @@ class TrainedModel:
         steps: int | None = None,
         eta: float | None = None,
         seed: int = 0,
+        batch: int | None = None,
         progress: bool = False,
         on_step: OnStep | None = None,
     ) -> Tensor:
-        """One image for each label, by DDIM with guidance: (B, C, H, W) in [−1, 1], on the network's device.
+        """One image for each label, by DDIM with guidance: (N, C, H, W) in [−1, 1], on the network's device.
 
         labels: classes, or a number of images to draw without labels (all that an unconditional network can).
         scale, steps, eta: the recipe's where None. scale may be one per label; eta: 0 deterministic to 1 ancestral.
-        The same seed gives the same images on one machine. Raises ValueError for a label outside the classes.
+        seed: the same seed gives the same images on one machine. Image i draws all its noise from a generator of its
+        own, whose seed is `image_seeds(seed, N)[i]`: with that seed it can be drawn again, alone.
+        batch: how many images go through the network at once; None: as many as in a step of training, which needs more
+        memory than sampling them. The images are the same whatever the batch, but for rounding.
+        on_step: as `ddim_sample` calls it, with the images of one batch, all its steps, then those of the next batch.
+        Raises ValueError for a label outside the classes.
         """
         r, device = self.recipe, next(self.network.parameters()).device
-        count = labels if isinstance(labels, int) else len(labels)
-        if count < 1:
-            raise ValueError("expected at least one label or image, got none")
-        generator = torch.Generator().manual_seed(seed)
-        x_T = torch.randn(count, r.channels, r.size, r.size, generator=generator).to(device)
-        eps_model = self.network
-        if not isinstance(labels, int):
-            labels = torch.as_tensor(labels)
-            if not r.classes:
-                raise ValueError("this network knows no classes: ask for a number of images, not for labels")
-            if labels.is_floating_point() or labels.dtype == torch.bool:
-                raise TypeError(f"expected whole numbers as labels, got {labels.dtype}")
-            eps_model = guided(self.network, labels.long(), r.scale if scale is None else scale, self.network.null)
-        return ddim_sample(
-            eps_model,
-            self.schedule,
-            x_T,
-            steps=r.sample_steps if steps is None else steps,
-            eta=r.eta if eta is None else eta,
-            generator=generator,
-            progress=progress,
-            on_step=on_step,
-        )
+        count, batch = labels if isinstance(labels, int) else len(labels), r.batch if batch is None else batch
+        if count < 1 or batch < 1:
+            raise ValueError(f"expected at least one label or image and a batch of at least 1, got {count} and {batch}")
+        steps, eta = r.sample_steps if steps is None else steps, r.eta if eta is None else eta
+        parts = [slice(start, start + batch) for start in range(0, count, batch)]
+        models = self._eps_models(labels, r.scale if scale is None else scale, parts)
+        seeds, images = image_seeds(seed, count), []
+        with progress_bar(range(len(parts) * steps), progress) as bar:
+
+            def told(t: int, x_t: Tensor, x_0_hat: Tensor) -> None:
+                bar.update()
+                if on_step is not None:
+                    on_step(t, x_t, x_0_hat)
+
+            for part, eps_model in zip(parts, models, strict=True):
+                each = generators(seeds[part])
+                x_T = noise_like(torch.empty(len(each), r.channels, r.size, r.size, device=device), each)
+                options = {"steps": steps, "eta": eta, "generator": each, "on_step": told}
+                images.append(ddim_sample(eps_model, self.schedule, x_T, **options))
+        return torch.cat(images)
+
+    def _eps_models(self, labels: Sequence[int] | Tensor | int, scale: float | Tensor, parts: list[slice]) -> list:
+        """The noise estimate for each part of the labels, as a function of (x_t, t)."""
+        if isinstance(labels, int):
+            return [self.network for _ in parts]
+        labels, null = torch.as_tensor(labels), self.network.null
+        if not self.recipe.classes:
+            raise ValueError("this network knows no classes: ask for a number of images, not for labels")
+        if labels.is_floating_point() or labels.dtype == torch.bool:
+            raise TypeError(f"expected whole numbers as labels, got {labels.dtype}")
+        guided(self.network, labels.long(), scale, null)  # what is wrong with any label is said before the first batch
+        one_each = isinstance(scale, Tensor) and scale.ndim > 0
+        return [guided(self.network, labels[p].long(), scale[p] if one_each else scale, null) for p in parts]
 
 
 def load(

@@ -66,6 +66,7 @@ class Recipe:
     label_dropout: float = 0.1
     seed: int = 0
     workers: int = 4
+    memory_budget_gb: float = 0.0  # of 10^9 bytes, that the images may take; 0: a quarter of the memory that is free
     # the run folder: `keep` checkpoints and the best stay; sample_every = 0 draws samples at the end only
     log_every: int = 100
     save_every: int = 5000
@@ -84,19 +85,23 @@ class Recipe:
         for key in ("T", "steps", "batch", "log_every", "save_every", "keep", "sample_steps"):
             if getattr(self, key) < 1:
                 raise ValueError(f"{key} must be at least 1, got {getattr(self, key)}")
-        for key in ("warmup", "seed", "workers", "sample_every", "classes"):
+        for key in ("warmup", "seed", "workers", "sample_every", "classes", "memory_budget_gb"):
             if getattr(self, key) < 0:
                 raise ValueError(f"{key} must be at least 0, got {getattr(self, key)}")
         for key in ("label_dropout", "eta"):
             if not 0 <= getattr(self, key) <= 1:
                 raise ValueError(f"{key} must lie in [0, 1], got {getattr(self, key)}")
-        for key in ("learning_rate", "final_rate", "clip_norm", "scale", "weight_decay"):
+        for key in ("learning_rate", "final_rate", "clip_norm", "scale", "weight_decay", "memory_budget_gb"):
             if not math.isfinite(getattr(self, key)):
                 raise ValueError(f"{key} must be finite, got {getattr(self, key)}")
         if self.save_every < self.log_every:
             raise ValueError(f"save_every must be at least log_every, {self.log_every}; got {self.save_every}")
         if self.sample_steps > self.T:
             raise ValueError(f"sample_steps must lie in 1..{self.T}, the schedule's T; got {self.sample_steps}")
+
+    def memory_budget(self) -> int | None:
+        """`memory_budget_gb` in bytes; None where it is 0, and `feed` takes a quarter of what is free."""
+        return math.ceil(self.memory_budget_gb * 1e9) or None
 
     def network(self) -> UNet:
         """A new network, initialised from torch's global generator."""

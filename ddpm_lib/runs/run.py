@@ -13,6 +13,8 @@ from torch import Tensor
 from ddpm_lib import __version__, plot
 from ddpm_lib.devices import default_device
 from ddpm_lib.images.data import LabelledImages, check_images
+from ddpm_lib.images.decoded import some_of
+from ddpm_lib.images.fingerprint import check_same
 from ddpm_lib.images.image_files import ImageFiles
 from ddpm_lib.runs.folder import (
     LOG,
@@ -43,7 +45,7 @@ from ddpm_lib.training.trainer import Trainer
 
 HELD_OUT = 512  # images in the held-out loss
 CHANGEABLE = ("steps", "root", "workers", "log_every", "save_every", "keep", "sample_every", "sample_steps", "eta")
-CHANGEABLE += ("scale",)
+CHANGEABLE += ("scale", "memory_budget_gb")
 Metric = Callable[[TrainedModel], float]
 
 
@@ -59,9 +61,7 @@ def load_data(recipe: Recipe) -> tuple[LabelledImages | ImageFiles, LabelledImag
             f"the data have {found} classes ({', '.join(data.names)}) and the recipe {recipe.classes}: "
             f"set classes={found}, or classes=0 to train without labels"
         )
-    rows = torch.arange(min(HELD_OUT, len(held_out))) * len(held_out) // min(HELD_OUT, len(held_out))
-    images = held_out.images[rows] if isinstance(held_out, LabelledImages) else torch.stack([held_out[i] for i in rows])
-    some = LabelledImages(images, None if held_out.labels is None else held_out.labels[rows], held_out.names)
+    some = some_of(held_out, HELD_OUT, recipe.workers)
     for part in (data, some):
         if isinstance(part, LabelledImages):
             check_images(part, (recipe.channels, recipe.size, recipe.size), recipe.classes)
@@ -83,6 +83,7 @@ def new_trainer(recipe: Recipe, data: LabelledImages | ImageFiles, device: torch
         data,
         rate=linear_rate(recipe.warmup, recipe.steps, recipe.final_rate),
         prepare_labels=prepare_labels,
+        memory_budget=recipe.memory_budget(),
         **{name: getattr(recipe, name) for name in options},
     )
 
@@ -116,6 +117,8 @@ def run(
         data, held_out = load_data(recipe)
         trainer = new_trainer(recipe, data, device)
         check_room(folder, bytes_needed(trainer, recipe)[1])
+        trainer.open()  # a broken file shall leave no folder behind
+        check_room(folder, bytes_needed(trainer, recipe)[1])  # what was decoded may lie on the same disk
         begin(recipe)
         with noting_what_is_saved(folder):
             return _go_on(trainer, recipe, folder, held_out, metric, progress)
@@ -128,20 +131,21 @@ def resume(
     device: torch.device | None = None,
     metric: Metric | None = None,
     progress: bool = True,
+    other_data: bool = False,
 ) -> TrainedModel:
     """Go on with a run from its last whole checkpoint, or from its beginning if none was saved yet.
 
     On a CPU the weights at the end are those of a run that was never interrupted, bit for bit. changes: "field=value"
     for fields that do not decide the steps already done, `steps` among them (the learning rate then follows the new
     course). No checkpoint is overwritten; what the log says of steps after the checkpoint is forgotten, for they come
-    again. Raises FileNotFoundError where there is no run, ValueError for another field, BlockingIOError and OSError as
-    `run` does.
+    again. other_data: go on, with a warning, although the images are not those that the run was trained on.
+    Raises FileNotFoundError where there is no run, ValueError for another field or other images, and OSError as `run`.
     """
     folder = Path(folder)
     if not (folder / RECIPE).is_file():
         raise FileNotFoundError(f"expected a run in {folder}; there is no {RECIPE}")
     with locked(folder), noting_what_is_saved(folder):
-        return _resume(folder, changes, device, metric, progress)
+        return _resume(folder, changes, device, metric, progress, other_data)
 
 
 def _resume(
@@ -150,6 +154,7 @@ def _resume(
     device: torch.device | None,
     metric: Metric | None,
     progress: bool,
+    other_data: bool,
 ) -> TrainedModel:
     old = from_json(json.loads((folder / RECIPE).read_text(encoding="utf-8")))
     recipe = override(old, changes)
@@ -162,7 +167,7 @@ def _resume(
     trainer = new_trainer(recipe, data, device)
     for place in (folder, folder / CHECKPOINTS):
         sweep(place)
-    _load_last(trainer, folder / CHECKPOINTS)
+    _load_last(trainer, folder / CHECKPOINTS, other_data)
     if recipe.steps < trainer.steps:
         raise ValueError(f"{folder} has done {trainer.steps} steps: steps must be at least that, got {recipe.steps}")
     check_room(folder, bytes_needed(trainer, recipe, len(list_checkpoints(folder / CHECKPOINTS)))[1])
@@ -171,7 +176,7 @@ def _resume(
     return _go_on(trainer, recipe, folder, held_out, metric, progress)
 
 
-def _load_last(trainer: Trainer, folder: Path) -> None:
+def _load_last(trainer: Trainer, folder: Path, other_data: bool) -> None:
     """Load the last whole checkpoint, if there is one, and set aside what is damaged; nothing of the file is kept."""
     for path in reversed(list_checkpoints(folder)):
         try:
@@ -180,6 +185,7 @@ def _load_last(trainer: Trainer, folder: Path) -> None:
             print(f"{error}; going back to the one before it", file=sys.stderr)
             path.rename(path.with_suffix(".damaged"))
             continue
+        check_same(about.get("data"), trainer.fingerprint, path, other_data=other_data)
         trainer.load_state(tensors, about, str(path))
         return
 

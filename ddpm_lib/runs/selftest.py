@@ -23,7 +23,8 @@ from ddpm_lib.runs.run import load_data, new_trainer, save, trained
 from ddpm_lib.training.checkpoint import amount, load_checkpoint
 from ddpm_lib.training.trainer import Step, Trainer
 
-FILES = 256  # that are decoded, of a data set that training decodes as a whole
+FILES = 256  # that are decoded, of a data set in files, all of which training decodes before its first step
+AFTER = ", after it has decoded its files, which finds any that is broken"
 SMALL_BATCH = 4  # on a CPU; a GPU takes the recipe's own, which must fit its memory
 LEAST, MOST, SECONDS = 3, 100, 5.0  # steps that are timed: for five seconds, but as many as that
 TOLERANCE = 0.02  # of a step's length, see `difference`
@@ -52,22 +53,21 @@ def self_test(
         classes = f"{recipe.classes} classes" if recipe.classes else "without labels"
         shape = f"{recipe.channels}x{recipe.size}x{recipe.size}"
         say(f"data     {len(data)} images, {shape}, {classes}; {len(held_out)} held out")
-        files = isinstance(data, ImageFiles)
-        streamed = files and decoded_home(data, device) is None
-        if files and not streamed:  # all would be decoded before the first step: here some of them are
-            rows = slice(FILES)
-            labels = None if data.labels is None else data.labels[rows]
-            data = dataclasses.replace(data, paths=data.paths[rows], labels=labels)
-        trainer = new_trainer(small, data, device)
-        one, need = bytes_needed(trainer, recipe)
-        count = sum(p.numel() for p in trainer.model.parameters())
-        say(f"network  {count / 1e6:.2f} M parameters; a checkpoint takes {amount(one)}, a run up to {amount(need)}")
-        check_room(Path(folder), need)
-        seconds = _say_steps(trainer, 2 * small.workers if streamed else 0, say)
-        if batch == recipe.batch:
-            decoding = ", after it has decoded its files" if files and not streamed else ""
-            say(f"         at this speed the recipe takes {seconds * recipe.steps / 3600:.1f} hours{decoding}")
         with tempfile.TemporaryDirectory(dir=folder, prefix=".selftest-") as place:
+            streamed, decoding = False, ""
+            if isinstance(data, ImageFiles):  # all are decoded before the first step: here some of them are
+                streamed, decoding = decoded_home(data, device, recipe.memory_budget()) is None, AFTER
+                small = dataclasses.replace(small, memory_budget_gb=1e-9 if streamed else 0.0)
+                count = min(FILES, len(data))
+                data = dataclasses.replace(data.subset(torch.arange(count) * len(data) // count), root=Path(place))
+            trainer = new_trainer(small, data, device)
+            one, need = bytes_needed(trainer, recipe)
+            million = sum(p.numel() for p in trainer.model.parameters()) / 1e6
+            say(f"network  {million:.2f} M parameters; a checkpoint takes {amount(one)}, a run up to {amount(need)}")
+            check_room(Path(folder), need)
+            seconds = _say_steps(trainer, 2 * small.workers if streamed else 0, say)
+            if batch == recipe.batch:
+                say(f"         at this speed the recipe takes {seconds * recipe.steps / 3600:.1f} hours{decoding}")
             _say_resume(trainer, small, Path(place), say)
         model = trained(trainer, small)
         images = model.sample([0, recipe.classes - 1] if recipe.classes else 2, steps=2)

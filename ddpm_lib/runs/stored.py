@@ -9,6 +9,7 @@ from ddpm_lib.runs.recipes import Recipe
 # a new field adds a version here. Version 0 is that of the files that name none.
 ADDED: dict[int, dict[str, Any]] = {
     1: {},  # the version itself
+    2: {"memory_budget_gb": 0.0},
 }
 VERSION = max(ADDED)
 

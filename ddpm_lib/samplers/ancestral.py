@@ -6,11 +6,12 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ddpm_lib.diffusion.forward import noise_like
+from ddpm_lib.diffusion.forward import Generators, noise_like
 from ddpm_lib.diffusion.posterior import ReverseVar, posterior_mean, posterior_var
 from ddpm_lib.diffusion.schedule import Schedule
 from ddpm_lib.diffusion.targets import x_0_from_eps
 
+GOLDEN = 0x9E3779B9  # 2³² over the golden ratio, an odd number: no seed comes twice
 OnStep = Callable[[int, Tensor, Tensor], None]
 
 
@@ -22,7 +23,7 @@ def ancestral_sample(
     *,
     reverse_var: ReverseVar = posterior_var,
     clip: bool = True,
-    generator: torch.Generator | None = None,
+    generator: Generators = None,
     progress: bool = False,
     on_step: OnStep | None = None,
 ) -> Tensor:
@@ -32,6 +33,7 @@ def ancestral_sample(
     x_T: the noise to start from, (B, ...); its dtype and device are used throughout.
     reverse_var: the coefficient that gives σ_t²: `posterior_var` (β̃_t) or `forward_var` (β_t).
     clip: clamp x_0_hat to [−1, 1] in every step; for images it is decisive, for unbounded data turn it off.
+    generator: of z, one for all images or one an image, see `generators`; None: torch's own.
     on_step: called as on_step(t, x_t, x_0_hat) after every step with the new t = T−1, ..., 0: a trajectory on request.
     Returns x_0, (B, ...). Source: Ho et al. 2020, Algorithm 2, with their released code's clipping.
     """
@@ -55,6 +57,21 @@ def predict_x_0(
     return x_0_hat.clamp(-1, 1) if clip else x_0_hat
 
 
-def progress_bar(steps: Iterable, progress: bool) -> Iterable:
-    """`steps` behind a progress bar, or as they are."""
+def progress_bar(steps: Iterable, progress: bool) -> tqdm:
+    """`steps` behind a progress bar, which shows only where `progress`."""
     return tqdm(steps, desc="sampling", mininterval=1, leave=False, disable=not progress)
+
+
+def image_seeds(seed: int, count: int) -> list[int]:
+    """A seed of its own for each of `count` images, so that image i is the same alone, in a batch or among thousands.
+
+    Image i has seed + i·g modulo 2³² (a CPU generator heeds no more bits), g = 2³² over the golden ratio. Image 0 has
+    `seed` itself, so image_seeds(image_seeds(seed, n)[i], m) goes on from image i. This step keeps the seeds of many
+    images far apart: two seeds that differ by less than 50,000 share none of 50,000 images each.
+    """
+    return [(seed + i * GOLDEN) % 2**32 for i in range(count)]
+
+
+def generators(seeds: Iterable[int]) -> list[torch.Generator]:
+    """One generator an image, on the CPU, so that a seed means the same on every device."""
+    return [torch.Generator().manual_seed(seed) for seed in seeds]

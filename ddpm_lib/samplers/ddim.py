@@ -6,7 +6,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from ddpm_lib.diffusion.forward import noise_like
+from ddpm_lib.diffusion.forward import Generators, noise_like
 from ddpm_lib.diffusion.schedule import Schedule
 from ddpm_lib.diffusion.targets import eps_from_x_0
 from ddpm_lib.samplers.ancestral import OnStep, predict_x_0, progress_bar
@@ -44,7 +44,7 @@ def ddim_sample(
     steps: int = 50,
     eta: float = 0.0,
     clip: bool = True,
-    generator: torch.Generator | None = None,
+    generator: Generators = None,
     progress: bool = False,
     on_step: OnStep | None = None,
 ) -> Tensor:
@@ -53,6 +53,7 @@ def ddim_sample(
     eps_model: called as eps_model(x_t, t) with t of shape (B,), returns ε_θ, shape (B, ...).
     x_T: the noise to start from, (B, ...). steps: 1..T network calls. eta: 0 (deterministic) to 1 (ancestral).
     clip: clamp x_0_hat to [−1, 1]; ε_hat is recomputed from the clamped x_0_hat, so that the two stay consistent.
+    generator: of z, one for all images or one an image, see `ancestral.generators`; None: torch's own.
     on_step: called as on_step(s, x_s, x_0_hat) after every step, the last with s = 0.
     Returns x_0, (B, ...). Raises ValueError for steps or eta out of range. Source: Song et al. 2021, Eq. 12.
     """

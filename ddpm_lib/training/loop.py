@@ -36,6 +36,7 @@ def train(
     if every < 1:
         raise ValueError(f"every must be at least 1, got {every}")
     trainer.model.train()
+    trainer.open()  # while Ctrl-C still acts at once, for it may take minutes
     history, seen, read_at = [], [], time.perf_counter()
     with (
         _interrupts() as interrupts,

@@ -15,6 +15,7 @@ from ddpm_lib.diffusion.schedule import Schedule
 from ddpm_lib.diffusion.timesteps import TimestepSampler, UniformTimesteps
 from ddpm_lib.images.data import LabelledImages, check_images
 from ddpm_lib.images.feed import feed
+from ddpm_lib.images.fingerprint import fingerprint
 from ddpm_lib.images.image_files import ImageFiles
 from ddpm_lib.training.checkpoint import load_weights
 from ddpm_lib.training.ema import EMA
@@ -36,7 +37,8 @@ class Trainer:
     a function of the steps done (`linear_rate`, say; None is constant). weight_decay acts on matrices and kernels, not
     on biases and norms. flip: mirror each image left to right with probability 1/2.
     prepare_labels: turns a batch's labels, (B,) on the CPU, into what the network sees (label dropout, say, or None).
-    timesteps: draws t (None: uniform). workers: processes that read files, where `data` is files that do not fit.
+    timesteps: draws t (None: uniform). workers: processes that read files. memory_budget: bytes that the images may
+    take on the device, or else in the machine's memory (None: a quarter of what is free there).
     On a CPU the same seed, network, data and number of threads give the same weights, however often the run was
     interrupted; on a GPU nearly, for some of its gradients add in no fixed order. Apple's GPU (MPS) is provided for,
     and its generator saved like CUDA's, but nothing has been run on one yet.
@@ -58,6 +60,7 @@ class Trainer:
         seed: int = 0,
         flip: bool = False,
         workers: int = 4,
+        memory_budget: int | None = None,
         prepare_labels: Callable[[Tensor, torch.Generator], Tensor | None] | None = None,
         timesteps: TimestepSampler | None = None,
     ):
@@ -68,10 +71,12 @@ class Trainer:
             )
         if isinstance(data, LabelledImages):
             check_images(data, tuple(data.images.shape[1:]), getattr(model, "null", 0) or None)
+        self.fingerprint = fingerprint(data)  # now, for files may change while the run goes on
         self.device = next(model.parameters()).device
         self.model, self.schedule, self.data = model.train(), schedule, data
         self.emas = [EMA(model, decay) for decay in dict.fromkeys(ema_decays)]
-        self.batch, self.clip_norm, self.flip, self.workers = batch, clip_norm, flip, workers
+        self.batch, self.clip_norm, self.flip = batch, clip_norm, flip
+        self.workers, self.memory_budget = workers, memory_budget
         self.prepare_labels, self.timesteps = prepare_labels, timesteps or UniformTimesteps(schedule)
         kernels = [p for p in model.parameters() if p.ndim > 1]
         others = [p for p in model.parameters() if p.ndim <= 1]
@@ -82,16 +87,23 @@ class Trainer:
         self.host = torch.Generator().manual_seed(seed)  # t, flips, label dropout
         self.noise = torch.Generator(self.device).manual_seed(seed + 1)
         torch.manual_seed(seed + 2)  # dropout takes no generator
-        self.images = None  # opened by the first step, at the step it is
+        self.images = None  # opened by `open` or the first step, at the step it is
 
     @property
     def ema(self) -> EMA:
         """The first of the averages."""
         return self.emas[0]
 
+    def open(self) -> None:
+        """Get the images ready, which is long where files are decoded; the first step does it where nobody did."""
+        if self.images is None:
+            options = {"seed": self.seed, "device": self.device, "workers": self.workers, "budget": self.memory_budget}
+            self.images = feed(self.data, self.batch, start=self.steps, **options)
+
     def step(self) -> Step:
         """One step of the optimiser and of every average."""
-        x_0, labels = next(self._feed())
+        self.open()
+        x_0, labels = next(self.images)
         if self.flip:
             mirrored = torch.rand(self.batch, generator=self.host) < 0.5
             x_0 = torch.where(to_device(mirrored, self.device)[:, None, None, None], x_0.flip(-1), x_0)
@@ -113,10 +125,11 @@ class Trainer:
         return Step(loss.detach(), t, factor, norm)
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Tensors by name, and a JSON-able description: all that the next step depends on, besides data and options.
+        """Tensors by name, and a JSON-able description: all that the next step depends on, besides options and data.
 
         Weights are "model.…", averages "ema.DECAY.…", AdamW's moments "optimiser.…", generators "random.…", the
         timestep sampler's memory "timesteps.…". They are the live tensors: save or clone them before the next step.
+        The description says by a fingerprint which data it were; `load_state` takes any (see `check_same`).
         """
         tensors = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
         for ema in self.emas:
@@ -126,7 +139,7 @@ class Trainer:
             tensors |= {f"optimiser.{kind}.{name}": tensor for kind, tensor in moments.items()}
         tensors |= {f"random.{name}": state for name, state in self._generators().items()}
         tensors |= {f"timesteps.{name}": tensor for name, tensor in self.timesteps.state().items()}
-        return tensors, {"step": self.steps, "device": self.device.type}
+        return tensors, {"step": self.steps, "device": self.device.type, "data": self.fingerprint}
 
     def load_state(self, tensors: Mapping[str, Tensor], about: Mapping[str, Any], origin: str = "the state") -> None:
         """Go on where `state` was taken: the next step is the one that would have come. origin: named in errors.
@@ -179,12 +192,6 @@ class Trainer:
         elif self.device.type == "mps":
             states["mps"] = torch.mps.get_rng_state()
         return states
-
-    def _feed(self):
-        if self.images is None:
-            options = {"seed": self.seed, "device": self.device, "workers": self.workers}
-            self.images = feed(self.data, self.batch, start=self.steps, **options)
-        return self.images
 
 
 def ema_name(decay: float) -> str:

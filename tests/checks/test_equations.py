@@ -14,7 +14,7 @@ import pytest
 from torch import nn
 
 from ddpm_lib import CHAPTER
-from ddpm_lib.checks import KINDS, load_all, verify
+from ddpm_lib.checks import KINDS, NO_SOURCE, load_all, verify
 from ddpm_lib.diffusion.schedule import Schedule
 from ddpm_lib.training.ema import EMA
 
@@ -72,6 +72,16 @@ def test_a_check_has_wrong_versions_that_say_what_is_wrong_and_where_it_was_seen
     assert all(wrong.what.strip() and wrong.seen.strip() for wrong in found.wrong_versions)
     functions = [wrong.function.__code__ for wrong in found.wrong_versions]
     assert len(set(functions)) == len(functions), "one function under two names"
+
+
+# owner/repository, a year, or a library whose default it is
+SOURCE = re.compile(r"[\w.-]+/[\w.-]+|\b(19|20)\d\d\b|\b(torch|numpy|scipy|randint)\b")
+
+
+@pytest.mark.parametrize("found", CHECKS.values(), ids=lambda c: c.title)
+def test_a_wrong_version_names_a_public_source_or_says_that_none_is_known(found):
+    for wrong in found.wrong_versions:
+        assert wrong.seen.startswith(NO_SOURCE) or SOURCE.search(wrong.seen), wrong.what
 
 
 @pytest.mark.parametrize("found", CHECKS.values(), ids=lambda c: c.title)

@@ -50,7 +50,7 @@ def test_a_wrong_function_fails_and_the_message_names_equation_route_and_distanc
 
 def test_the_hint_recognises_a_known_wrong_version():
     doubling()
-    with pytest.raises(AssertionError, match=r"off by exactly as much: squares \(seen: a common slip\)\.$"):
+    with pytest.raises(AssertionError, match=r"off by exactly as much: squares \(a common slip\)\.$"):
         verify("doubling", lambda x: x**2)
 
 

@@ -458,29 +458,98 @@ def own(tmp_path):
     return make
 
 
-@pytest.mark.parametrize(("count", "held"), [(2, 1), (39, 1), (40, 2), (100, 5)])
-def test_a_twentieth_of_a_folder_is_held_out_always_the_same(own, count, held):
+@pytest.fixture
+def named(monkeypatch):
+    """A function: names → the names of the images to train on and of the held-out ones, without any file."""
+
+    def split(names):
+        files = ImageFiles([Path("images", name) for name in names], 2, 1, root=Path("images"))
+        monkeypatch.setattr(module, "image_folder", lambda root, size, channels: files)
+        return [part.keys() for part in folder("images", 2, 1)]
+
+    return split
+
+
+@pytest.mark.parametrize("count", [2, 39, 100])
+def test_a_folder_is_split_with_its_labels_and_in_order(own, count):
     root = own(count)
     train, held_out = folder(root, size=2, channels=1)
-    assert (len(train), len(held_out)) == (count - held, held)
     seen = [int(part[i][0, 0, 0]) for part in (train, held_out) for i in range(len(part))]
     assert sorted(seen) == list(range(count))
     for part in (train, held_out):
-        assert part.names == ("ant", "cat")
+        assert part.names == ("ant", "cat") and part.root == root
         assert [part.names[label] for label in part.labels] == [path.parent.name for path in part.paths]
         assert list(part.paths) == sorted(part.paths)
     again = folder(str(root), size=2, channels=1)
     assert [part.paths for part in again] == [train.paths, held_out.paths]
 
 
-def test_at_most_a_thousand_images_of_a_folder_are_held_out(monkeypatch):
-    many = ImageFiles([Path(f"{i}.png") for i in range(30_000)], 2, 1)
-    monkeypatch.setattr(module, "image_folder", lambda root, size, channels: many)
-    train, held_out = folder("images", 2, 1)
-    assert (len(train), len(held_out)) == (29_000, 1000) and train.labels is None
-    assert set(train.paths) | set(held_out.paths) == set(many.paths)
-    numbers = np.array([int(path.stem) for path in held_out.paths])
-    assert abs(numbers.mean() - 15_000) < 5 * 30_000 / 12**0.5 / 1000**0.5  # spread over the whole
+def test_a_folder_that_moves_is_split_in_the_same_way(own, tmp_path):
+    before = [part.keys() for part in folder(own(100), 2, 1)]
+    (tmp_path / "moved").mkdir()
+    for name in ("ant", "cat"):
+        (tmp_path / name).rename(tmp_path / "moved" / name)
+    assert [part.keys() for part in folder(tmp_path / "moved", 2, 1)] == before
+
+
+def names_of(numbers):
+    return [f"{'cat' if i % 3 else 'ant'}/{i:05d}.png" for i in numbers]
+
+
+def test_about_a_twentieth_is_held_out_all_over_the_folder(named):
+    train, held_out = named(names_of(range(10_000)))
+    assert abs(len(held_out) - 500) < 5 * (10_000 * 0.05 * 0.95) ** 0.5 and len(train) + len(held_out) == 10_000
+    numbers = np.array([int(name[4:9]) for name in held_out])
+    assert abs(numbers.mean() - 5000) < 5 * 10_000 / 12**0.5 / len(held_out) ** 0.5
+    assert abs((numbers % 3 == 0).mean() - 1 / 3) < 5 * (2 / 9 / len(held_out)) ** 0.5
+
+
+def test_no_image_changes_sides_whatever_others_come_or_go(named):
+    random = np.random.default_rng(0)
+    train, held_out = map(set, named(names_of(range(3000))))
+    for low, high in ((1, 0.999), (150, 1500), (0, 3000)):  # a few go, half go, as many more come
+        kept = random.permutation(3000)[: high if high > 1 else -low] if low else range(3000)
+        more = range(3000, 3000 + (high if not low else 0))
+        now, now_held_out = map(set, named(names_of(sorted({*kept, *more}))))
+        assert not now & held_out and not now_held_out & train
+    for gone in sorted(held_out)[:20]:  # a broken file is taken out
+        now, now_held_out = map(set, named(sorted((train | held_out) - {gone})))
+        assert (now, now_held_out) == (train, held_out - {gone})
+
+
+def test_which_side_an_image_is_on_is_pinned():
+    """So that no later version moves images of old runs: sha256sum of the name, its first 12 digits over 16^12."""
+    assert module._unit_hash("cat/001.png") == 0xA27AEBEC26A4 / 16**12
+    assert module._unit_hash("caf\u00e9/\u4e2d.jpg") == 0x9447AB152FDD / 16**12
+
+
+def test_at_most_a_thousand_images_of_a_folder_are_held_out(named):
+    names = names_of(range(30_000))
+    train, held_out = map(set, named(names))
+    assert len(held_out) == 1000 and train | held_out == set(names) and not train & held_out
+    numbers = np.array([int(name[4:9]) for name in held_out])
+    assert abs(numbers.mean() - 15_000) < 5 * 30_000 / 12**0.5 / 1000**0.5
+    gone = {*sorted(train)[:100], *sorted(held_out)[:7]}
+    now, now_held_out = map(set, named(sorted(set(names) - gone)))
+    assert len(now_held_out & train) == 7 and not now & held_out, "one for each held-out file that went"
+    now, now_held_out = map(set, named(names_of(range(33_000))))
+    assert not now_held_out & train, "of files that come none was trained on"
+
+
+@pytest.mark.parametrize("count", range(2, 60))
+def test_however_small_a_folder_is_some_are_held_out_and_some_are_not(named, count):
+    for first in range(0, 60 * 8, 60):
+        names = names_of(range(first, first + count))
+        train, held_out = named(names)
+        assert train and held_out and sorted(train + held_out) == sorted(names)
+        _, more_held_out = named([*names, "cat/new.png"])
+        assert not set(more_held_out) & set(train)
+
+
+def test_two_images_that_would_both_be_held_out_are_split(named):
+    small = [name for name in names_of(range(3000)) if module._unit_hash(name) < 1 / 20]
+    train, held_out = named(small[:2])
+    assert len(train) == len(held_out) == 1 and module._unit_hash(held_out[0]) < module._unit_hash(train[0])
 
 
 def test_one_image_cannot_be_split(own):

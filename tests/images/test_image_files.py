@@ -1,13 +1,16 @@
 """Image files: found and labelled by their folders, seen as they are meant, brought to one size, or refused by name."""
 
+import os
 import pickle
+import warnings
+from pathlib import Path, PurePosixPath, PureWindowsPath
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from ddpm_lib.images.image_files import SUFFIXES, ImageFiles, image_folder
+from ddpm_lib.images.image_files import SUFFIXES, ImageFiles, image_folder, key
 
 
 def picture(height=8, width=8, channels=3, seed=0):
@@ -35,10 +38,12 @@ def read(path, size=8, channels=3):
 def test_subfolders_are_classes_and_all_images_below_are_theirs_in_order(tmp_path):
     for name in ("cat/b.png", "cat/old/a.PNG", "ant/z.Jpg", "ant/c.webp", "bee/deep/er/x.gif", "bee/y.TIFF"):
         put(tmp_path / name)
-    for name in (".hidden/a.png", "cat/.a.png", "cat/notes.txt", "cat/png", "empty/readme.md"):
+    for name in (".hidden/a.png", "cat/.a.png", ".DS_Store"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("no image")
-    files = image_folder(str(tmp_path), 8, 3)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        files = image_folder(str(tmp_path), 8, 3)
     found = [path.relative_to(tmp_path).as_posix() for path in files.paths]
     assert found == ["ant/c.webp", "ant/z.Jpg", "bee/deep/er/x.gif", "bee/y.TIFF", "cat/b.png", "cat/old/a.PNG"]
     assert files.names == ("ant", "bee", "cat")
@@ -48,7 +53,7 @@ def test_subfolders_are_classes_and_all_images_below_are_theirs_in_order(tmp_pat
 
 def test_every_suffix_is_found_and_images_directly_in_the_folder_have_no_labels(tmp_path):
     for number, suffix in enumerate(SUFFIXES):
-        put(tmp_path / f"{number}{suffix}")
+        put(tmp_path / f"{number:02d}{suffix}")
     files = image_folder(tmp_path, 8, 3)
     assert [path.suffix for path in files.paths] == list(SUFFIXES)
     assert files.labels is None and files.names == ()
@@ -70,11 +75,97 @@ def test_a_mixture_of_loose_images_and_subfolders_is_refused_with_the_way_out(tm
         image_folder(tmp_path, 8, 3)
 
 
-@pytest.mark.parametrize("folder", [".", "missing"])
-def test_a_folder_without_images_is_named_with_the_suffixes_looked_for(tmp_path, folder):
-    (tmp_path / "notes.txt").write_text("no image")
-    with pytest.raises(FileNotFoundError, match=rf"images below {tmp_path / folder}, found .* in \.png, \.jpg, \.jpeg"):
-        image_folder(tmp_path / folder, 8, 3)
+def test_what_is_left_out_is_counted_by_kind_and_empty_classes_are_named(tmp_path):
+    for name in ("cat/a.png", "dog/b.png"):
+        put(tmp_path / name)
+    for name in ("cat/1.heic", "cat/2.HEIC", "cat/list.txt", "cat/plain", "wasp/3.heic"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("no image")
+    (tmp_path / "bee/inner").mkdir(parents=True)
+    with pytest.warns(UserWarning) as said:
+        files = image_folder(tmp_path, 8, 3)
+    left_out, empty = (str(warning.message) for warning in said)
+    assert left_out.startswith(
+        f"5 of the 7 files below {tmp_path} are left out (1 without a suffix, 3 .heic, 1 .txt): "
+    )
+    assert empty.startswith(f"no image in bee, wasp below {tmp_path}")
+    assert files.names == ("cat", "dog") and len(files) == 2
+
+
+def test_empty_subfolders_of_a_folder_without_classes_are_no_classes(tmp_path):
+    put(tmp_path / "a.png")
+    (tmp_path / "old").mkdir()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert image_folder(tmp_path, 8, 3).labels is None
+
+
+def test_a_folder_without_images_is_named_with_the_suffixes_looked_for_and_what_there_is(tmp_path):
+    with pytest.raises(FileNotFoundError, match=rf"images below {tmp_path}, found .* in \.png, \.jpg, .*\.avif$"):
+        image_folder(tmp_path, 8, 3)
+    for name in ("notes.txt", "a.heic", "b.heic"):
+        (tmp_path / name).write_text("no image")
+    with pytest.raises(FileNotFoundError, match=r"there are others: 2 \.heic, 1 \.txt$"):
+        image_folder(tmp_path, 8, 3)
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_a_folder_that_is_none_is_named(tmp_path, there):
+    if there:
+        (tmp_path / "x").write_text("a file")
+    with pytest.raises(FileNotFoundError, match=rf"a folder of images at {tmp_path / 'x'}; there is no such folder"):
+        image_folder(tmp_path / "x", 8, 3)
+
+
+def test_a_folder_that_cannot_be_listed_is_not_left_out(tmp_path, monkeypatch):
+    for name in ("ant/a.png", "cat/b.png"):
+        put(tmp_path / name)
+    scan = os.scandir
+
+    def refuse(path):
+        if str(path).endswith("cat"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(PermissionError, match=f"{tmp_path / 'cat'}"):
+        image_folder(tmp_path, 8, 3)
+
+
+def test_links_that_lead_back_end_nowhere_and_add_nothing(tmp_path):
+    for name in ("root/ant/a.png", "root/cat/b.png", "other/c.png"):
+        put(tmp_path / name)
+    links = {"root/ant/up": "root", "root/cat/self": "root/cat", "root/dog": "other", "other/back": "root"}
+    for name, target in links.items():
+        (tmp_path / name).symlink_to(tmp_path / target, target_is_directory=True)
+    assert image_folder(tmp_path / "root", 8, 3).keys() == ["ant/a.png", "cat/b.png", "dog/c.png"]
+
+
+def test_a_name_is_spelt_in_one_way_on_every_system(tmp_path):
+    assert key(PureWindowsPath("cat\\caf\u00e9.png")) == key(PurePosixPath("cat/cafe\u0301.png")) == "cat/caf\u00e9.png"
+    for name in ("cafe\u0301/b.png", "cafz/a.png", "caf\u00e9s/a.png"):  # by their bytes, the first comes first
+        put(tmp_path / name)
+    files = image_folder(tmp_path, 8, 3)
+    assert files.names == ("cafz", "caf\u00e9", "caf\u00e9s")
+    assert files.keys() == ["cafz/a.png", "caf\u00e9/b.png", "caf\u00e9s/a.png"]
+    assert files.labels.tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize("root", ["", ".", "images", "images/"])
+def test_keys_are_paths_from_the_root(tmp_path, monkeypatch, root):
+    put(tmp_path / root / "cat/a.png")
+    monkeypatch.chdir(tmp_path)
+    assert image_folder(root, 8, 3).keys() == ["cat/a.png"]
+    assert ImageFiles([Path("cat/a.png")], 8, 3).keys() == ["cat/a.png"]
+
+
+@pytest.mark.parametrize("rows", [[2, 0], torch.tensor([2, 0]), range(2, -1, -2)])
+def test_a_subset_is_these_rows_with_their_labels(tmp_path, rows):
+    for name in ("ant/a.png", "bee/b.png", "cat/c.png"):
+        put(tmp_path / name)
+    part = image_folder(tmp_path, 8, 3).subset(rows)
+    assert part.keys() == ["cat/c.png", "ant/a.png"] and part.labels.tolist() == [2, 0]
+    assert part.names == ("ant", "bee", "cat")
 
 
 @pytest.mark.parametrize(("size", "channels"), [(0, 3), (8, 2), (8, 4)])
@@ -125,6 +216,59 @@ def test_a_photograph_that_was_held_sideways_is_turned(tmp_path):
     path = put(tmp_path / "a.jpg", stored.repeat(8, 0).repeat(8, 1), exif=exif, quality=100, subsampling=0)
     difference = read(path, 8).astype(int) - np.rot90(stored[:, 6:14], -1)
     assert abs(difference).mean() < 25  # the filter reaches into neighbouring blocks; any other turn differs by 85
+
+
+def malformed():
+    """Blocks of EXIF data that are none, from one that asks to turn the image (orientation 6), and what they lack."""
+    exif = Image.Exif()
+    exif[0x0112], exif[0x010E] = 6, "a picture"
+    whole = exif.tobytes()
+    assert whole.startswith(b"Exif\0\0MM\0*\0\0\0\x08")
+    return {"no TIFF header": b"Exif\0\0garbage!", "half a header": whole[:11]}
+
+
+@pytest.mark.parametrize("what", malformed())
+@pytest.mark.parametrize("suffix", ["png", "webp"])
+def test_a_malformed_exif_block_harms_no_pixel_and_its_file_is_named(tmp_path, suffix, what):
+    stored = picture()
+    path = put(
+        tmp_path / f"a.{suffix}", stored, exif=malformed()[what], **({"lossless": True} if suffix == "webp" else {})
+    )
+    with pytest.warns(UserWarning, match=rf"{path}: its EXIF block is malformed \(.*\), so it is read without turning"):
+        assert (read(path) == stored).all()
+
+
+@pytest.mark.parametrize("error", [SyntaxError, ValueError, KeyError, AssertionError, OSError, IndexError])
+def test_whatever_reading_the_exif_block_raises_harms_no_pixel(tmp_path, monkeypatch, error):
+    path = put(tmp_path / "a.png", picture())
+
+    def fails(image):
+        raise error("malformed")
+
+    monkeypatch.setattr(Image.Image, "getexif", fails)
+    with pytest.warns(UserWarning, match=rf"{path}: its EXIF block is malformed \({error.__name__}: .*malformed"):
+        assert (read(path) == picture()).all()
+
+
+def test_an_exif_block_that_cannot_be_written_again_still_says_how_to_turn(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112], exif[0x8769] = 6, {0x9003: "2020"}
+    block = bytearray(exif.tobytes())
+    at = block.index(bytes([0x87, 0x69]))
+    block[at + 2 : at + 4] = 0, 2  # the place of more tags, as text: Pillow reads it, and fails to write it
+    path = put(tmp_path / "a.png", picture(), exif=bytes(block))
+    assert (read(path) == TURNED[6](picture())).all()
+
+
+def test_a_jpeg_by_another_name_and_an_avif_are_read(tmp_path):
+    for suffix in (".jfif", ".avif"):
+        assert suffix in SUFFIXES
+        flat = np.full((8, 8, 3), 200, np.uint8)
+        assert abs(read(put(tmp_path / f"a{suffix}", flat)).astype(int) - 200).max() <= 3
+
+
+def test_only_what_this_pillow_reads_is_an_image():
+    assert all(suffix in Image.registered_extensions() for suffix in SUFFIXES)
 
 
 def test_grey_colour_and_one_bit_become_what_is_asked_for(tmp_path):

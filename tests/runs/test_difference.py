@@ -95,7 +95,7 @@ FAULTS = {
     "other noise": lambda trainer: trainer.noise.manual_seed(9),
     "other dropout": lambda trainer: torch.manual_seed(9),
     "another rate": lambda trainer: setattr(trainer, "rate", lambda done: 0.9),
-    "other images": lambda trainer: next(trainer._feed()),
+    "other images": lambda trainer: (trainer.open(), next(trainer.images)),
     "weights that are not finite": lambda trainer: next(trainer.model.parameters()).data.fill_(float("nan")),
 }
 

@@ -14,6 +14,7 @@ from PIL import Image
 
 from ddpm_lib.__main__ import main
 from ddpm_lib.images.data import LabelledImages
+from ddpm_lib.images.decoded import DecodedImages
 from ddpm_lib.images.feed import feed
 from ddpm_lib.images.image_files import ImageFiles
 from ddpm_lib.networks.unet import UNet
@@ -98,12 +99,12 @@ def test_of_many_files_it_reads_a_few(tmp_path, monkeypatch):
     assert passed and "20 images" in said[1]
     assert len(read) == 5 + 4  # and all of the held-out ones
     _, said = checked(small("celeba64", "batch=4"), tmp_path)
-    assert said[4].endswith("hours, after it has decoded its files")
+    assert said[4].endswith("hours, after it has decoded its files, which finds any that is broken")
 
 
 def test_the_classes_of_a_folder_are_its_subfolders(tmp_path, files):
     passed, said = checked(small("folder", f"root={files}", "classes=2"), tmp_path)
-    assert passed and "23 images, 3x8x8, 2 classes; 1 held out" in said[1]
+    assert passed and "21 images, 3x8x8, 2 classes; 3 held out" in said[1]
     passed, said = checked(small("folder", f"root={files}", "classes=3"), tmp_path)
     assert not passed and "the data have 2 classes (cats, dogs) and the recipe 3: set classes=2" in said[-1]
 
@@ -117,18 +118,18 @@ def test_its_speed_and_the_hours_of_the_recipe_are_those_of_a_clock(tmp_path, mo
 
 
 def test_the_reading_of_files_that_are_read_batch_by_batch_is_timed(tmp_path, monkeypatch):
-    clock, read, step, get = [0.0], [], Trainer.step, ImageFiles.__getitem__
+    clock, read, step, get = [0.0], [], Trainer.step, DecodedImages.__getitem__
 
-    def slow(files, i):
+    def slow(images, i):
         clock[0] += 0.5
-        read.append(files.paths[i])
-        return get(files, i)
+        read.append(i)
+        return get(images, i)
 
     def quick(trainer):
         clock[0] += 1.0
         return step(trainer)
 
-    monkeypatch.setattr(ImageFiles, "__getitem__", slow)
+    monkeypatch.setattr(DecodedImages, "__getitem__", slow)
     monkeypatch.setattr(Trainer, "step", quick)
     monkeypatch.setattr(selftest.time, "perf_counter", lambda: clock[0])
     passed, said = checked(small("celeba64", "batch=4", "steps=36000"), tmp_path)
@@ -138,7 +139,7 @@ def test_the_reading_of_files_that_are_read_batch_by_batch_is_timed(tmp_path, mo
     read.clear()
     passed, said = checked(small("celeba64", "batch=4", "steps=36000"), tmp_path)
     assert passed and "; 1.33 images/s" in said[3]  # three seconds for four images, two of them to read them
-    assert said[4].endswith("the recipe takes 30.0 hours")
+    assert "the recipe takes 30.0 hours, after" in said[4]
     assert len(set(read)) > 16  # all are there to be read, not a few again and again
 
 

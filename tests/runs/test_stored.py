@@ -46,13 +46,14 @@ def test_a_recipe_survives_json(name):
 
 @pytest.fixture
 def later(monkeypatch):
-    """A time in which version 2 brought the field eta and version 3 the field keep."""
-    monkeypatch.setattr(stored, "ADDED", {1: {}, 2: {"eta": 0.125}, 3: {"keep": 7}})
+    """A time in which version 2 brought the field eta, too, and version 3 the field keep."""
+    monkeypatch.setattr(stored, "ADDED", {1: {}, 2: stored.ADDED[2] | {"eta": 0.125}, 3: {"keep": 7}})
     monkeypatch.setattr(stored, "VERSION", 3)
 
 
 def without(*names, **more):
-    return {name: value for name, value in json.loads(FIRST).items() if name not in names} | more
+    today = json.loads(FIRST) | {name: value for fields in ADDED.values() for name, value in fields.items()}
+    return {name: value for name, value in today.items() if name not in names} | more
 
 
 def test_a_field_that_an_old_file_lacks_has_the_value_that_it_had_then(later):

@@ -1,0 +1,130 @@
+"""How a check goes through its cases, and what it asks besides values: the same result again, and gradients."""
+
+import copy
+import functools
+import math
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ddpm_lib.checks import apart, largest
+
+STENCIL = ((-3, -1 / 60), (-2, 3 / 20), (-1, -3 / 4), (1, 3 / 4), (2, -3 / 20), (3, 1 / 60))  # of sixth order
+
+
+def until(rejects: float) -> Callable[[Callable[[Callable], Iterator[float]]], Callable[[Callable], float]]:
+    """Decorator: cases(f) yields one distance after another; the measure is the largest, up to the first >= `rejects`.
+
+    So common slips are told apart by ordinary cases, and what comes later meets only what has passed these: extreme
+    values, at which a wrong version may well divide by 0. NaN is infinitely far from the number that was expected.
+    """
+
+    def decorate(cases: Callable[[Callable], Iterator[float]]) -> Callable[[Callable], float]:
+        @functools.wraps(cases)
+        def measure(function: Callable) -> float:
+            worst = 0.0
+            for distance in cases(function):
+                worst = max(worst, distance if distance == distance else math.inf)
+                if worst >= rejects:
+                    break
+            return worst
+
+        return measure
+
+    return decorate
+
+
+def apart_each(got: Iterable, expected: Iterable) -> float:
+    """The largest of `apart` over several results. Raises ValueError if their number is not the expected one."""
+    return largest(*(apart(*pair) for pair in zip(got, expected, strict=True)))
+
+
+def relative(got: Any, expected: Any, floor: float = 0.0) -> float:
+    """The largest difference relative to |expected|, or to `floor` where that is larger. Both must not be 0."""
+    got, expected = (torch.as_tensor(x, dtype=torch.float64).detach() for x in (got, expected))
+    if got.shape != expected.shape:
+        raise ValueError(f"expected shape {tuple(expected.shape)}, got {tuple(got.shape)}")
+    size = expected.abs().clamp(min=floor)
+    return apart(got / size, expected / size)
+
+
+class Watched:
+    """A function, called twice for each call. `fault` is infinite once a call has changed its arguments or its result.
+
+    What a function keeps between calls, draws at random or writes into its arguments makes later results wrong, though
+    the first one was right.
+    """
+
+    def __init__(self, function: Callable):
+        self.function, self.fault = function, 0.0
+
+    def __call__(self, *args: Any) -> Any:
+        given = tuple(_copied(arg) for arg in args)  # so that what is written into them reaches no other case
+        result = self.function(*given)
+        first = _numbers(result)
+        again = _numbers(self.function(*(_copied(arg) for arg in args)))
+        if not (_same(_numbers(given), _numbers(args)) and _same(_numbers(result), first) and _same(again, first)):
+            self.fault = math.inf
+        return result
+
+
+def _copied(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.clone()
+    return value if callable(value) else copy.deepcopy(value)
+
+
+def _numbers(value: Any) -> list[np.ndarray]:
+    """Copies of all numbers in a value: in tuples and lists, arrays, tensors, and objects that hold some of these."""
+    if isinstance(value, (tuple, list)):
+        return [array for part in value for array in _numbers(part)]
+    if isinstance(value, Tensor):
+        numbers = value.detach().cpu().clone()
+        return [(numbers.double() if numbers.is_floating_point() else numbers).numpy()]
+    if isinstance(value, (np.ndarray, np.generic, int, float)):
+        return [np.array(value)]
+    parts = getattr(value, "__dict__", {}).values()
+    return _numbers([part for part in parts if isinstance(part, (Tensor, np.ndarray, list, float))])
+
+
+def _same(first: list[np.ndarray], second: list[np.ndarray]) -> bool:
+    return len(first) == len(second) and all(map(lambda a, b: np.array_equal(a, b, equal_nan=True), first, second))
+
+
+def slope_gap(function: Callable, *args: Tensor, step: float = 1e-3) -> float:
+    """How far autograd is from differences of the function's own values, along one random direction of all arguments.
+
+    0 for a function that is right and lets gradients through; one that detaches an argument is off by its whole slope.
+    """
+    random = torch.Generator().manual_seed(0)
+    direction = [torch.randn(a.shape, generator=random, dtype=torch.float64) for a in args]
+
+    def total(*values: Tensor) -> Tensor:
+        result = function(*values)
+        parts = result if isinstance(result, tuple) else (result,)
+        weights = torch.Generator().manual_seed(1)
+        return sum((p * torch.randn(p.shape, generator=weights, dtype=p.dtype)).sum() for p in parts)
+
+    leaves = [a.detach().clone().requires_grad_() for a in args]
+    value = total(*leaves)
+    slope = 0.0
+    if value.requires_grad:
+        grads = torch.autograd.grad(value, leaves, allow_unused=True, materialize_grads=True)
+        slope = sum(float((g * d).sum()) for g, d in zip(grads, direction, strict=True))
+    differences = sum(
+        factor * float(total(*(a + k * step * d for a, d in zip(args, direction, strict=True)))) / step
+        for k, factor in STENCIL
+    )
+    return apart(slope, differences)
+
+
+def accepted(call: Callable[[], Any]) -> float:
+    """Infinite if call() goes through, though the function's docstring says that it raises ValueError; else 0."""
+    try:
+        call()
+    except ValueError:
+        return 0.0
+    return math.inf
