@@ -113,6 +113,14 @@ def test_what_is_not_a_number_is_left_blank(channels):
     assert ((found[3::7, 129::7] == PAPER).all(-1) == blank).all()
 
 
+def test_what_holds_no_image_has_the_figure_s_own_colour():
+    with plt.rc_context({"figure.facecolor": "#ffeecc"}):
+        found = dots(plot.grid(torch.full((3, 1, 8, 8), -1.0), 2))
+    images = np.zeros(found.shape[:2], dtype=bool)
+    images[:56, :56] = images[:56, 63:] = images[63:, :56] = True
+    assert (found[images] == 0).all() and (found[~images] == (255, 238, 204)).all()
+
+
 @pytest.mark.parametrize("shape", [(8, 8), (2, 8, 8), (2, 2, 8, 8), (2, 8, 8, 3), (0, 1, 8, 8)])
 def test_what_is_no_batch_of_images_is_refused(shape):
     with pytest.raises(ValueError, match=r"expected images \(N, C, H, W\), one at least, with C = 1 or 3; got \("):

@@ -67,3 +67,19 @@ def _(x, eps, beta):
 )
 def _(x, eps, beta):
     return eps
+
+
+@mixing_with_noise.wrong("the image turned into its negative", seen="no public source: of two roots the negative one")
+def _(x, eps, beta):
+    return -((1 - beta) ** 0.5) * x + beta**0.5 * eps
+
+
+@mixing_with_noise.wrong("a share of at least 1e-4", seen="no public source: a clamp for stability")
+def _(x, eps, beta):
+    beta = max(beta, 1e-4)
+    return (1 - beta) ** 0.5 * x + beta**0.5 * eps
+
+
+@mixing_with_noise.wrong("cut off at −6 and 6", seen="no public source: a clamp for stability")
+def _(x, eps, beta):
+    return ((1 - beta) ** 0.5 * x + beta**0.5 * eps).clamp(-6, 6)

@@ -8,7 +8,7 @@ import torch
 from scipy import integrate, special, stats
 
 from ddpm_lib.checks import apart, check, largest
-from ddpm_lib.checks.guard import Watched, relative, slope_gap, until
+from ddpm_lib.checks.guard import Watched, apart_each, relative, slope_gap, until
 
 RANDOM = np.random.default_rng(1)
 MEAN_1, MEAN_2 = (RANDOM.uniform(-1.5, 1.5, shape) for shape in ((3, 1), (4,)))
@@ -83,14 +83,15 @@ def normal_density(f):
         near = mean + var**0.5 * steps
         for kind in (lambda v: v, lambda v: torch.tensor(v, dtype=torch.float64)):
             yield apart(f(near, kind(mean), kind(var)), stats.norm.logpdf(near.numpy(), mean, var**0.5))
-    yield apart(f(torch.tensor([1024.0, -512.0]).double(), 0.0, 1.0), stats.norm.logpdf([1024.0, -512.0]))
+    for x in (torch.tensor([1024.0, -512.0]).double(), torch.tensor([[-1e6], [2e7]]).double()):
+        yield relative(f(x, 0.0, 1.0), stats.norm.logpdf(x.numpy()))
     yield slope_gap(f, torch.linspace(-2, 2, 12).double().reshape(3, 4), *FOUR[:2])
     yield f.fault
 
 
 @normal_density.wrong(
     "the variance taken for the standard deviation",
-    seen="scipy.stats.norm and torch.distributions.Normal: `scale` is the standard deviation",
+    seen="SamsungLabs/pytorch-ensembles issue 5, CyberPoint/libpgm issue 10",
 )
 def _(x, mean, var):
     return -0.5 * ((x - mean) ** 2 / var**2 + torch.as_tensor(2 * math.pi * var**2).log())
@@ -128,6 +129,25 @@ def _(x, mean, var):
     return -0.5 * ((x - mean) ** 2 / var + torch.as_tensor(2 * math.pi * var).log()) / math.log(2)
 
 
+def _log_density(x, mean, var):
+    return torch.distributions.Normal(torch.as_tensor(mean).double(), torch.as_tensor(var).double().sqrt()).log_prob(x)
+
+
+@normal_density.wrong("a variance of at least 1e-4", seen="no public source: a clamp for stability")
+def _(x, mean, var):
+    return _log_density(x, mean, torch.as_tensor(var).double().clamp(min=1e-4))
+
+
+@normal_density.wrong("1e-8 is added to the density before the logarithm", seen="no public source: against log 0")
+def _(x, mean, var):
+    return (_log_density(x, mean, var).exp() + 1e-8).log()
+
+
+@normal_density.wrong("no gradient reaches the variance", seen="no public source: a variance taken for a constant")
+def _(x, mean, var):
+    return _log_density(x, mean, torch.as_tensor(var).detach())
+
+
 @functools.cache
 def mapped(seed, rows, D):
     """A (rows, D), b (rows,), mean and cov of x, and the moments of A·x + b on a grid of x."""
@@ -147,12 +167,12 @@ def affine_map(f):
     f = Watched(f)
     for seed, (rows, D) in enumerate(((2, 2), (2, 2), (1, 2), (3, 2), (1, 1), (3, 1), (2, 3), (3, 3))):
         A, b, mean, cov, *expected = mapped(seed, rows, D)
-        yield from map(apart, f(A, b, mean, cov), expected)
+        yield apart_each(f(A, b, mean, cov), expected)
         for unit in UNITS:  # x, or x and A·x + b, in another unit
             got_mean, got_cov = f(A, unit * b, unit * mean, unit**2 * cov)
-            yield from map(apart, (got_mean / unit, got_cov / unit**2), expected)
-            yield from map(apart, f(A / unit, b, unit * mean, unit**2 * cov), expected)
-        yield from map(apart, f(A, b, mean, 0 * cov), (expected[0], 0 * expected[1]))  # a point is mapped to a point
+            yield apart_each((got_mean / unit, got_cov / unit**2), expected)
+            yield apart_each(f(A / unit, b, unit * mean, unit**2 * cov), expected)
+        yield apart_each(f(A, b, mean, 0 * cov), (expected[0], 0 * expected[1]))  # a point is mapped to a point
     yield f.fault
 
 
@@ -188,6 +208,11 @@ def _(A, b, mean, cov):
 def _(A, b, mean, cov):
     square = torch.cat([A, A])[:2]
     return A @ mean + b, (square.T @ cov @ square)[: len(A), : len(A)]
+
+
+@affine_map.wrong("1e-9 is added to the variances", seen="no public source: jitter, lest a Cholesky factor fail")
+def _(A, b, mean, cov):
+    return A @ mean + b, A @ cov @ A.T + 1e-9 * torch.eye(len(A), dtype=A.dtype)
 
 
 @functools.cache
@@ -226,7 +251,10 @@ def _(mean_1, var_1, mean_2, var_2):
     return mean_1 + mean_2, var_1 + var_2
 
 
-@sum_of_normals.wrong("standard deviations are added instead of variances", seen="no public source: a plausible slip")
+@sum_of_normals.wrong(
+    "standard deviations are added instead of variances",
+    seen="thodson-usgs/ratingcurve issue 61, hansenlab/minfi issue 290",
+)
 def _(mean_1, var_1, mean_2, var_2):
     return mean_1 + mean_2, (var_1**0.5 + var_2**0.5) ** 2
 
@@ -245,6 +273,11 @@ def _(mean_1, var_1, mean_2, var_2):
 )
 def _(mean_1, var_1, mean_2, var_2):
     return (mean_1 + mean_2) / 2, (var_1 + var_2) / 2 + (mean_1 - mean_2) ** 2 / 4
+
+
+@sum_of_normals.wrong("each variance is at least 1e-6", seen="no public source: a clamp for stability")
+def _(mean_1, var_1, mean_2, var_2):
+    return mean_1 + mean_2, max(var_1, 1e-6) + max(var_2, 1e-6)
 
 
 UNLIKE = [  # mean, variance, mean, variance: one much vaguer than the other, or far from it, or both the same
@@ -281,7 +314,7 @@ def product_of_densities(f):
     mean_1, var_1, mean_2, var_2 = FOUR
     for unit in (1.0, *UNITS):
         got = f(unit * mean_1, unit**2 * var_1, unit * mean_2, unit**2 * var_2)
-        yield from map(apart, (got[0] / unit, got[1] / unit**2), (mean, var))
+        yield apart_each((got[0] / unit, got[1] / unit**2), (mean, var))
     for case in UNLIKE:
         for shape in ((), (1,), (2, 1, 1)):
             got = f(*(torch.full(shape, number, dtype=torch.float64) for number in case))
@@ -290,8 +323,8 @@ def product_of_densities(f):
     mean_1, var_1 = (part.expand(3, 4).clone() for part in (mean_1, var_1))
     for entry in ((0, 1), (2, 3)):
         mean[entry], var[entry], var_1[entry] = mean_1[entry], 0, 0
-    yield from map(apart, f(mean_1, var_1, mean_2, var_2), (mean, var))
-    yield from map(apart, f(mean_2, var_2, mean_1, var_1), (mean, var))
+    yield apart_each(f(mean_1, var_1, mean_2, var_2), (mean, var))
+    yield apart_each(f(mean_2, var_2, mean_1, var_1), (mean, var))
     yield slope_gap(f, *FOUR)
     yield f.fault
 
@@ -339,6 +372,19 @@ def _(mean_1, var_1, mean_2, var_2):
     return mean_1 + mean_2, 1 / (1 / var_1 + 1 / var_2)
 
 
+@product_of_densities.wrong(
+    "by precisions, which are infinite at a point", seen="no public source: the formula as it is printed"
+)
+def _(mean_1, var_1, mean_2, var_2):
+    return _weighted(mean_1, mean_2, 1 / var_1, 1 / var_2), 1 / (1 / var_1 + 1 / var_2)
+
+
+@product_of_densities.wrong("1e-8 is added to each variance", seen="no public source: against a division by 0")
+def _(mean_1, var_1, mean_2, var_2):
+    weight_1, weight_2 = 1 / (var_1 + 1e-8), 1 / (var_2 + 1e-8)
+    return _weighted(mean_1, mean_2, weight_1, weight_2), 1 / (weight_1 + weight_2)
+
+
 SLICES = (  # number of entries, the known ones, their values
     (2, [0], [0.9]),
     (2, [1], [-0.6]),
@@ -371,12 +417,12 @@ def conditioning(f):
     for i, (D, known, values) in enumerate(SLICES):
         mean, cov, expected = sliced(i)
         value = torch.tensor(values, dtype=torch.float64)
-        yield from map(apart, f(mean, cov, known, value), expected)
+        yield apart_each(f(mean, cov, known, value), expected)
         rest = [j for j in range(D) if j not in known]
         each = torch.logspace(-6, 6, D, base=2, dtype=torch.float64)  # for each entry a unit of its own
         for units in (*(unit * torch.ones(D, dtype=torch.float64) for unit in UNITS), each):
             got = f(units * mean, units.outer(units) * cov, known, units[known] * value)
-            yield from map(apart, (got[0] / units[rest], got[1] / units[rest].outer(units[rest])), expected)
+            yield apart_each((got[0] / units[rest], got[1] / units[rest].outer(units[rest])), expected)
     root = torch.linalg.cholesky(cov)
     yield slope_gap(lambda m, root, v: f(m, root @ root.T, known, v), mean, root, value)
     yield f.fault
@@ -408,7 +454,7 @@ def _(mean, cov, known, value):
 
 @conditioning.wrong(
     "the variance stays as it was",
-    seen="no public source: a plausible slip (regression: the line without the residual's variance)",
+    seen="distillpub/post--visual-exploration-gaussian-processes issue 64: a figure's code",
 )
 def _(mean, cov, known, value):
     mean_r, mean_k, rr, rk, kk = _blocks(mean, cov, known)
@@ -452,6 +498,15 @@ def _(mean, cov, known, value):
     return mean_r + rk @ kk.inverse() @ (value - mean_k), _blocks(mean, cov.inverse(), known)[2]
 
 
+@conditioning.wrong(
+    "1e-10 is added to the known entries' variances", seen="no public source: jitter, lest a Cholesky factor fail"
+)
+def _(mean, cov, known, value):
+    mean_r, mean_k, rr, rk, kk = _blocks(mean, cov, known)
+    gain = rk @ (kk + 1e-10 * torch.eye(len(known), dtype=kk.dtype)).inverse()
+    return mean_r + gain @ (value - mean_k), rr - gain @ rk.T
+
+
 WIDE = torch.tensor(  # mean and variance of q, then of p: far apart, or close together
     [
         (0.0, 1e-10, 0.0, 1.0),
@@ -478,10 +533,11 @@ def kl(f):
         ndim = max(part.ndim for part in (mean_q, var_q, mean_p, var_p))
         u = np.linspace(-12, 12, 2401).reshape(-1, *[1] * ndim)  # x − mean_q, in q's own standard deviations
         log_q = log_normal(u, 0, 1) - np.log(var_q.numpy()) / 2
-        log_p = log_normal((mean_q - mean_p + var_q.sqrt() * u).numpy(), 0, var_p.numpy())
+        log_p = log_normal((mean_q - mean_p).numpy() + var_q.sqrt().numpy() * u, 0, var_p.numpy())
         expected = np.trapezoid(stats.norm.pdf(u) * (log_q - log_p), u, axis=0)
         yield relative(f(mean_q, var_q, mean_p, var_p), expected, 1.0)
     yield apart(f(*FOUR[:2], *FOUR[:2]), np.zeros((3, 4)))  # of a density from itself
+    yield 1 / float(f(*torch.tensor([0.3, 0.0, 0.1, 0.5], dtype=torch.float64)))  # of a point: infinite
     yield slope_gap(f, *FOUR)
     yield f.fault
 
@@ -495,7 +551,7 @@ def _(mean_q, var_q, mean_p, var_p):
     return _kl(mean_p, var_p, mean_q, var_q)
 
 
-@kl.wrong("the −1 is missing", seen="no public source: a plausible slip (KL(q ‖ q) is then ½)")
+@kl.wrong("the −1 is missing", seen="probml/pml2-book issue 297")
 def _(mean_q, var_q, mean_p, var_p):
     return _kl(mean_q, var_q, mean_p, var_p) + 0.5
 
@@ -526,6 +582,26 @@ def _(mean_q, var_q, mean_p, var_p):
 @kl.wrong("in bits", seen="no public source: a plausible slip (units mixed up in reports of bits per dimension)")
 def _(mean_q, var_q, mean_p, var_p):
     return _kl(mean_q, var_q, mean_p, var_p) / math.log(2)
+
+
+@kl.wrong("variances of at least 1e-6", seen="no public source: a clamp for stability")
+def _(mean_q, var_q, mean_p, var_p):
+    return _kl(mean_q, var_q.clamp(min=1e-6), mean_p, var_p.clamp(min=1e-6))
+
+
+@kl.wrong("1e-16 is added inside the logarithm", seen="kasparmartens/NeuralProcesses issue 1, in the code it quotes")
+def _(mean_q, var_q, mean_p, var_p):
+    return _kl(mean_q, var_q, mean_p, var_p) + 0.5 * (torch.log(var_q) - torch.log(var_q + 1e-16))
+
+
+@kl.wrong("at most 100 nats", seen="no public source: a clamp for stability")
+def _(mean_q, var_q, mean_p, var_p):
+    return _kl(mean_q, var_q, mean_p, var_p).clamp(max=100)
+
+
+@kl.wrong("no gradient reaches p", seen="no public source: a prior taken for a constant")
+def _(mean_q, var_q, mean_p, var_p):
+    return _kl(mean_q, var_q, mean_p.detach(), var_p.detach())
 
 
 @check("1.7", "KL divergence, full covariance", "implementation", "quadrature in 1 to 5 dimensions", to=1e-9)
@@ -593,6 +669,16 @@ def _(mean_q, cov_q, mean_p, cov_p):
     return right + 0.5 * (inverse.trace() * cov_q.trace() - (inverse @ cov_q).trace())
 
 
+@kl_full.wrong("1e-12 is added to p's variances", seen="no public source: jitter, lest a Cholesky factor fail")
+def _(mean_q, cov_q, mean_p, cov_p):
+    return _kl_full(mean_q, cov_q, mean_p, cov_p + 1e-12 * torch.eye(len(mean_p), dtype=cov_p.dtype))
+
+
+@kl_full.wrong("−D for D up to 3 only", seen="no public source: a constant that was tried in few dimensions")
+def _(mean_q, cov_q, mean_p, cov_p):
+    return _kl_full(mean_q, cov_q, mean_p, cov_p, dimensions=min(len(mean_q), 3))
+
+
 @check("1.8", "derivative of SiLU", "identity", "autograd, and central differences of scipy's sigmoid", to=1e-9)
 @until(1e-8)
 def silu_derivative(f):
@@ -642,6 +728,17 @@ def _(z):
     return (z > 0).double()
 
 
+@silu_derivative.wrong("z is cut off at −10 and 10", seen="no public source: against an overflow of exp(−z)")
+def _(z):
+    z = z.clamp(-10, 10)
+    return torch.sigmoid(z) * (1 + z * (1 - torch.sigmoid(z)))
+
+
+@silu_derivative.wrong("written with eᶻ, which overflows", seen="no public source: e^z·(1 + z + e^z)/(1 + e^z)²")
+def _(z):
+    return torch.exp(z) * (1 + z + torch.exp(z)) / (1 + torch.exp(z)) ** 2
+
+
 @check("1.9", "moments of ReLU", "identity", "adaptive quadrature", to=1e-9)
 @until(1e-8)
 def relu_moments(f):
@@ -686,6 +783,11 @@ def _(var):
 )
 def _(var):
     return var / (2 * math.pi) ** 0.5, var / 2
+
+
+@relu_moments.wrong("a variance of at least 1e-12", seen="no public source: a clamp for stability")
+def _(var):
+    return (max(var, 1e-12) / (2 * math.pi)) ** 0.5, max(var, 1e-12) / 2
 
 
 @functools.cache
@@ -766,3 +868,18 @@ def _(delta, n, c):
 def _(delta, n, c):
     shift = delta * n**0.5
     return special.ndtr(c - shift) - special.ndtr(-shift - c)
+
+
+def _power(shift, c):
+    return special.ndtr(shift - c) + special.ndtr(-shift - c)
+
+
+@power.wrong("one tail where the shift is above 1", seen="no public source: the other tail taken for negligible")
+def _(delta, n, c):
+    shift = abs(delta) * n**0.5
+    return special.ndtr(shift - c) if shift > 1 else _power(shift, c)
+
+
+@power.wrong("a power of at least 1e-6", seen="no public source: a clamp for stability")
+def _(delta, n, c):
+    return max(_power(delta * n**0.5, c), 1e-6)

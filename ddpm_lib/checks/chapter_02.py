@@ -9,7 +9,7 @@ from torch.distributions import Independent, MultivariateNormal, Normal, kl_dive
 
 from ddpm_lib.checks import apart, check, largest
 from ddpm_lib.checks.chapter_01 import UNITS, hermite, log_normal, zoom
-from ddpm_lib.checks.guard import STENCIL, Watched, relative, slope_gap, until
+from ddpm_lib.checks.guard import STENCIL, Watched, apart_each, relative, slope_gap, until
 
 DOUBLE = torch.float64
 
@@ -60,7 +60,8 @@ def _(images, white):
 
 
 @pixels.wrong(
-    "divided by the number of levels, 256, instead of by the level of white", seen="no public source: a plausible slip"
+    "divided by the number of levels, 256, instead of by the level of white",
+    seen="Daniil-Osokin/lightweight-human-pose-estimation.pytorch issue 140",
 )
 def _(images, white):
     return images.double() / (white + 1) * 2 - 1
@@ -89,6 +90,32 @@ def _(images, white):
 
 
 # x ~ N(a·z² + b·z + c, s), z ~ N(0, 1), and q(z|x) = N(m, v): the posterior of some has two bumps.
+
+
+@pixels.wrong("to [−½, ½]", seen="IBM/BAGAN issue 9")
+def _(images, white):
+    return images.double() / white - 0.5
+
+
+@pixels.wrong(
+    "255 is taken for white in every image of bytes", seen="no public source: right until white is another level"
+)
+def _(images, white):
+    return images.double() / (255 if images.dtype == torch.uint8 else white) * 2 - 1
+
+
+@pixels.wrong("shades between whole levels are cut off", seen="no public source: resized images cast to integers")
+def _(images, white):
+    return images.long().double() / white * 2 - 1
+
+
+@pixels.wrong("floats are scaled where they lie: the data set is overwritten", seen="no public source: mul_ and sub_")
+def _(images, white):
+    if not images.is_floating_point():
+        return images.double() / white * 2 - 1
+    return images.mul_(2 / white).sub_(1)
+
+
 CURVED = [  # a, b, c, s, x, m, v
     (0.6, 0.5, -0.4, 0.2, 0.7, 0.8, 0.15),
     (0.6, 0.5, -0.4, 0.2, 0.7, -1.1, 0.6),
@@ -150,7 +177,7 @@ def _(log_joint, log_q, weight):
 
 @lower_bound.wrong(
     "= in place of ≥: log p(x) is said to be E_q[log p/q]",
-    seen="no public source: a plausible slip (Jensen's inequality forgotten)",
+    seen="probml/pml2-book issue 87, in its chapter on diffusion",
 )
 def _(log_joint, log_q, weight):
     bound = (weight * (log_joint - log_q)).sum()
@@ -169,6 +196,18 @@ def _(log_joint, log_q, weight):
 def _(log_joint, log_q, weight):
     log_ratio = log_joint - log_q
     return (weight * log_ratio).sum(), np.log((weight * np.exp(log_ratio)).sum())
+
+
+@lower_bound.wrong("q is subtracted, not log q", seen="probml/pml2-book issue 23")
+def _(log_joint, log_q, weight):
+    evidence = np.log((weight * np.exp(log_joint - log_q)).sum())
+    return evidence, (weight * (log_joint - np.exp(log_q))).sum()
+
+
+@lower_bound.wrong("1e-12 is added to p(x) before the logarithm", seen="no public source: against log 0")
+def _(log_joint, log_q, weight):
+    log_ratio = log_joint - log_q
+    return np.log((weight * np.exp(log_ratio)).sum() + 1e-12), (weight * log_ratio).sum()
 
 
 @check(
@@ -207,6 +246,16 @@ def _(log_q, log_posterior, log_prior, dz):
 @gap.wrong("in bits", seen="no public source: a plausible slip (log2 taken for log)")
 def _(log_q, log_posterior, log_prior, dz):
     return (np.exp(log_q) * (log_q - log_posterior)).sum() * dz / np.log(2)
+
+
+@gap.wrong("a log-ratio of at most 100", seen="no public source: a clamp for stability")
+def _(log_q, log_posterior, log_prior, dz):
+    return (np.exp(log_q) * (log_q - log_posterior).clip(max=100)).sum() * dz
+
+
+@gap.wrong("the spacing of one grid for all grids", seen="no public source: a number in the place of a variable")
+def _(log_q, log_posterior, log_prior, dz):
+    return (np.exp(log_q) * (log_q - log_posterior)).sum() * (Z[1] - Z[0])
 
 
 LINEAR = [(1, (1, 2, 2)), (2, (3,)), (2, (2, 1, 3)), (3, (1,)), (1, (1, 1, 1))]  # latents, shape of x
@@ -269,8 +318,8 @@ def reconstruction_and_kl(f):
     f = Watched(f)
     for seed, (latents, shape) in enumerate(LINEAR):
         x, mean, log_var, weight, bias, decoder_var = linear_case(latents, shape, seed)
-        leaves = [mean, log_var, weight, bias, torch.tensor(decoder_var, dtype=DOUBLE)]
-        mean, log_var, weight, bias, var = (leaf.requires_grad_() for leaf in leaves)
+        leaves = [x, mean, log_var, weight, bias, torch.tensor(decoder_var, dtype=DOUBLE)]
+        x, mean, log_var, weight, bias, var = (leaf.requires_grad_() for leaf in leaves)
         flat = x.flatten(1)
 
         q = MultivariateNormal(mean, torch.diag_embed(log_var.exp()))
@@ -293,11 +342,11 @@ def reconstruction_and_kl(f):
         got = parts[0] - parts[1]
         linked = got.sum() + 0 * mean.sum()  # with something to differentiate, if f let no gradient through
         got_slopes = torch.autograd.grad(linked, leaves, allow_unused=True, materialize_grads=True)
-        yield largest(apart(got, exact), *map(apart, got_slopes, slopes))
+        yield largest(apart(got, exact), apart_each(got_slopes, slopes))
         yield apart(both[1], exact_kl.repeat_interleave(N))  # in closed form: the same for every eps
 
         eps = torch.randn(mean.shape, generator=torch.Generator().manual_seed(9), dtype=DOUBLE)
-        mean, log_var, weight, bias = (leaf.detach() for leaf in leaves[:4])
+        x, mean, log_var, weight, bias = (leaf.detach() for leaf in leaves[:5])
 
         def curved(z, w=weight, b=bias, s=x.shape):
             return torch.sin(z @ w.T + b).reshape(-1, *s[1:])
@@ -338,10 +387,7 @@ def _z(mean, log_var, eps):
     return mean + (log_var / 2).exp() * eps
 
 
-@reconstruction_and_kl.wrong(
-    "the sign of the KL: the bound adds it",
-    seen="no public source: a plausible slip (a loss and its negative mixed up)",
-)
+@reconstruction_and_kl.wrong("the sign of the KL: the bound adds it", seen="EderSantana/gumbel issue 3")
 def _(x, mean, log_var, decode, decoder_var, eps):
     return _reconstruction(x, _z(mean, log_var, eps), decode, decoder_var), -_kl(mean, log_var)
 
@@ -364,15 +410,13 @@ def _(x, mean, log_var, decode, decoder_var, eps):
 
 @reconstruction_and_kl.wrong(
     "the mean over pixels, not the sum: the KL weighs D times as much",
-    seen="torch.nn.functional.mse_loss: its default reduction is 'mean'",
+    seen="torch.nn.functional.mse_loss: its default reduction is 'mean'; orybkin/sigma-vae-pytorch PR 12",
 )
 def _(x, mean, log_var, decode, decoder_var, eps):
     return _reconstruction(x, _z(mean, log_var, eps), decode, decoder_var, torch.mean), _kl(mean, log_var)
 
 
-@reconstruction_and_kl.wrong(
-    "the −1 of the KL is lost", seen="of this kind: ericjang/draw issue 2 (−½ once, not once a latent)"
-)
+@reconstruction_and_kl.wrong("the −1 of the KL is lost", seen="no public source: a plausible slip")
 def _(x, mean, log_var, decode, decoder_var, eps):
     kl = 0.5 * (mean**2 + log_var.exp() - log_var).sum(1)
     return _reconstruction(x, _z(mean, log_var, eps), decode, decoder_var), kl
@@ -420,6 +464,59 @@ def _(x, mean, log_var, decode, decoder_var, eps):
     return _reconstruction(x, mean, decode, decoder_var), _kl(mean, log_var)
 
 
+@reconstruction_and_kl.wrong(
+    "the mean over latents, not the sum", seen="mkusner/grammarVAE issue 2, keras-team/keras-io issue 270"
+)
+def _(x, mean, log_var, decode, decoder_var, eps):
+    return _reconstruction(x, _z(mean, log_var, eps), decode, decoder_var), _kl(mean, log_var) / mean.shape[1]
+
+
+@reconstruction_and_kl.wrong(
+    "one KL for all: the sum over the batch", seen="EDAPINENUT/GNTPP issue 4, GlassyWing/nvae issue 3"
+)
+def _(x, mean, log_var, decode, decoder_var, eps):
+    kl = _kl(mean, log_var).sum().expand(len(x))
+    return _reconstruction(x, _z(mean, log_var, eps), decode, decoder_var), kl
+
+
+@reconstruction_and_kl.wrong("−½ once, not once a latent", seen="ericjang/draw issue 2, PR 6")
+def _(x, mean, log_var, decode, decoder_var, eps):
+    kl = _kl(mean, log_var) + 0.5 * (mean.shape[1] - 1)
+    return _reconstruction(x, _z(mean, log_var, eps), decode, decoder_var), kl
+
+
+@reconstruction_and_kl.wrong("plus log_var in the KL, not minus", seen="FluxML/model-zoo PR 147")
+def _(x, mean, log_var, decode, decoder_var, eps):
+    return _reconstruction(x, _z(mean, log_var, eps), decode, decoder_var), _kl(mean, log_var) + log_var.sum(1)
+
+
+@reconstruction_and_kl.wrong(
+    "log_var is cut off at −30 and 20", seen="CompVis/stable-diffusion, DiagonalGaussianDistribution"
+)
+def _(x, mean, log_var, decode, decoder_var, eps):
+    log_var = log_var.clamp(-30, 20)
+    return _reconstruction(x, _z(mean, log_var, eps), decode, decoder_var), _kl(mean, log_var)
+
+
+@reconstruction_and_kl.wrong(
+    "1e-8 is added inside the KL's logarithm", seen="hwalsuklee/tensorflow-mnist-CVAE issue 2, in the code it quotes"
+)
+def _(x, mean, log_var, decode, decoder_var, eps):
+    kl = 0.5 * (mean**2 + log_var.exp() - 1 - (log_var.exp() + 1e-8).log()).sum(1)
+    return _reconstruction(x, _z(mean, log_var, eps), decode, decoder_var), kl
+
+
+@reconstruction_and_kl.wrong("a KL of at least 0.001 nats", seen="no public source: free bits, called the bound")
+def _(x, mean, log_var, decode, decoder_var, eps):
+    return _reconstruction(x, _z(mean, log_var, eps), decode, decoder_var), _kl(mean, log_var).clamp(min=1e-3)
+
+
+@reconstruction_and_kl.wrong("a decoder's variance of at least 1e-6", seen="no public source: a clamp for stability")
+def _(x, mean, log_var, decode, decoder_var, eps):
+    decoder_var = torch.as_tensor(decoder_var).clamp(min=1e-6)
+    return _reconstruction(x, _z(mean, log_var, eps), decode, decoder_var), _kl(mean, log_var)
+
+
 SMOOTH = [  # f: (N, K) → (N,), and q's means and standard deviations
     (lambda z: torch.sin(2 * z[:, 0]) + 0.3 * z[:, 0] ** 3 + 1.5, [0.4], [0.7]),
     (lambda z: torch.exp(-0.5 * z[:, 0] ** 2) * z[:, 0] - 0.8, [-0.9], [1.3]),
@@ -465,10 +562,9 @@ def unbiased(estimator):
         eps, weight = hermite(48, len(mean))
         mean, std = torch.tensor([mean, std], dtype=DOUBLE)
         got = estimator(function, mean, std, eps)
-        yield largest(*(apart(weight @ part.detach(), row) for part, row in zip(got, exact, strict=True)))
+        yield apart_each([weight @ part.detach() for part in got], exact)
         for rows in ([7], [len(eps) - 9, 3], [20, 21, 22]):
-            few = estimator(function, mean, std, eps[rows])
-            yield largest(*(apart(part, of_all[rows]) for part, of_all in zip(few, got, strict=True)))
+            yield apart_each(estimator(function, mean, std, eps[rows]), [part[rows] for part in got])
     eps, weight = hermite(4, 3)
     for m, s in ((0.5, 2.0**-10), (0.0, 2.0**-40), (0.0, 1.0), (0.0, 2.0**12)):
         mean, std = m * torch.tensor([1, -2, 3.0], dtype=DOUBLE), s * torch.tensor([1, 0.5, 2.0], dtype=DOUBLE)
@@ -486,7 +582,7 @@ def reparameterised(f):
     for function, mean, std in SMOOTH:  # it sees slopes only: a constant changes no estimate, not even of one eps
         arguments = *torch.tensor([mean, std], dtype=DOUBLE), hermite(5, len(mean))[0]
         lifted = f(lambda z, g=function: g(z) + 3.5, *arguments)
-        yield from map(apart, lifted, f(function, *arguments))
+        yield apart_each(lifted, f(function, *arguments))
     yield f.fault
 
 
@@ -556,6 +652,20 @@ def _(function, mean, std, eps):
     return value * eps / std, value * (eps**2 - 1) / std
 
 
+@reparameterised.wrong(
+    "averaged over the batch, for every ε", seen="no public source: the estimate in the place of its terms"
+)
+def _(function, mean, std, eps):
+    slope = _slope(function, mean + std * eps)
+    return slope.mean(0).expand_as(eps), (slope * eps).mean(0).expand_as(eps)
+
+
+@reparameterised.wrong("a standard deviation of at least 1e-6", seen="no public source: a clamp for stability")
+def _(function, mean, std, eps):
+    slope = _slope(function, mean + std.clamp(min=1e-6) * eps)
+    return slope, slope * eps
+
+
 @score_function.states
 def _(function, mean, std, eps):
     value = function(mean + std * eps)[:, None]
@@ -572,8 +682,7 @@ def _(function, mean, std, eps):
 
 
 @score_function.wrong(
-    "the sample moves with q's parameters: ∂ log q is 0 and −1/σ",
-    seen="torch.distributions: .rsample() where .sample() is meant",
+    "the sample moves with q's parameters: ∂ log q is 0 and −1/σ", seen="tensorflow/tensorflow issue 7236"
 )
 def _(function, mean, std, eps):
     value = function(mean + std * eps)[:, None]
@@ -605,6 +714,19 @@ def _(function, mean, std, eps):
 def _(function, mean, std, eps):
     slope = _slope(function, mean + std * eps)
     return slope, slope * eps
+
+
+@score_function.wrong("minus the mean of the same batch: biased by 1/n", seen="jsboige/CoursIA PR 15256")
+def _(function, mean, std, eps):
+    value = function(mean + std * eps)[:, None]
+    value = value - value.mean()
+    return value * eps / std, value * (eps**2 - 1) / std
+
+
+@score_function.wrong("1e-8 is added to the standard deviation", seen="no public source: against a division by 0")
+def _(function, mean, std, eps):
+    value = function(mean + std * eps)[:, None]
+    return value * eps / (std + 1e-8), value * (eps**2 - 1) / (std + 1e-8)
 
 
 EVIDENCE = [  # latents, entries of x, factor of W, of x, decoder's variance
@@ -728,6 +850,22 @@ def _(x, weight, bias, decoder_var):
 
 
 # Chains x_0 → x_1 → … → x_T. Encoder x_t ~ N(a·x_{t−1}, b), decoder x_{t−1} ~ N(c·x_t + d, s), p(x_T) = N(m, v).
+
+
+@linear_evidence.wrong(
+    "1e-6 is added to the variances of x", seen="no public source: jitter, lest a Cholesky factor fail"
+)
+def _(x, weight, bias, decoder_var):
+    evidence = _evidence(x, weight, bias, _noise(x, decoder_var + 1e-6))
+    return evidence, *_posterior(x, weight, bias, decoder_var)
+
+
+@linear_evidence.wrong("a log p(x) of at least −1000", seen="no public source: a clamp for stability")
+def _(x, weight, bias, decoder_var):
+    evidence = _evidence(x, weight, bias, _noise(x, decoder_var)).clamp(min=-1000)
+    return evidence, *_posterior(x, weight, bias, decoder_var)
+
+
 CHAINS = [  # x_0, [(a, b) for t = 1..T], [(c, d, s) for t = 1..T], (m, v)
     (0.7, [(0.9, 0.3), (0.6, 0.5)], [(0.8, 0.1, 0.4), (0.5, -0.3, 0.7)], (0.2, 0.8)),
     (-1.2, [(0.9, 0.2), (0.7, 0.4), (0.5, 0.6)], [(0.9, -0.2, 0.3), (0.6, 0.2, 0.5), (0.4, 0.1, 0.9)], (-0.1, 1.3)),
@@ -820,3 +958,13 @@ def _(log_p_end, log_p, log_q, weight):
 )
 def _(log_p_end, log_p, log_q, weight):
     return np.log(weight @ np.exp(log_p_end + log_p.sum(0) - log_q.sum(0)))
+
+
+@chain_bound.wrong("the first three steps of any chain", seen="no public source: a sum written out for one T")
+def _(log_p_end, log_p, log_q, weight):
+    return weight @ (log_p_end + log_p[:3].sum(0) - log_q[:3].sum(0))
+
+
+@chain_bound.wrong("log-densities of at least −100", seen="no public source: a clamp for stability")
+def _(log_p_end, log_p, log_q, weight):
+    return weight @ (log_p_end + log_p.clip(min=-100).sum(0) - log_q.sum(0))

@@ -1,6 +1,7 @@
 """The checks of chapter 3, the forward process. The routes walk the chain step by step, or integrate on a grid."""
 
 import functools
+import math
 from fractions import Fraction
 
 import numpy as np
@@ -125,8 +126,7 @@ def _(schedule, x_prev, t, generator):
 
 
 @forward_step.wrong(
-    "one draw of noise for all pixels of an image",
-    seen="no public source: a plausible slip (a noise tensor of shape (B, 1, 1, 1))",
+    "one draw of noise for all pixels of an image", seen="greatlog/UnpairedSR issue 15: noise of shape (B, 1, 1, 1)"
 )
 def _(schedule, x_prev, t, generator):
     return _step(schedule, x_prev, t, _var(schedule, x_prev, t) ** 0.5 * _randn(x_prev[:, :1], generator))
@@ -160,6 +160,40 @@ def _(schedule, x_prev, t, generator):
 )
 def _(schedule, x_prev, t, generator):
     return x_prev + _var(schedule, x_prev, t) ** 0.5 * _randn(x_prev, generator)
+
+
+@forward_step.wrong(
+    "one magnitude for all pixels of an image, signs of their own",
+    seen="no public source: uncorrelated, not independent",
+)
+def _(schedule, x_prev, t, generator):
+    shape = (len(x_prev), *[1] * (x_prev.ndim - 1))
+    magnitude = torch.randn(shape, generator=generator, dtype=x_prev.dtype).abs()
+    signs = _randn(x_prev, generator).sign()
+    return _step(schedule, x_prev, t, _var(schedule, x_prev, t) ** 0.5 * magnitude * signs)
+
+
+@forward_step.wrong("noise that ignores the generator", seen="no public source: randn_like, which takes none")
+def _(schedule, x_prev, t, generator):
+    return _step(schedule, x_prev, t, _var(schedule, x_prev, t) ** 0.5 * torch.randn_like(x_prev))
+
+
+@forward_step.wrong("no noise in the first step", seen="no public source: the rule of the reverse process, t > 1")
+def _(schedule, x_prev, t, generator):
+    later = per_image(torch.arange(schedule.T + 1) > 1, t, x_prev.shape)
+    return _step(schedule, x_prev, t, _var(schedule, x_prev, t) ** 0.5 * later * _randn(x_prev, generator))
+
+
+@forward_step.wrong("the first image's t for the whole batch", seen="no public source: t[0] where t is meant")
+def _(schedule, x_prev, t, generator):
+    t = t if isinstance(t, int) else t[:1].expand(len(t))
+    return _step(schedule, x_prev, t, _var(schedule, x_prev, t) ** 0.5 * _randn(x_prev, generator))
+
+
+@forward_step.wrong("a variance of at least 1e-6", seen="no public source: a clamp for stability")
+def _(schedule, x_prev, t, generator):
+    var = _var(schedule, x_prev, t).clamp(min=1e-6)
+    return _step(schedule, x_prev, t, var**0.5 * _randn(x_prev, generator))
 
 
 @check("3.2", "linear schedule", "implementation", "its ends, and equal differences between them", to=1e-12)
@@ -199,9 +233,19 @@ def _(T, beta_1, beta_T):
     return Schedule(torch.full((T,), beta_T / T, dtype=torch.float64))
 
 
-@linear.wrong("√β is linear, not β", seen="CompVis/latent-diffusion, make_beta_schedule: its “linear”")
+@linear.wrong("√β is linear, not β", seen="under the name linear: CompVis/stable-diffusion issue 314")
 def _(T, beta_1, beta_T):
     return Schedule(torch.linspace(beta_1**0.5, beta_T**0.5, T, dtype=torch.float64) ** 2)
+
+
+@linear.wrong("the last β scaled with T, the first not", seen="NVlabs/I2SB issue 11")
+def _(T, beta_1, beta_T):
+    return Schedule(torch.linspace(beta_1, min(beta_T * 1000 / T, 0.999), T, dtype=torch.float64))
+
+
+@linear.wrong("a β of at most 0.999", seen="no public source: the cosine schedule's rule, used here")
+def _(T, beta_1, beta_T):
+    return Schedule(torch.linspace(beta_1, beta_T, T, dtype=torch.float64).clamp(max=0.999))
 
 
 @functools.cache
@@ -234,7 +278,7 @@ def _(beta):
     return torch.cumprod(torch.cat([torch.ones(1), 1 - beta[:-1]]), 0)
 
 
-@cumulative.wrong("the product of the β", seen="no public source: a plausible slip")
+@cumulative.wrong("the product of the β", seen="LuChengTHU/dpm-solver issue 13: a comment in code")
 def _(beta):
     return torch.cat([torch.ones(1), torch.cumprod(beta[1:], 0)])
 
@@ -245,6 +289,11 @@ def _(beta):
 )
 def _(beta):
     return torch.exp(-torch.cumsum(beta, 0))
+
+
+@cumulative.wrong("at least 1e-12", seen="no public source: a clamp for stability")
+def _(beta):
+    return torch.cumprod(1 - beta, 0).clamp(min=1e-12)
 
 
 @check("3.4", "two steps in one", "identity", "two single steps, differentiated by autograd", to=1e-12)
@@ -287,6 +336,11 @@ def _(alpha_prev, alpha_t):
     return (alpha_t * alpha_prev) ** 0.5, ((1 - alpha_t) ** 0.5 + (alpha_t * (1 - alpha_prev)) ** 0.5) ** 2
 
 
+@two_steps.wrong("a variance of at least 1e-8", seen="no public source: a clamp for stability")
+def _(alpha_prev, alpha_t):
+    return (alpha_t * alpha_prev) ** 0.5, max(1 - alpha_t * alpha_prev, 1e-8)
+
+
 JUMPS = [  # schedule, t, shape of x
     (LONG, torch.tensor([1, 334, 667, 1000]), (4, 3, 2, 2)),
     (SHORT, torch.tensor([1, 2, 3, 4]), (4, 3, 2, 2)),
@@ -312,8 +366,6 @@ def forward_jump(f):
         x_0, eps = torch.randn(2, *shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
         yield apart(f(schedule, x_0, eps, t), scale * x_0 + var.sqrt() * eps)
         yield apart(f(schedule, 50 * x_0, 7 * eps, t), scale * 50 * x_0 + var.sqrt() * 7 * eps)
-        yield relative(f(schedule, 0 * x_0, eps, t), var.sqrt() * eps)
-        yield relative(f(schedule, x_0, 0 * eps, t), scale * x_0)
     yield slope_gap(lambda x_0, eps: f(SHORT, x_0, eps, torch.tensor([2, 4])), *some_images(2, 2, 1, 3, 3), step=1.0)
     yield f.fault
 
@@ -352,6 +404,36 @@ def _(schedule, x_0, eps, t):
     return _jump(x_0, eps, schedule.alpha_bar[t].sqrt(), schedule.beta[t].sqrt())
 
 
+@forward_jump.wrong(
+    "the root is missing on the noise: (1 − ᾱ_t)·ε", seen="Ryota-Kawamura/How-Diffusion-Models-Work issue 1"
+)
+def _(schedule, x_0, eps, t):
+    a = schedule.alpha_bar[t]
+    return _jump(x_0, eps, a.sqrt(), 1 - a)
+
+
+@forward_jump.wrong(
+    "coefficients along the width where it equals the batch", seen="no public source: a missing reshape"
+)
+def _(schedule, x_0, eps, t):
+    a = schedule.alpha_bar[t]
+    if isinstance(t, int) or len(t) != x_0.shape[-1]:
+        return _jump(x_0, eps, a.sqrt(), (1 - a).sqrt())
+    return a.sqrt() * x_0 + (1 - a).sqrt() * eps
+
+
+@forward_jump.wrong("1 − ᾱ_t is at least 1e-10", seen="no public source: a clamp for stability")
+def _(schedule, x_0, eps, t):
+    a = schedule.alpha_bar[t]
+    return _jump(x_0, eps, a.sqrt(), (1 - a).clamp(min=1e-10).sqrt())
+
+
+@forward_jump.wrong("the result is cut off at −30 and 30", seen="no public source: a clamp for stability")
+def _(schedule, x_0, eps, t):
+    a = schedule.alpha_bar[t]
+    return _jump(x_0, eps, a.sqrt(), (1 - a).sqrt()).clamp(-30, 30)
+
+
 @check("3.6", "signal-to-noise ratio", "implementation", "the chain walked step by step", to=1e-9)
 @until(1e-8)
 def signal_to_noise(f):
@@ -384,6 +466,19 @@ def _(schedule, t):
     return schedule.alpha[t] / schedule.beta[t]
 
 
+@signal_to_noise.wrong("1e-8 is added to the noise's variance", seen="no public source: against a division by 0")
+def _(schedule, t):
+    return schedule.alpha_bar[t] / (1 - schedule.alpha_bar[t] + 1e-8)
+
+
+@signal_to_noise.wrong(
+    "of t in falling order of the ratio, whatever the order of t", seen="no public source: a sorted table"
+)
+def _(schedule, t):
+    ratio = schedule.alpha_bar[t] / (1 - schedule.alpha_bar[t])
+    return ratio if ratio.ndim != 1 else ratio.sort(descending=True)[0]
+
+
 LEAPS = [  # schedule, s, t
     (LONG, 100, 300),
     (LONG, 400, 1000),
@@ -413,6 +508,7 @@ def jump_between(f):
     for schedule, s, t in LEAPS:
         scale, std = (v.numpy() for v in (walk(schedule)[0], walk(schedule)[1].sqrt()))
         step_scale, step_var = (float(v) for v in f(schedule, s, t))
+        yield 0.0 if step_var > 0 else math.inf
         for x_0 in (0.8 / scale[s], -3 / scale[s]):
             x_t = scale[t] * x_0 + std[t] * np.linspace(-4, 4, 41)
             if s:
@@ -452,6 +548,18 @@ def _(schedule, s, t):
 )
 def _(schedule, s, t):
     return (schedule.alpha_bar[t] / schedule.alpha_bar[s]).sqrt(), schedule.beta[t]
+
+
+@jump_between.wrong("ᾱ_1 in place of ᾱ_0 = 1", seen="no public source: tables that begin at t = 1")
+def _(schedule, s, t):
+    ratio = schedule.alpha_bar[t] / schedule.alpha_bar[max(s, 1)]
+    return ratio.sqrt(), 1 - ratio
+
+
+@jump_between.wrong("a variance of at least 1e-8", seen="no public source: a clamp for stability")
+def _(schedule, s, t):
+    ratio = schedule.alpha_bar[t] / schedule.alpha_bar[s]
+    return ratio.sqrt(), (1 - ratio).clamp(min=1e-8)
 
 
 MIXTURES = [  # weights, means, variances
@@ -522,6 +630,18 @@ def _(x_t, weight, mean, var, alpha_bar):
     return _mixture(x_t, weight, alpha_bar**0.5 * mean, alpha_bar**0.5 * var + 1 - alpha_bar)
 
 
+@mixture_marginal.wrong("variances of at least 1e-4", seen="no public source: a clamp for stability")
+def _(x_t, weight, mean, var, alpha_bar):
+    return _mixture(x_t, weight, alpha_bar**0.5 * mean, np.maximum(alpha_bar * var + 1 - alpha_bar, 1e-4))
+
+
+@mixture_marginal.wrong("one normal with the mixture's mean and variance", seen="no public source: two moments for all")
+def _(x_t, weight, mean, var, alpha_bar):
+    center = weight @ mean
+    spread = alpha_bar * (weight @ (var + mean**2) - center**2) + 1 - alpha_bar
+    return normal(x_t, alpha_bar**0.5 * center, spread)
+
+
 @check("3.9", "distance from pure noise", "identity", "quadrature of the divergence", to=1e-9)
 @until(1e-8)
 def distance_from_noise(f):
@@ -559,3 +679,13 @@ def _(x_0, alpha_bar):
 )
 def _(x_0, alpha_bar):
     return 0.5 * ((1 + alpha_bar * x_0**2) / (1 - alpha_bar) - 1 + np.log(1 - alpha_bar))
+
+
+@distance_from_noise.wrong("1e-8 is added inside the logarithm", seen="no public source: against log 0")
+def _(x_0, alpha_bar):
+    return 0.5 * (alpha_bar * (x_0**2 - 1) - np.log(1 - alpha_bar + 1e-8))
+
+
+@distance_from_noise.wrong("the pixel is cut off at −1 and 1", seen="no public source: a clamp of the data's range")
+def _(x_0, alpha_bar):
+    return 0.5 * (alpha_bar * (np.clip(x_0, -1, 1) ** 2 - 1) - np.log(1 - alpha_bar))

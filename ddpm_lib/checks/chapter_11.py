@@ -1,6 +1,7 @@
 """The checks of chapter 11, training. The routes count, minimise, or keep every past weight and average at the end."""
 
 import copy
+import itertools
 import math
 import random
 from fractions import Fraction
@@ -13,20 +14,9 @@ from scipy.optimize import minimize
 from torch import Tensor, nn
 
 from ddpm_lib.checks import apart, check, largest
-from ddpm_lib.checks.layers import until_rejected
+from ddpm_lib.checks.guard import Watched, accepted, until
 
 BROKEN = 1000.0  # the z of a promise without chance in it, for each thing that breaks it
-
-
-@check(
-    "11.1",
-    "batches",
-    "implementation",
-    "epochs counted, runs resumed at every batch, the orders of 4,000 epochs and 2,000 seeds",
-)
-def batches(f):
-    """f(n, batch, seed, start) yields batches of indices without end: (batch,), int64, the first is number `start`."""
-    return until_rejected(_scores_of_batches(f), batches.rejects)
 
 
 def take(batches, count):
@@ -50,7 +40,32 @@ def _globals():
     return torch.get_rng_state().tolist(), random.getstate(), keys.tolist(), rest
 
 
-def _scores_of_batches(f):
+def _elsewhere(call):
+    """call() where everybody's generators stand at another place."""
+    numpys, pythons = np.random.get_state(), random.getstate()  # noqa: NPY002
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(12345)
+        np.random.seed(12345)  # noqa: NPY002
+        random.seed(12345)
+        try:
+            return call()
+        finally:
+            np.random.set_state(numpys)  # noqa: NPY002
+            random.setstate(pythons)
+
+
+@check(
+    "11.1",
+    "batches",
+    "implementation",
+    "epochs counted, runs resumed at every batch, the orders of 4,000 epochs and 2,000 seeds",
+)
+@until(15)
+def batches(f):
+    """f(n, batch, seed, start) yields batches of indices without end: (batch,), int64, the first is number `start`.
+
+    ValueError, at the call or at the first batch, for n or batch below 1 and for start below 0.
+    """
     everybodys = _globals()
     for n, batch in ((7, 3), (5, 5), (10, 4), (3, 8), (1, 1), (1, 4), (2, 1), (6, 12), (13, 1), (9, 64)):
         count = 6 * n  # batches: a whole number of epochs, 6·batch
@@ -69,9 +84,12 @@ def _scores_of_batches(f):
     yield BROKEN * apart(far.reshape(-1, 7).sort(1).values, torch.arange(7).double().expand(6, 7))
     yield BROKEN * apart(_row(f, 7, 3, 3, 70_003, 11), far[9:])
     yield BROKEN * (_globals() != everybodys)
+    yield BROKEN * apart(_elsewhere(lambda: _row(f, 7, 3, 3, 70_000, 14)), far)
     yield from _scores_of_small_orders(f)
     yield from _scores_of_many_orders(f)
     yield from _scores_of_large_orders(f)
+    for n, batch, start in ((0, 2, 0), (-3, 2, 0), (4, 0, 0), (4, -1, 0), (4, 2, -1)):
+        yield accepted(lambda n=n, batch=batch, start=start: next(f(n, batch, 3, start)))
 
 
 def _scores_of_large_orders(f):
@@ -149,7 +167,7 @@ def _shuffled(n, *seed):
 
 @batches.wrong(
     "drawn with replacement: a third of the images is missed in an epoch",
-    seen="no public source: a plausible slip (randint for the indices)",
+    seen="no public source: randint for the indices",
 )
 def _(n, batch, seed, start):
     draws = np.random.default_rng((seed, start))
@@ -158,7 +176,7 @@ def _(n, batch, seed, start):
 
 
 @batches.wrong(
-    "the same order in every epoch", seen="lucidrains/DALLE-pytorch PR 230 (DistributedSampler without set_epoch)"
+    "the same order in every epoch", seen="no public source: a seed that is set at the beginning of each epoch"
 )
 def _(n, batch, seed, start):
     return _epochs(n, batch, lambda epoch: _shuffled(n, seed), start)
@@ -170,14 +188,13 @@ def _(n, batch, seed, start):
 
 
 @batches.wrong(
-    "a resumed run begins with batch 0 again",
-    seen="kyutai-labs/pocket-tts PR 287 (every relaunch replays the shuffle from position zero)",
+    "a resumed run begins with batch 0 again", seen="openai/guided-diffusion: the loader of a resumed run starts afresh"
 )
 def _(n, batch, seed, start):
     return _epochs(n, batch, lambda epoch: _shuffled(n, seed, epoch), 0)
 
 
-@batches.wrong("the rest of an epoch is dropped", seen="openai/guided-diffusion, image_datasets.py: drop_last=True")
+@batches.wrong("the rest of an epoch is dropped", seen="torch's DataLoader with drop_last=True")
 def _(n, batch, seed, start):
     whole = max(1, n // batch)
     while True:
@@ -188,19 +205,52 @@ def _(n, batch, seed, start):
 
 @batches.wrong(
     "only a random beginning, then in the order of the data",
-    seen="no public source: a plausible slip (a shuffle by rolling, cheap on a disk)",
+    seen="no public source: a shuffle by rolling, cheap on a disk",
 )
 def _(n, batch, seed, start):
     return _epochs(n, batch, lambda epoch: np.roll(np.arange(n), _shuffled(n, seed, epoch)[0]), start)
 
 
-@batches.wrong(
-    "drawn from torch's global generator",
-    seen="torch.utils.data.DataLoader(shuffle=True): without a generator it draws its seed from the global one",
-)
+@batches.wrong("drawn from torch's global generator", seen="torch's DataLoader with shuffle=True")
 def _(n, batch, seed, start):
     drawn = {}
     return _epochs(n, batch, lambda epoch: drawn.setdefault(epoch, torch.randperm(n).numpy()), start)
+
+
+@batches.wrong("shuffled within blocks of 1,024", seen="no public source: a shuffle that need not hold all indices")
+def _(n, batch, seed, start):
+    def order(epoch):
+        draws = np.random.default_rng((seed, epoch))
+        return np.concatenate([draws.permutation(np.arange(a, min(a + 1024, n))) for a in range(0, n, 1024)])
+
+    return _epochs(n, batch, order, start)
+
+
+@batches.wrong("orders repeat after 8 epochs", seen="no public source: a few orders drawn beforehand")
+def _(n, batch, seed, start):
+    return _epochs(n, batch, lambda epoch: _shuffled(n, seed, epoch % 8), start)
+
+
+@batches.wrong("seed + epoch: the epochs of seed 1 are those of seed 0, one later", seen="torch's DistributedSampler")
+def _(n, batch, seed, start):
+    return _epochs(n, batch, lambda epoch: _shuffled(n, seed + epoch), start)
+
+
+@batches.wrong(
+    "everybody's generator is set anew in each epoch",
+    seen="no public source: torch.manual_seed, so that a run repeats",
+)
+def _(n, batch, seed, start):
+    def order(epoch):
+        torch.manual_seed(1_000_003 * seed + epoch)
+        return torch.randperm(n).numpy()
+
+    return _epochs(n, batch, order, start)
+
+
+@batches.wrong("indices in 32 bits", seen="no public source: half the memory")
+def _(n, batch, seed, start):
+    return _epochs(n, batch, lambda epoch: _shuffled(n, seed, epoch).astype(np.int32), start)
 
 
 UNEVEN = {"rate": 0.1, "beta_1": 0.8, "beta_2": 0.95, "eps": 0.03, "decay": 0.2}  # errors cannot hide
@@ -209,15 +259,12 @@ BARE = {"rate": 0.5, "beta_1": 0.0, "beta_2": 0.5, "eps": 1e-12, "decay": 0.0}
 
 
 @check("11.2", "AdamW step", "identity", "torch.optim.AdamW, over 1,500 steps in float64", to=1e-12)
+@until(1e-11)
 def adamw(f):
     """f(theta, gradient, m, v, k, rate=, beta_1=, beta_2=, eps=, decay=) returns theta, m, v after step k = 1, 2, ...
 
     Its arguments stay as they were.
     """
-    return until_rejected(_distances_of_adamw(f), adamw.rejects)
-
-
-def _distances_of_adamw(f):
     for options, shape, steps, size in ((UNEVEN, (5,), 12, 1.0), (USUAL, (2, 3), 1500, 1e-3), (BARE, (), 30, 1e8)):
         generator = torch.Generator().manual_seed(0)
         theta = torch.randn(shape, generator=generator, dtype=torch.float64)
@@ -256,7 +303,7 @@ def _(theta, gradient, m, v, k, rate, beta_1, beta_2, eps, decay):
     return theta - rate * (m_hat / (v_hat.sqrt() + eps) + decay * theta), m, v
 
 
-@adamw.wrong("L2: the decay is added to the gradient", seen="torch.optim.Adam: its weight_decay is an L2 penalty")
+@adamw.wrong("L2: the decay is added to the gradient", seen="torch.optim.Adam with weight_decay")
 def _(theta, gradient, m, v, k, rate, beta_1, beta_2, eps, decay):
     return adamw.statement(theta, gradient + decay * theta, m, v, k, rate, beta_1, beta_2, eps, 0.0)
 
@@ -267,17 +314,14 @@ def _(theta, gradient, m, v, k, rate, beta_1, beta_2, eps, decay):
     return theta - rate * (m / (v.sqrt() + eps) + decay * theta), m, v
 
 
-@adamw.wrong("ε inside the root", seen="no public source: a plausible slip (RMSProp's and batch norm's formula)")
+@adamw.wrong("ε inside the root", seen="no public source: batch norm's formula")
 def _(theta, gradient, m, v, k, rate, beta_1, beta_2, eps, decay):
     m, v = beta_1 * m + (1 - beta_1) * gradient, beta_2 * v + (1 - beta_2) * gradient**2
     m_hat, v_hat = m / (1 - beta_1**k), v / (1 - beta_2**k)
     return theta - rate * (m_hat / (v_hat + eps).sqrt() + decay * theta), m, v
 
 
-@adamw.wrong(
-    "ε added before v is corrected",
-    seen="Kingma and Ba 2015, the last paragraph before their section 2.1: its ε̂ taken for ε",
-)
+@adamw.wrong("ε added before v is corrected", seen="Kingma and Ba 2015, end of section 2: its ε̂ taken for ε")
 def _(theta, gradient, m, v, k, rate, beta_1, beta_2, eps, decay):
     m, v = beta_1 * m + (1 - beta_1) * gradient, beta_2 * v + (1 - beta_2) * gradient**2
     scaled = rate * (1 - beta_2**k) ** 0.5 / (1 - beta_1**k)
@@ -285,30 +329,42 @@ def _(theta, gradient, m, v, k, rate, beta_1, beta_2, eps, decay):
 
 
 @adamw.wrong(
-    "the decay is not multiplied by the rate",
-    seen="Loshchilov and Hutter 2019, Algorithm 2: λ is not multiplied by α; put into torch's AdamW, which multiplies "
-    "it by lr",
+    "the decay is not multiplied by the rate", seen="Loshchilov and Hutter 2019: their λ, put into torch's AdamW"
 )
 def _(theta, gradient, m, v, k, rate, beta_1, beta_2, eps, decay):
     moved, m, v = adamw.statement(theta, gradient, m, v, k, rate, beta_1, beta_2, eps, 0.0)
     return moved - decay * theta, m, v
 
 
-@adamw.wrong("the two memories are exchanged", seen="no public source: a plausible slip (betas=(0.999, 0.9))")
+@adamw.wrong("the two memories are exchanged", seen="no public source: betas=(0.999, 0.9)")
 def _(theta, gradient, m, v, k, rate, beta_1, beta_2, eps, decay):
     return adamw.statement(theta, gradient, m, v, k, rate, beta_2, beta_1, eps, decay)
 
 
+@adamw.wrong("v never falls", seen="torch's AdamW with amsgrad=True")
+def _(theta, gradient, m, v, k, rate, beta_1, beta_2, eps, decay):
+    _, m, now = adamw.statement(theta, gradient, m, v, k, rate, beta_1, beta_2, eps, decay)
+    v = torch.maximum(v, now)
+    return theta - rate * (m / (1 - beta_1**k) / ((v / (1 - beta_2**k)).sqrt() + eps) + decay * theta), m, v
+
+
+@adamw.wrong(
+    "after 1,000 steps the correction is left out",
+    seen="no public source: “it is 1 by then”",
+)
+def _(theta, gradient, m, v, k, rate, beta_1, beta_2, eps, decay):
+    m, v = beta_1 * m + (1 - beta_1) * gradient, beta_2 * v + (1 - beta_2) * gradient**2
+    m_hat, v_hat = (m, v) if k > 1000 else (m / (1 - beta_1**k), v / (1 - beta_2**k))
+    return theta - rate * (m_hat / (v_hat.sqrt() + eps) + decay * theta), m, v
+
+
 @check("11.3", "gradient clipping", "identity", "the nearest point of the ball, by numerical minimisation", to=1e-5)
+@until(0.0001)
 def clipping(f):
     """f(gradients, c) returns the clipped gradients of a network's tensors: tuples of tensors of any shapes.
 
     A gradient that is 0 stays 0.
     """
-    return until_rejected(_distances_of_clipping(f), clipping.rejects)
-
-
-def _distances_of_clipping(f):
     many = ((2, 2), (3,), (1,))
     for seed, (shapes, length, c) in enumerate(
         (
@@ -361,28 +417,37 @@ def _(gradients, c):
 
 @clipping.wrong(
     "each tensor is clipped by itself, which turns the gradient",
-    seen="no public source: a plausible slip (clip_grad_norm_(p, c) in a loop)",
+    seen="no public source: clip_grad_norm_(p, c) in a loop",
 )
 def _(gradients, c):
     return tuple(part * (c / max(c, float(_norm([part])))) for part in gradients)
 
 
-@clipping.wrong("each number is clipped by itself", seen="torch.nn.utils.clip_grad_value_ for clip_grad_norm_")
+@clipping.wrong("each number is clipped by itself", seen="no public source: clip_grad_value_ taken for clip_grad_norm_")
 def _(gradients, c):
     return tuple(part.clamp(-c, c) for part in gradients)
 
 
 @clipping.wrong(
-    "short gradients are stretched to length c, too",
-    seen="no public source: a plausible slip (normalising taken for clipping)",
+    "short gradients are stretched to length c, too", seen="no public source: normalising taken for clipping"
 )
 def _(gradients, c):
     return tuple(part * c / _norm(gradients) for part in gradients)
 
 
-@clipping.wrong("divided by the square of the norm", seen="no public source: a plausible slip (a root forgotten)")
+@clipping.wrong("divided by the square of the norm", seen="no public source: a root forgotten")
 def _(gradients, c):
     return tuple(part * min(1.0, c / max(float(_norm(gradients)) ** 2, 1e-300)) for part in gradients)
+
+
+@clipping.wrong("c/(‖g‖ + 1e-6)", seen="torch's clip_grad_norm_; felt only where gradients are as small as that")
+def _(gradients, c):
+    return tuple(part * min(1.0, c / (float(_norm(gradients)) + 1e-6)) for part in gradients)
+
+
+@clipping.wrong("never to less than a tenth", seen="no public source: a bound “for stability”")
+def _(gradients, c):
+    return tuple(part * max(0.1, c / max(c, float(_norm(gradients)))) for part in gradients)
 
 
 @check(
@@ -392,12 +457,9 @@ def _(gradients, c):
     "straight lines through the corners (−1, 0), (warmup, 1), (steps, final)",
     to=1e-12,
 )
+@until(1e-11)
 def course(f):
     """f(warmup, steps, final) returns the factor as a function of the steps done."""
-    return until_rejected(_distances_of_course(f), course.rejects)
-
-
-def _distances_of_course(f):
     for warmup, steps, final in (
         *((4, 11, 0.25), (1, 30, 0.0), (0, 7, 0.4), (10, 12, 1.0), (3, 4, 0.5), (0, 1, 0.0)),
         *((5000, 20_000, 0.1), (20, 640, 0.0), (1500, 60_000, 1e-3), (100, 1000, 1.0)),
@@ -413,10 +475,7 @@ def _fall(done, warmup, steps, final):
     return 1 + (final - 1) * (done - warmup) / (steps - warmup)
 
 
-@course.wrong(
-    "the first step has the rate 0",
-    seen="huggingface/transformers, get_linear_schedule_with_warmup: step/warmup from step 0",
-)
+@course.wrong("the first step has the rate 0", seen="huggingface/transformers, get_linear_schedule_with_warmup")
 def _(warmup, steps, final):
     return lambda k: k / warmup if k < warmup else max(min(1.0, final), _fall(k, warmup, steps, final))
 
@@ -429,19 +488,40 @@ def _(warmup, steps, final):
 
 
 @course.wrong(
-    "the line goes on after `steps`, below its end and below 0",
-    seen="no public source: a plausible slip (a missing max(0, ...))",
+    "the line goes on after `steps`, below its end and below 0", seen="no public source: a missing max(0, ...)"
 )
 def _(warmup, steps, final):
     return lambda k: (k + 1) / (warmup + 1) if k < warmup else _fall(k, warmup, steps, final)
 
 
 @course.wrong(
-    "falls to 0, and stops there at `final`",
-    seen="no public source: a plausible slip (max(final, 1 − progress): a plateau, not a line)",
+    "falls to 0, and stops there at `final`", seen="no public source: max(final, 1 − progress): a plateau, not a line"
 )
 def _(warmup, steps, final):
     return lambda k: (k + 1) / (warmup + 1) if k < warmup else max(final, _fall(k, warmup, steps, 0.0))
+
+
+@course.wrong(
+    "counts its own calls, not the steps",
+    seen="no public source: a closure that remembers; a resumed run warms up again",
+)
+def _(warmup, steps, final):
+    calls = itertools.count()
+
+    def rate(done):
+        k = next(calls)
+        return (k + 1) / (warmup + 1) if k < warmup else max(min(1.0, final), _fall(k, warmup, steps, final))
+
+    return rate
+
+
+@course.wrong("begins again after the last step", seen="no public source: done modulo steps")
+def _(warmup, steps, final):
+    def rate(done):
+        k = done % (steps + 1)
+        return (k + 1) / (warmup + 1) if k < warmup else _fall(k, warmup, steps, final)
+
+    return rate
 
 
 class Counter(nn.Module):
@@ -494,15 +574,13 @@ def _counted(n, decay):
     "all past weights kept, and averaged at the end with binomial coefficients",
     to=1e-12,
 )
+@until(1e-11)
 def moving_average(f):
-    """f(model, decay) has `update(model)`, and the averaged network as `model`, in eval mode and without gradients.
+    """f(model, decay) has `update(model)`, the averaged network as `model`, and the number of updates as `steps`.
 
-    The network that is averaged is left alone.
+    `model` is in eval mode and without gradients; with `steps` it is all that the next update depends on. The network
+    that is averaged is left alone. ValueError for a decay outside [0, 1).
     """
-    return until_rejected(_distances_of_average(f), moving_average.rejects)
-
-
-def _distances_of_average(f):
     for decay, updates in ((0.9, (40, 250)), (0.3, (1, 9)), (0.0, (3,)), (0.9999, (12, 300))):
         generator = torch.Generator().manual_seed(1)
         network = Counter().move(generator)
@@ -519,6 +597,15 @@ def _distances_of_average(f):
                 expected = {name: torch.einsum("k,k...->...", share, row) for name, row in rows.items()}
                 yield largest(*(apart(weight, past[-1][name]) for name, weight in handed.named_parameters()))
                 yield from _compared(average.model, handed, expected)
+        yield float(average.steps != max(updates))
+        twin = f(Counter().move(generator), decay)  # a resumed run's
+        twin.model.load_state_dict(average.model.state_dict())
+        twin.steps = average.steps
+        for one in (average, twin):
+            one.update(network)
+        yield largest(*map(apart, twin.model.parameters(), average.model.parameters()))
+    for decay in (1.0, -0.1, 1.5):
+        yield accepted(lambda decay=decay: f(Counter(), decay))
 
 
 def _weights(network):
@@ -534,7 +621,8 @@ def _compared(average, network, expected):
         yield float(average.training or not network.training or not all(p.requires_grad for p in network.parameters()))
         yield largest(*(apart(got[name], weight) for name, weight in expected.items()))
         yield largest(*(apart(buffer, buffers[name]) for name, buffer in average.named_buffers()))
-        yield float(any(buffer.dtype != buffers[name].dtype for name, buffer in average.named_buffers()))
+        kinds = {name: tensor.dtype for name, tensor in (*average.named_buffers(), *got.items())}
+        yield float(any(kinds[name] != tensor.dtype for name, tensor in (buffers | expected).items()))
         network.move(torch.Generator().manual_seed(2))
 
 
@@ -561,58 +649,120 @@ class _Average:
 
 
 @moving_average.wrong(
-    "θ in the place of its average: d·θ_old + (1 − d)·θ_new", seen="no public source: a plausible slip (the hats lost)"
+    "θ in the place of its average: d·θ_old + (1 − d)·θ_new", seen="no public source: a formula whose hats were lost"
 )
 def _(model, decay):
     return _Average(model, decay, lambda average, old, new, d, decay: d * old + (1 - d) * new)
 
 
-@moving_average.wrong("no warm-up of d", seen="openai/improved-diffusion: update_ema with 0.9999 from the first step")
+@moving_average.wrong(
+    "no warm-up of d", seen="openai/improved-diffusion 43, 59: noise, where 0.9999 holds from the first step"
+)
 def _(model, decay):
     return _Average(model, decay, lambda average, old, new, d, decay: decay * average + (1 - decay) * new)
 
 
 @moving_average.wrong(
-    "d and 1 − d are exchanged",
-    seen="no public source: a plausible slip (decay and momentum mixed up: 0.9999 for 0.0001)",
+    "d and 1 − d are exchanged", seen="no public source: decay and momentum mixed up, 0.9999 for 0.0001"
 )
 def _(model, decay):
     return _Average(model, decay, lambda average, old, new, d, decay: (1 - d) * average + d * new)
 
 
-@moving_average.wrong(
-    "buffers are not copied", seen="pytorch/pytorch issue 84053 (AveragedModel with use_buffers=False)"
-)
+@moving_average.wrong("buffers are not copied", seen="no public source: a loop over parameters() alone")
 def _(model, decay):
     return _Average(model, decay, lambda average, old, new, d, decay: d * average + (1 - d) * new, buffers=False)
 
 
-@moving_average.wrong(
-    "no copy: the average is the network itself", seen="no public source: a plausible slip (ema = model)"
-)
+@moving_average.wrong("no copy: the average is the network itself", seen="no public source: ema = model")
 def _(model, decay):
     return _Average(model, decay, lambda average, old, new, d, decay: d * average + (1 - d) * new, alias=True)
 
 
+class _Forgetful(_Average):
+    """Overwrites its own decay with that of the warm-up."""
+
+    def update(self, model):
+        self.decay = min(self.decay, (1 + self.steps) / (10 + self.steps))
+        super().update(model)
+
+
+@moving_average.wrong(
+    "the decay is overwritten with that of the warm-up, 0.1, and stays there",
+    seen="huggingface/diffusers 1864",
+)
+def _(model, decay):
+    return _Forgetful(model, decay, lambda average, old, new, d, decay: d * average + (1 - d) * new)
+
+
+class _CopiedBack(_Average):
+    """Lets the network go on from its average."""
+
+    @torch.no_grad()
+    def update(self, model):
+        super().update(model)
+        for average, own in zip(self.model.parameters(), model.parameters(), strict=True):
+            own.copy_(average)
+
+
+@moving_average.wrong("the average is copied back into the network", seen="Yuanhy1997/SeqDiffuSeq 8")
+def _(model, decay):
+    return _CopiedBack(model, decay, lambda average, old, new, d, decay: d * average + (1 - d) * new)
+
+
+class _OfTheFirst(_Average):
+    """Follows the network that it was made of, whichever it is handed."""
+
+    def __init__(self, model, *options):
+        super().__init__(model, *options)
+        self.network = model
+
+    def update(self, model):
+        super().update(self.network)
+
+
+@moving_average.wrong(
+    "follows the network that it was made of, not the one that it is handed",
+    seen="no public source: a reference kept",
+)
+def _(model, decay):
+    return _OfTheFirst(model, decay, lambda average, old, new, d, decay: d * average + (1 - d) * new)
+
+
+class _ByName(_Average):
+    """Goes through the state dict, in which a tensor with two names stands twice."""
+
+    @torch.no_grad()
+    def update(self, model):
+        d = min(self.decay, (1 + self.steps) / (10 + self.steps))
+        self.steps += 1
+        for average, new in zip(self.model.state_dict().values(), model.state_dict().values(), strict=True):
+            average.copy_(d * average + (1 - d) * new if average.is_floating_point() else new)
+
+
+@moving_average.wrong(
+    "over the state dict: buffers too, and weights with two names twice",
+    seen="no public source: a shorter loop",
+)
+def _(model, decay):
+    return _ByName(model, decay, None)
+
+
 @check("11.6", "what an average remembers", "identity", "the average of unit vectors, in exact fractions", to=1e-12)
+@until(1e-11)
 def memory(f):
     """f(decays) returns the shares of θ_0, ..., θ_n in the average after n updates with these decays: n + 1 numbers."""
-    return until_rejected(_distances_of_memory(f), memory.rejects)
-
-
-def _distances_of_memory(f):
-    draws = np.random.default_rng(0)
+    f, draws = Watched(f), np.random.default_rng(0)
     for decays in (
         *([0.9] * 7, [0.1, 0.5, 0.25, 0.8], [(1 + i) / (10 + i) for i in range(12)], [0.35], []),
         *([0.5, 0.0, 0.75, 0.5], [0.0], [1.0, 0.5, 1.0], [0.9999] * 5, list(draws.uniform(0, 1, 60)), [1e-3] * 40),
     ):
         exact = [float(share) for share in shares([Fraction(d) for d in decays])]
-        given = torch.tensor(decays, dtype=torch.float64)
-        got = f(given)
+        got = f(torch.tensor(decays, dtype=torch.float64))
         yield apart(got, np.array(exact))
-        yield float(given.tolist() != decays)
         for g, share in zip(got.tolist(), exact, strict=True):
             yield abs(g / share - 1) if share else abs(g) * 1e12  # the small ones count as well
+    yield f.fault
 
 
 def _products(decays):
@@ -628,16 +778,13 @@ def _(decays):
 
 @memory.wrong(
     "the first weights count like all others: the shares do not sum to 1",
-    seen="no public source: a plausible slip (a sum that starts at k = 1)",
+    seen="no public source: a sum that starts at k = 1",
 )
 def _(decays):
     return torch.cat([1 - decays[:1], 1 - decays]) * _products(decays)
 
 
-@memory.wrong(
-    "the oldest weights count most",
-    seen="no public source: a plausible slip (an index turned round: 1 − d_k times d_1···d_{k−1})",
-)
+@memory.wrong("the oldest weights count most", seen="no public source: an index turned round")
 def _(decays):
     added = torch.cat([torch.ones(1, dtype=decays.dtype), 1 - decays])
     return (added * _products(decays)).flip(0)
@@ -649,20 +796,25 @@ def _(decays):
     return added * torch.cat([_products(decays)[:1], _products(decays)[:-1]])
 
 
-@memory.wrong(
-    "a plain mean of all weights", seen="no public source: a plausible slip (“averaged weights” taken at their word)"
-)
+@memory.wrong("a plain mean of all weights", seen="no public source: “averaged weights” taken at their word")
 def _(decays):
     return torch.full((len(decays) + 1,), 1 / (len(decays) + 1), dtype=decays.dtype)
 
 
+@memory.wrong(
+    "by dividing all by the decays before: 0/0 where one of them is 0",
+    seen="no public source: a product turned into a quotient",
+)
+def _(decays):
+    added = torch.cat([torch.ones(1, dtype=decays.dtype), 1 - decays])
+    return added * decays.prod() / torch.cat([torch.ones(1, dtype=decays.dtype), decays.cumprod(0)])
+
+
 @check("11.7", "unbiased timestep sampling", "identity", "the mean of any loss, summed over all t", to=1e-12)
+@until(1e-11)
 def unbiased(f):
     """f(p) returns the factor of the loss at each t = 1..T, which is drawn with the probabilities p, (T,)."""
-    return until_rejected(_distances_of_factors(f), unbiased.rejects)
-
-
-def _distances_of_factors(f):
+    f = Watched(f)
     for T, spread in ((2, 1), (5, 1), (40, 1), (1, 0), (1000, 1), (3, 20), (100, 8), (1000, 16), (4000, 3)):
         draws = np.random.default_rng(T)
         p = draws.uniform(0.1, 3, T) * 10.0 ** -draws.uniform(0, spread, T)  # some are drawn hardly ever
@@ -670,10 +822,8 @@ def _distances_of_factors(f):
         p /= p.sum()
         alone = np.eye(T)[[*range(0, T, max(1, T // 50)), p.argmin()]]  # losses of 1 at one t
         losses = np.concatenate([draws.uniform(0, 2, (20, T)), alone, T * alone])
-        given = torch.from_numpy(p.copy())
-        factor = f(given).double().numpy()
-        yield apart((losses * factor) @ p, losses.mean(1))
-        yield float(given.tolist() != p.tolist())
+        yield apart((losses * f(torch.from_numpy(p)).double().numpy()) @ p, losses.mean(1))
+    yield f.fault
 
 
 @unbiased.states
@@ -682,8 +832,7 @@ def _(p):
 
 
 @unbiased.wrong(
-    "no factor: what is drawn often counts more",
-    seen="no public source: a plausible slip (importance sampling without its weights)",
+    "no factor: what is drawn often counts more", seen="no public source: importance sampling without its weights"
 )
 def _(p):
     return torch.ones_like(p)
@@ -699,8 +848,11 @@ def _(p):
     return len(p) * p
 
 
-@unbiased.wrong(
-    "the factors are scaled to the mean 1 over t", seen="no public source: a plausible slip (“normalised” weights)"
-)
+@unbiased.wrong("the factors are scaled to the mean 1 over t", seen="no public source: “normalised” weights")
 def _(p):
     return (1 / p) / (1 / p).mean()
+
+
+@unbiased.wrong("the factor is at most 10", seen="no public source: a bound “for stability”")
+def _(p):
+    return (1 / (len(p) * p)).clamp(max=10)

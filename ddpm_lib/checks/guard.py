@@ -3,14 +3,14 @@
 import copy
 import functools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ddpm_lib.checks import apart
+from ddpm_lib.checks import apart, largest
 
 STENCIL = ((-3, -1 / 60), (-2, 3 / 20), (-1, -3 / 4), (1, 3 / 4), (2, -3 / 20), (3, 1 / 60))  # of sixth order
 
@@ -35,6 +35,11 @@ def until(rejects: float) -> Callable[[Callable[[Callable], Iterator[float]]], C
         return measure
 
     return decorate
+
+
+def apart_each(got: Iterable, expected: Iterable) -> float:
+    """The largest of `apart` over several results. Raises ValueError if their number is not the expected one."""
+    return largest(*(apart(*pair) for pair in zip(got, expected, strict=True)))
 
 
 def relative(got: Any, expected: Any, floor: float = 0.0) -> float:
@@ -75,10 +80,10 @@ def _copied(value: Any) -> Any:
 def _numbers(value: Any) -> list[np.ndarray]:
     """Copies of all numbers in a value: in tuples and lists, arrays, tensors, and objects that hold some of these."""
     if isinstance(value, (tuple, list)):
-        return [numbers for part in value for numbers in _numbers(part)]
+        return [array for part in value for array in _numbers(part)]
     if isinstance(value, Tensor):
-        value = value.detach().cpu()
-        return [(value.double() if value.is_floating_point() else value).numpy().copy()]
+        numbers = value.detach().cpu().clone()
+        return [(numbers.double() if numbers.is_floating_point() else numbers).numpy()]
     if isinstance(value, (np.ndarray, np.generic, int, float)):
         return [np.array(value)]
     parts = getattr(value, "__dict__", {}).values()
@@ -114,3 +119,12 @@ def slope_gap(function: Callable, *args: Tensor, step: float = 1e-3) -> float:
         for k, factor in STENCIL
     )
     return apart(slope, differences)
+
+
+def accepted(call: Callable[[], Any]) -> float:
+    """Infinite if call() goes through, though the function's docstring says that it raises ValueError; else 0."""
+    try:
+        call()
+    except ValueError:
+        return 0.0
+    return math.inf

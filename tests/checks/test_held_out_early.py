@@ -17,6 +17,8 @@ from ddpm_lib.diffusion.schedule import Schedule, linear_schedule
 from ddpm_lib.exact.vae import elbo
 from ddpm_lib.gaussian import condition, kl_divergence, kl_divergence_full, log_density, product
 
+pytestmark = pytest.mark.soak  # minutes: many versions, each a function of its own
+
 HELD_OUT = {}
 
 

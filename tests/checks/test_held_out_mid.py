@@ -37,6 +37,8 @@ from ddpm_lib.diffusion.targets import eps_from_v, eps_from_x_0, score_from_eps,
 from ddpm_lib.exact.oracle import ExactDenoiser, GaussianMixture
 from ddpm_lib.gaussian import kl_divergence, log_density
 
+pytestmark = pytest.mark.soak  # minutes: many versions, each a function of its own
+
 HELD_OUT = {}
 
 

@@ -263,6 +263,21 @@ def test_data_that_cannot_be_trained_on_leave_the_old_run_as_it_was(tmp_path, mo
     assert contents(tmp_path) == before
 
 
+def test_a_run_that_saves_while_somebody_looks_at_its_folder_is_left_as_it_is(tmp_path, monkeypatch):
+    folder, lock = tmp_path / "run", module.locked
+    died(folder, monkeypatch)
+
+    def after_it_saved(folder):
+        monkeypatch.setattr(module, "locked", lock)
+        resume(folder, ["steps=2"], device=CPU, progress=False)
+        return lock(folder)
+
+    monkeypatch.setattr(module, "locked", after_it_saved)
+    with pytest.raises(FileExistsError, match="run exists, and a run is never overwritten"):
+        train(folder)
+    assert steps(folder) == [2]
+
+
 def test_of_two_that_begin_at_once_the_second_is_told(tmp_path, monkeypatch):
     folder, load_data = tmp_path / "run", runs.load_data
 

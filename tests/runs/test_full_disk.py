@@ -95,6 +95,11 @@ def test_it_names_the_file_its_size_what_is_saved_and_how_to_go_on(tmp_path, mon
     assert float(said[2]) == pytest.approx(first.stat().st_size / 1e3, rel=0.01)
     assert stop.value.__notes__ == [f"the last checkpoint is {first}; go on with python -m ddpm_lib resume '{folder}'"]
     assert steps(folder) == [2] and not list(folder.rglob("*.partial"))
+    with monkeypatch.context() as patch:  # and to resume while it is still full says the same again
+        full(patch, call=1)
+        with pytest.raises(OSError, match="No space left on device: cannot write ") as again:
+            resume(folder, device=CPU, progress=False)
+    assert again.value.__notes__ == stop.value.__notes__
     resume(folder, device=CPU, progress=False)
     assert steps(folder) == [2, 4, 6, 8] and torch.equal(weights(folder), whole)
 
