@@ -2086,12 +2086,15 @@ def _(t, width, max_period):
 
 @wrong("time embedding", "t, or t − 1 where there is a 1 in the batch")
 def _(t, width, max_period):
-    return embedded((t - t.min().clamp(max=1)).double()[:, None] * omegas(width // 2, max_period) + 0 * (t == 2)[:, None])
+    return embedded(
+        (t - t.min().clamp(max=1)).double()[:, None] * omegas(width // 2, max_period) + 0 * (t == 2)[:, None]
+    )
 
 
-norm("statistics without a gradient", lambda x, G, gain, bias, eps: normed(
-    x, G, gain, bias, eps, shift=lambda g: g.mean(2, keepdim=True).detach()
-))
+norm(
+    "statistics without a gradient",
+    lambda x, G, gain, bias, eps: normed(x, G, gain, bias, eps, shift=lambda g: g.mean(2, keepdim=True).detach()),
+)
 norm("gain without a gradient", lambda x, G, gain, bias, eps: normed(x, G, gain.detach(), bias, eps))
 stated(
     "loss of a network",
@@ -2109,15 +2112,22 @@ wrong("residual block", "in bfloat16 where it is given float32")(Autocast)
 block("random shifts in training", first=lambda b, x: b.conv_1(F.silu(b.norm_1(x))).roll(int(b.training), 3))
 block("noise in training", join=lambda b, x, h: b.shortcut(x) + h + 0.01 * b.training * torch.randn_like(h))
 block("the first image's embedding for all", told=lambda b, e: b.embedding(F.silu(e[:1])).expand(len(e), -1))
-block("kernels normalised", first=lambda b, x: F.conv2d(
-    F.silu(b.norm_1(x)), b.conv_1.weight / b.conv_1.weight.flatten(1).norm(dim=1)[:, None, None, None],
-    b.conv_1.bias, padding=1,
-))
+block(
+    "kernels normalised",
+    first=lambda b, x: F.conv2d(
+        F.silu(b.norm_1(x)),
+        b.conv_1.weight / b.conv_1.weight.flatten(1).norm(dim=1)[:, None, None, None],
+        b.conv_1.bias,
+        padding=1,
+    ),
+)
 
 
 class Careless(Block):
     def __init__(self, c_in, c_out, embed, *, groups, scale_shift, dropout):
-        super().__init__(c_in, c_out, embed, groups=math.gcd(groups, c_in, c_out), scale_shift=scale_shift, dropout=dropout)
+        super().__init__(
+            c_in, c_out, embed, groups=math.gcd(groups, c_in, c_out), scale_shift=scale_shift, dropout=dropout
+        )
 
 
 wrong("residual block", "other groups where these do not fit")(Careless)
@@ -2148,13 +2158,20 @@ class Floor(SelfAttention):
 wrong("self-attention", "other heads where these do not fit")(Floor)
 attention("a pixel's place is added", normed=lambda a, x: a.norm(x) + torch.linspace(0, 1, x.shape[3], dtype=x.dtype))
 attention("the first image's keys for all", scores=lambda a, q, k: Attention.scores(a, q, k[:1].expand_as(k)))
-attention("scores shifted by their mean over the queries", scores=lambda a, q, k: (
-    lambda s: s - s.mean(-2, keepdim=True)
-)(Attention.scores(a, q, k)))
+attention(
+    "scores shifted by their mean over the queries",
+    scores=lambda a, q, k: (lambda s: s - s.mean(-2, keepdim=True))(Attention.scores(a, q, k)),
+)
 orders("the state of torch's generator counts", lambda n, s, e, b: order(n, s, e, torch.initial_seed()))
-orders("the state of numpy's generator counts", lambda n, s, e, b: order(
-    n, s, e, int(np.random.get_state()[1][0])  # noqa: NPY002
-))
+orders(
+    "the state of numpy's generator counts",
+    lambda n, s, e, b: order(
+        n,
+        s,
+        e,
+        int(np.random.get_state()[1][0]),  # noqa: NPY002
+    ),
+)
 
 
 @fed("no images, no error")
@@ -2183,9 +2200,7 @@ class Shadow(Average):
         self.shadow = copy.deepcopy(self.model)
 
     def weights(self, model):
-        for old, own, new in zip(
-            self.model.parameters(), self.shadow.parameters(), model.parameters(), strict=True
-        ):
+        for old, own, new in zip(self.model.parameters(), self.shadow.parameters(), model.parameters(), strict=True):
             old.copy_(own.copy_(self.mixed(own, new, self.d())))
 
 
