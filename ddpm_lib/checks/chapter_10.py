@@ -14,7 +14,7 @@ from torch import nn
 
 from ddpm_lib.checks import apart, check, largest
 from ddpm_lib.checks.chapter_01 import hermite
-from ddpm_lib.checks.guard import Watched, accepted, slope_gap, until
+from ddpm_lib.checks.guard import Watched, accepted, fault, slope_gap, until
 from ddpm_lib.checks.layers import coin_score, made, shaken, slope, start, unlike, unmoved
 from ddpm_lib.networks.blocks import ResidualBlock, SelfAttention, zero
 
@@ -51,7 +51,7 @@ def time_embedding(f):
         for dtype in (torch.int64, torch.int32):
             got = f(torch.tensor(t, dtype=dtype), width, period)
             yield apart(got, expected)
-            yield float(got.dtype != torch.float32)
+            yield fault(got.dtype != torch.float32)
     if has_default:
         yield apart(f(torch.tensor([900, 5]), 8), f(torch.tensor([900, 5]), 8, 10_000.0))
     yield f.fault
@@ -479,8 +479,9 @@ def _compared(layer, inputs, expected):
     distances = [apart(got / unit, expected / unit) for got in results]
     distances += [apart(now, x) for now, x in zip(given, inputs, strict=True)]
     rough = apart(single / unit, expected / unit)
-    types = sum(got.dtype != torch.float64 for got in results) + (single.dtype != torch.float32)
-    return largest(*distances, 0.0 if rough < 1e-4 else rough, types)
+    types = [got.dtype for got in (*results, single)]
+    other_types = fault(types != [torch.float64, torch.float64, torch.float64, torch.float32])
+    return largest(*distances, 0.0 if rough < 1e-4 else rough, other_types)
 
 
 @check(
@@ -531,7 +532,7 @@ def _trained(layer, *shapes, still=None):
     """That each number of a new layer moves in training, and that gradients are right along all ways."""
     generator = torch.Generator().manual_seed(2)
     inputs = [torch.randn(8, *shape, generator=generator, dtype=torch.float64) for shape in shapes]
-    yield float(not layer.training)
+    yield fault(not layer.training)
     yield unmoved(layer.double(), inputs, still)
     yield slope(shaken(layer, 3).eval(), inputs)
 

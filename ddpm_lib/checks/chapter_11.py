@@ -14,7 +14,7 @@ from scipy.optimize import minimize
 from torch import Tensor, nn
 
 from ddpm_lib.checks import apart, check, largest
-from ddpm_lib.checks.guard import Watched, accepted, until
+from ddpm_lib.checks.guard import Watched, accepted, fault, until
 
 BROKEN = 1000.0  # the z of a promise without chance in it, for each thing that breaks it
 
@@ -80,10 +80,10 @@ def batches(f):
         pairs = zip(f(n, batch, 3, 0), f(n, batch, 4, 0), f(n, batch, 3, 1), strict=True)  # side by side
         first, _, second = (torch.cat(parts).double() for parts in zip(*islice(pairs, 4), strict=True))
         yield BROKEN * largest(apart(first, stream[: 4 * batch]), apart(second, stream[batch : 5 * batch]))
+        yield fault(_globals() != everybodys)
     far = _row(f, 7, 3, 3, 70_000, 14)  # from the beginning of an epoch
     yield BROKEN * apart(far.reshape(-1, 7).sort(1).values, torch.arange(7).double().expand(6, 7))
     yield BROKEN * apart(_row(f, 7, 3, 3, 70_003, 11), far[9:])
-    yield BROKEN * (_globals() != everybodys)
     yield BROKEN * apart(_elsewhere(lambda: _row(f, 7, 3, 3, 70_000, 14)), far)
     yield from _scores_of_small_orders(f)
     yield from _scores_of_many_orders(f)
@@ -291,7 +291,7 @@ def adamw(f):
             yield largest(*map(apart, given, before))
             state = theirs.state[weight]
             size_of_v = state["exp_avg_sq"].clamp(min=1e-290)  # the smallest is 10⁸ times smaller than the largest
-            yield apart(theta, weight) + float(theta.dtype != torch.float64)
+            yield apart(theta, weight) + fault(theta.dtype != torch.float64)
             yield apart(m / size_of_v.sqrt(), state["exp_avg"] / size_of_v.sqrt())
             yield apart(v / size_of_v, state["exp_avg_sq"] / size_of_v)
 
@@ -389,7 +389,7 @@ def clipping(f):
         g = np.concatenate([np.ravel(part) for part in gradients])
         factor = length / np.linalg.norm(g)
         got = f(tuple(torch.tensor(factor * part, dtype=torch.float64) for part in gradients), c)
-        yield float([tuple(part.shape) for part in got] != [np.shape(part) for part in gradients])
+        yield fault([tuple(part.shape) for part in got] != [np.shape(part) for part in gradients])
         yield apart(torch.cat([part.flatten() for part in got]) / c, _nearest(factor * g / c))
 
 
@@ -597,7 +597,7 @@ def moving_average(f):
                 expected = {name: torch.einsum("k,k...->...", share, row) for name, row in rows.items()}
                 yield largest(*(apart(weight, past[-1][name]) for name, weight in handed.named_parameters()))
                 yield from _compared(average.model, handed, expected)
-        yield float(average.steps != max(updates))
+        yield fault(average.steps != max(updates))
         twin = f(Counter().move(generator), decay)  # a resumed run's
         twin.model.load_state_dict(average.model.state_dict())
         twin.steps = average.steps
@@ -617,12 +617,12 @@ def _compared(average, network, expected):
     buffers = {name: buffer.clone() for name, buffer in network.named_buffers()}
     for _ in range(2):
         got = dict(average.named_parameters())
-        yield float(got.keys() != expected.keys() or any(p.requires_grad for p in got.values()))
-        yield float(average.training or not network.training or not all(p.requires_grad for p in network.parameters()))
+        yield fault(got.keys() != expected.keys() or any(p.requires_grad for p in got.values()))
+        yield fault(average.training or not network.training or not all(p.requires_grad for p in network.parameters()))
         yield largest(*(apart(got[name], weight) for name, weight in expected.items()))
         yield largest(*(apart(buffer, buffers[name]) for name, buffer in average.named_buffers()))
         kinds = {name: tensor.dtype for name, tensor in (*average.named_buffers(), *got.items())}
-        yield float(any(kinds[name] != tensor.dtype for name, tensor in (buffers | expected).items()))
+        yield fault(any(kinds[name] != tensor.dtype for name, tensor in (buffers | expected).items()))
         network.move(torch.Generator().manual_seed(2))
 
 

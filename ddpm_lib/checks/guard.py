@@ -121,10 +121,15 @@ def slope_gap(function: Callable, *args: Tensor, step: float = 1e-3) -> float:
     return apart(slope, differences)
 
 
+def fault(found: bool) -> float:
+    """Infinite where a promise that has no size is broken, else 0: no two of them are off by "exactly as much"."""
+    return math.inf if found else 0.0
+
+
 def accepted(call: Callable[[], Any]) -> float:
-    """Infinite if call() goes through, though the function's docstring says that it raises ValueError; else 0."""
+    """A fault if call() goes through, though the function's docstring says that it raises ValueError."""
     try:
         call()
     except ValueError:
         return 0.0
-    return math.inf
+    return fault(True)

@@ -9,9 +9,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from ddpm_lib.checks import largest
-from ddpm_lib.checks.guard import slope_gap
-
-DROPPED = 1000.0  # the distance of a dropout that heeds no generator
+from ddpm_lib.checks.guard import fault, slope_gap
 
 
 def made(make: Callable[[], nn.Module], seed: int = 0) -> nn.Module:
@@ -36,10 +34,8 @@ def unlike(layer: nn.Module, shapes: dict[str, tuple[int, ...]]) -> float:
     Each must be one of its own, float32 and to be learned; there are no buffers, which a batch norm has.
     """
     expected = {name: (shape, torch.float32, True) for name, shape in shapes.items()}
-    tensors = [*layer.named_parameters(), *layer.named_buffers()]
-    got = {
-        name: (tuple(x.shape), x.dtype, x.requires_grad) for name, x in tensors
-    }  # one that is used twice stands once
+    tensors = [*layer.named_parameters(), *layer.named_buffers()]  # one that is used twice stands there once
+    got = {name: (tuple(x.shape), x.dtype, x.requires_grad) for name, x in tensors}
     different = {name for name in got.keys() | expected.keys() if got.get(name) != expected.get(name)}
     return float(sum(math.prod(table[name][0]) for table in (got, expected) for name in different & table.keys()))
 
@@ -124,7 +120,7 @@ def coin_score(draw: Callable[[], np.ndarray], p: float) -> float:
     n, D = coins.shape
     z, other = ((x - p) / (p * (1 - p)) ** 0.5 for x in (coins, second))
     if not np.array_equal(coins, again) or (z == z[0, 0]).all():
-        return DROPPED
+        return fault(True)
     pairs = np.einsum("ni,nj->ij", z, z)[np.triu_indices(D, 1)]
     i, j, k = np.ogrid[:D, :D, :D]
     threes = np.einsum("ni,nj,nk->ijk", z, z, z, optimize=True)[(i < j) & (j < k)]
