@@ -513,7 +513,7 @@ def _(x, mean, log_var, decode, decoder_var, eps):
 
 @reconstruction_and_kl.wrong("a decoder's variance of at least 1e-6", seen="no public source: a clamp for stability")
 def _(x, mean, log_var, decode, decoder_var, eps):
-    decoder_var = torch.as_tensor(decoder_var).clamp(min=1e-6)
+    decoder_var = torch.as_tensor(decoder_var, dtype=DOUBLE).clamp(min=1e-6)
     return _reconstruction(x, _z(mean, log_var, eps), decode, decoder_var), _kl(mean, log_var)
 
 
@@ -566,11 +566,11 @@ def unbiased(estimator):
         for rows in ([7], [len(eps) - 9, 3], [20, 21, 22]):
             yield apart_each(estimator(function, mean, std, eps[rows]), [part[rows] for part in got])
     eps, weight = hermite(4, 3)
-    for m, s in ((0.5, 2.0**-10), (0.0, 2.0**-40), (0.0, 1.0), (0.0, 2.0**12)):
-        mean, std = m * torch.tensor([1, -2, 3.0], dtype=DOUBLE), s * torch.tensor([1, 0.5, 2.0], dtype=DOUBLE)
-        got = estimator(cubic, mean, std, eps)
-        exact = [1 + 2 * m, 3 * m, -2 * m], [2 * s, 0.0, 0.0]
-        yield largest(*(relative(weight @ part.detach(), row, 1.0) for part, row in zip(got, exact, strict=True)))
+    mean, std = torch.tensor([[0.5, -1.0, 1.5], [1.0, 0.5, 2.0]], dtype=DOUBLE)
+    for unit, size in ((1.0, 1.0), (2.0**-40, 2.0**10), (2.0**12, 1.0)):  # of z, and of the function's values
+        got = estimator(lambda z, u=unit, s=size: s * cubic(z / u), unit * mean, unit * std, eps)
+        got = [unit / size * (weight @ part.detach()) for part in got]
+        yield apart_each(got, ([2.0, 1.5, -1.0], [2.0, 0.0, 0.0]))
 
 
 @check("2.5", "reparameterised gradient", "identity", "finite differences of a quadrature", to=1e-9)

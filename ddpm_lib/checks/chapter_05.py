@@ -768,7 +768,7 @@ def terms(f):
         decoder = lambda x, m, v: log_mass(x, m, v, 256)[0]  # noqa: E731
         yield off_where_it_was(SHORT, x_0, got, calls, _lower_var, decoder) / 1e-9
     # images in single precision, in which hardly any noise is left; the bound is to keep it all the same
-    x_0 = torch.tensor([1.7, -1.3]).expand(COPIES, 2)
+    x_0 = torch.tensor([1.7, -1.3], dtype=torch.float32).expand(COPIES, 2)
     exact = sum(exact_terms(FAINT, float(value), _small_model, _some_var) for value in x_0[0])
     got, calls = watched(f, FAINT, x_0, torch.Generator().manual_seed(6), _small_model, **options)
     yield from on_average(got, exact) if calls else [NEVER]

@@ -71,7 +71,7 @@ def noise_like(x: Tensor, generator: Generators = None) -> Tensor:
     A sequence holds one generator an image: each image's noise is then its own, whichever others are in the batch.
     Raises ValueError for a sequence of another length than x.
     """
-    if generator is None or isinstance(generator, torch.Generator):
+    if not isinstance(generator, Sequence):
         device = x.device if generator is None else generator.device
         return to_device(torch.randn(x.shape, generator=generator, dtype=x.dtype, device=device), x.device)
     if len(generator) != len(x):

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from scipy import special, stats
+from torch.distributions import Normal
 
 from ddpm_lib.checks import find
 from ddpm_lib.diffusion.schedule import Schedule, linear_schedule
@@ -1047,6 +1048,15 @@ def memory(x, generator):
     return (fresh + 0.1 * old) / 1.01**0.5
 
 
+FIRST = {}
+
+
+def kept_by_t(function, schedule, x, t, *rest):
+    """What belongs to one schedule is kept under t, and read for the next schedule."""
+    key = (function, len(x), str(t))
+    return function(FIRST.setdefault(key, schedule), x, t, *rest)
+
+
 def rejection(x, generator):
     z = normal_noise(x, generator)
     return torch.where(z.abs() > 3, normal_noise(x, generator), z)
@@ -1152,7 +1162,7 @@ held_out(
     in_place=lambda s, x, t, g: (
         x.detach().mul_((1 - as_image(s.beta[t], x)).sqrt()) + as_image(s.beta[t], x).sqrt() * normal_noise(x, g)
     ),
-    image_detached=lambda s, x, t, g: right_step(s, x.detach(), t, g),
+    coefficients_kept_by_t=lambda s, x, t, g: kept_by_t(right_step, s, x, t, g),
     float32=lambda s, x, t, g: right_step(s, x.float(), t, g).double(),
     float32_scale=step_with(scale=lambda b, t: (1 - b).sqrt().float()),
     mean_removed=lambda s, x, t, g: right_step(s, x - x.mean(), t, g),
@@ -1208,6 +1218,7 @@ held_out(
     tables_alpha_bar_of_t_minus_1=with_tables(lambda s: setattr(s, "alpha_bar", s.alpha_bar.roll(1))),
     tables_alpha_bar_sum=with_tables(lambda s: setattr(s, "alpha_bar", torch.exp(-s.beta.cumsum(0)))),
     keeps_a_state=lambda *a, calls=[]: (calls.append(1), Schedule(even(*a) * (1 - 1e-6 * len(calls))))[1],
+    kept_by_T=lambda T, a, b, kept={}: kept.setdefault(T, Schedule(even(T, a, b))),
 )
 
 
@@ -1294,6 +1305,7 @@ def jump_with(signal=None, noise=None, bar=None):
 
 
 right_jump = jump_with()
+BY_T = {}
 
 
 held_out(
@@ -1345,6 +1357,8 @@ held_out(
     image_centred=lambda s, x, e, t: right_jump(s, x - x.mean(), e, t),
     float32=lambda s, x, e, t: right_jump(s, x.float(), e.float(), t).double(),
     float32_tables=jump_with(bar=lambda s, t: s.alpha_bar.float()[t].double()),
+    kept_by_t=lambda s, x, e, t: right_jump(BY_T.setdefault((str(t), len(x)), s), x, e, t),
+    kept_by_T=lambda s, x, e, t: right_jump(BY_T.setdefault(s.T, s), x, e, t),
     image_detached=detached(right_jump, 1),
     noise_detached=detached(right_jump, 2),
     writes_into_the_image=writes(right_jump, 1),
@@ -1551,10 +1565,165 @@ held_out(
     squared_bar=lambda x, a: 0.5 * (a**2 * (x**2 - 1) - np.log(1 - a**2)),
 )
 
-
 CASES = [(name, what, function) for name, functions in HELD_OUT.items() for what, function in functions.items()]
 
 
 @pytest.mark.parametrize(("name", "what", "function"), CASES, ids=[f"{name}: {what}" for name, what, _ in CASES])
 def test_the_check_rejects_it(name, what, function):
     assert find(name).measure(function) >= find(name).rejects
+
+
+# Right in another form: these must pass
+
+
+def by_precisions(mean, cov, known, value):
+    rest = [i for i in range(len(mean)) if i not in known]
+    precision = cov.inverse()
+    new_cov = precision[rest][:, rest].inverse()
+    return mean[rest] - new_cov @ precision[rest][:, known] @ (value - mean[known]), new_cov
+
+
+def kl_by_inverse(m, c, n, d):
+    return 0.5 * (d.logdet() - c.logdet() + torch.trace(d.inverse() @ c) + (m - n) @ d.inverse() @ (m - n) - len(m))
+
+
+def elbo_by_torch(x, mean, log_var, decode, var, eps):
+    q = Normal(mean, log_var.exp().sqrt())
+    std = torch.as_tensor(var, dtype=x.dtype).sqrt()
+    reconstruction = Normal(decode(q.mean + q.stddev * eps), std).log_prob(x).flatten(1).sum(1)
+    return reconstruction, torch.distributions.kl_divergence(q, Normal(torch.zeros_like(mean), 1.0)).sum(1)
+
+
+def moved_by_autograd(function, mean, std, eps):
+    m, s = (part.expand_as(eps).clone().requires_grad_() for part in (mean, std))
+    return torch.autograd.grad(function(m + s * eps).sum(), (m, s))
+
+
+def weighed_by_autograd(function, mean, std, eps):
+    z = (mean + std * eps).detach()
+    m, s = (part.expand_as(eps).clone().requires_grad_() for part in (mean, std))
+    log_q = Normal(m, s).log_prob(z).sum(1)
+    return torch.autograd.grad((log_q * function(z).detach()).sum(), (m, s))
+
+
+def evidence_by_blocks(x, weight, bias, var):
+    D, K = weight.shape
+    cov_x = weight @ weight.T + var * torch.eye(D, dtype=x.dtype)
+    gain = torch.linalg.solve(cov_x, weight).T
+    log_p = torch.distributions.MultivariateNormal(bias, cov_x).log_prob(x)
+    return log_p, (x - bias) @ gain.T, torch.eye(K, dtype=x.dtype) - gain @ weight
+
+
+def chain_by_loops(end, p, q, weight):
+    total = 0.0
+    for i, w in enumerate(weight):
+        total += w * (end[i] + sum(p[t][i] - q[t][i] for t in range(len(p))))
+    return total
+
+
+def step_by_torch_normal(schedule, x, t, generator):
+    b = as_image(schedule.beta[t], x)
+    return torch.normal((1 - b).sqrt() * x, b.sqrt().expand_as(x), generator=generator)
+
+
+def jump_by_steps(schedule, x, eps, t):
+    scale, var = [1.0], [0.0]
+    for b in schedule.beta[1:].tolist():
+        scale.append(scale[-1] * (1 - b) ** 0.5)
+        var.append(var[-1] * (1 - b) + b)
+    a, v = (as_image(torch.tensor(part, dtype=torch.float64)[t], x) for part in (scale, var))
+    return a * x + v.sqrt() * eps
+
+
+def bars_by_loop(beta):
+    found = [1.0]
+    for b in beta[1:].tolist():
+        found.append(found[-1] * (1 - b))
+    return torch.tensor(found, dtype=torch.float64)
+
+
+def leap_by_product(schedule, s, t):
+    kept = float(schedule.alpha[s + 1 : t + 1].prod())
+    return kept**0.5, 1 - kept
+
+
+RIGHT = {
+    "mixing with noise": [mix, lambda x, eps, beta: math.sqrt(beta) * eps + math.sqrt(1 - beta) * x],
+    "normal density": [
+        lambda x, m, v: Normal(torch.as_tensor(m, dtype=x.dtype), t64(v).sqrt()).log_prob(x),
+        lambda x, m, v: -((x - m) ** 2) / (2 * v) - torch.log(t64(v)) / 2 - LOG_2PI / 2,
+    ],
+    "affine map": [affine, lambda A, b, m, c: (b + m @ A.T, torch.einsum("ij,jk,lk->il", A, c, A))],
+    "sum of independent normals": [add],
+    "product of normal densities": [
+        lambda m, v, n, w: ((g := v / (v + w)) * n + (1 - g) * m, g * w),
+        lambda m, v, n, w: (m + (g := v / (v + w)) * (n - m), (1 - g) * v),
+        lambda m, v, n, w: ((w * m + v * n) / (v + w), v * w / (v + w)),
+    ],
+    "conditioning": [
+        by_precisions,
+        by_blocks(lambda m, n, rr, rk, kk, v: (m + (G := rk @ kk.inverse()) @ (v - n), rr - G @ rk.T)),
+    ],
+    "KL divergence": [
+        lambda m, v, n, w: torch.distributions.kl_divergence(
+            Normal(m, v.sqrt(), validate_args=False), Normal(n, w.sqrt())
+        ),
+        lambda m, v, n, w: 0.5 * (torch.log(w) - torch.log(v) + (v + (m - n) ** 2) / w - 1),
+    ],
+    "KL divergence, full covariance": [kl_by_inverse],
+    "derivative of SiLU": [
+        lambda z: (s := torch.sigmoid(z)) + z * s * torch.sigmoid(-z),
+        lambda z: (s := torch.sigmoid(z)) + z * torch.sigmoid(z) * (1 - s),
+    ],
+    "moments of ReLU": [lambda v: (0.5 * math.sqrt(2 * v / math.pi), 0.5 * v)],
+    "power of a z-test": [
+        lambda d, n, c: 1 - (stats.norm.cdf(c - d * n**0.5) - stats.norm.cdf(-c - d * n**0.5)),
+        lambda d, n, c: stats.norm.sf(c, d * n**0.5) + stats.norm.cdf(-c, d * n**0.5),
+    ],
+    "pixels in [−1, 1]": [
+        scaled,
+        lambda x, w: x.float() / w * 2 - 1,
+        lambda x, w: (x.float() - w / 2) / (w / 2),
+        lambda x, w: torch.from_numpy(np.interp(x.numpy(), [0, w], [-1, 1])),
+    ],
+    "evidence lower bound": [
+        lambda lj, lq, w: (special.logsumexp(lj - lq, b=w), w @ lj - w @ lq),
+    ],
+    "gap of the evidence lower bound": [
+        lambda q, p, r, dz: (
+            special.rel_entr(np.exp(q), np.exp(p)).sum() * dz if p.min() > -700 else kl_on_grid(q, p, r, dz)
+        )
+    ],
+    "reconstruction and KL": [elbo_by_torch],
+    "reparameterised gradient": [moved_by_autograd],
+    "score-function gradient": [weighed_by_autograd, with_baseline(lambda v: 1.25)],
+    "linear model's evidence": [linear_by(), evidence_by_blocks],
+    "bound of a chain": [chain_by_loops],
+    "forward step": [step_by_torch_normal],
+    "linear schedule": [
+        schedule_by(even),
+        schedule_by(lambda T, a, b: a + torch.arange(T).double() / (T - 1) * (b - a)),
+        schedule_by(lambda T, a, b: np.linspace(a, b, T)),
+    ],
+    "cumulative alpha": [bars_by_loop, lambda b: torch.exp(torch.log1p(-b).cumsum(0))],
+    "two steps in one": [lambda a, b: (a**0.5 * b**0.5, b * (1 - a) + (1 - b))],
+    "forward jump": [jump_by_steps, right_jump],
+    "signal-to-noise ratio": [
+        of_bar(lambda a: 1 / (1 - a) - 1),
+        of_bar(lambda a: (a.sqrt() / (1 - a).sqrt()) ** 2),
+        of_bar(lambda a: torch.exp(torch.log(a) - torch.log1p(-a))),
+    ],
+    "jump between any two times": [leap_by_product],
+    "marginal of a mixture": [
+        lambda x, w, m, v, a: sum(
+            wk * stats.norm(a**0.5 * mk, (a * vk + (1 - a)) ** 0.5).pdf(x) for wk, mk, vk in zip(w, m, v, strict=True)
+        )
+    ],
+    "distance from pure noise": [lambda x, a: float(kl_divergence(a**0.5 * x, 1 - a, 0.0, 1.0))],
+}
+ALSO_RIGHT = [(name, i, function) for name, functions in RIGHT.items() for i, function in enumerate(functions)]
+
+
+@pytest.mark.parametrize(("name", "i", "function"), ALSO_RIGHT, ids=[f"{name}: {i}" for name, i, _ in ALSO_RIGHT])
+def test_what_is_right_in_another_form_passes(name, i, function):
+    assert find(name).measure(function) <= find(name).passes
