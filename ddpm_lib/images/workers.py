@@ -76,8 +76,17 @@ def _signals_come_later() -> Iterator[None]:
         return
     resource_tracker.ensure_running()  # its start would end the waiting
     late = {signal.SIGINT, signal.SIGTERM} if hasattr(signal, "sigtimedwait") else {signal.SIGINT}
+    came, handlers = [], {}
+    if threading.current_thread() is threading.main_thread():
+        # Another thread may take what this one blocks, and the handler runs here all the same: an exception that it
+        # raises in what Python does around a fork is lost.
+        handlers = {number: signal.signal(number, lambda number, frame: came.append(number)) for number in late}
     before = signal.pthread_sigmask(signal.SIG_BLOCK, late)
     try:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        for number, handler in handlers.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+        for number in came:
+            signal.raise_signal(number)
