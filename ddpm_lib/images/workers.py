@@ -70,17 +70,20 @@ def _end_when_the_parent_says() -> None:
 
 @contextmanager
 def _signals_come_later() -> Iterator[None]:
-    """Within, Ctrl-C and SIGTERM wait. A process started here begins deaf to them, before it can ignore anything."""
+    """Within, Ctrl-C and SIGTERM wait, and then come once, however often they were sent.
+
+    A process started here begins deaf to them, before it can ignore anything.
+    """
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return
     resource_tracker.ensure_running()  # its start would end the waiting
     late = {signal.SIGINT, signal.SIGTERM} if hasattr(signal, "sigtimedwait") else {signal.SIGINT}
-    came, handlers = [], {}
+    came, handlers = set(), {}
     if threading.current_thread() is threading.main_thread():
         # Another thread may take what this one blocks, and the handler runs here all the same: an exception that it
         # raises in what Python does around a fork is lost.
-        handlers = {number: signal.signal(number, lambda number, frame: came.append(number)) for number in late}
+        handlers = {number: signal.signal(number, lambda number, frame: came.add(number)) for number in late}
     before = signal.pthread_sigmask(signal.SIG_BLOCK, late)
     try:
         yield
@@ -88,5 +91,5 @@ def _signals_come_later() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
         for number, handler in handlers.items():
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
-        for number in came:
+        for number in sorted(came, reverse=True):  # Ctrl-C last: it raises
             signal.raise_signal(number)

@@ -3,6 +3,7 @@
 import os
 import signal
 import threading
+import time
 import warnings
 
 import pytest
@@ -45,6 +46,9 @@ def within(heard):
     with _signals_come_later():
         for _ in range(3):
             os.kill(os.getpid(), signal.SIGINT)
+            while signal.SIGINT in signal.sigpending():  # until another thread takes it
+                time.sleep(0.001)
+        time.sleep(0.01)
         sum(range(100_000))  # time for a handler to run, were there one
         heard.append("all of it")
     if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
