@@ -1,5 +1,6 @@
 """The figures: which pixel of which image lands where, what the labels say, and that nothing is left open."""
 
+import io
 import warnings
 from itertools import pairwise
 
@@ -7,6 +8,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from ddpm_lib import plot
 
@@ -187,3 +189,40 @@ def test_a_saved_figure_is_a_picture_and_is_closed(tmp_path):
     plot.save(plot.grid(torch.zeros(1, 1, 2, 2), 1), tmp_path / "picture.of.digits")
     assert plt.imread(tmp_path / "picture.of.digits", format="png").ndim == 3
     assert not plt.get_fignums()
+
+
+def shown(monkeypatch, *words):
+    """What `show` hands to the notebook: (data, metadata) of the picture, and the caption's data."""
+    came = []
+    monkeypatch.setattr("IPython.display.display", lambda data, **options: came.append((data, options)))
+    plot.show(*words)
+    (picture, options), (caption, _) = came
+    return picture, options["metadata"]["image/png"], caption
+
+
+def test_a_figure_is_shown_with_its_number_caption_and_alternative_text(monkeypatch):
+    figure, axes = plot.panels()
+    axes.plot([0, 1])
+    size = figure.get_size_inches() * figure.dpi
+    picture, about, caption = shown(monkeypatch, "4.2", "A line, $y = x$.", "A line that rises to the right.")
+    assert about["alt"] == "A line that rises to the right."
+    assert picture["text/plain"] == "[Figure 4.2: A line that rises to the right.]"
+    assert caption["text/markdown"] == caption["text/plain"] == "**Figure 4.2.** A line, $y = x$."
+    image = Image.open(io.BytesIO(picture["image/png"]))
+    assert image.format == "PNG" and image.mode == "P"
+    assert (image.width // 2, image.height // 2) == (about["width"], about["height"])
+    assert abs(about["width"] - size[0]) < 40 and about["width"] <= 820, "wider than the page"
+    assert not plt.get_fignums()
+
+
+def test_the_stored_colours_are_those_that_were_drawn(monkeypatch):
+    images = torch.linspace(-1, 1, 64).reshape(1, 1, 8, 8)
+    drawn = dots(plot.grid(images, 1))
+    picture, _, _ = shown(monkeypatch, "0.1", "Greys.", "Greys from black to white.")
+    stored = np.asarray(Image.open(io.BytesIO(picture["image/png"])).convert("RGB"))
+    assert {tuple(dot) for dot in drawn.reshape(-1, 3)} <= {tuple(dot) for dot in stored.reshape(-1, 3)}
+
+
+def test_without_a_figure_nothing_is_shown_and_the_reason_is_said():
+    with pytest.raises(ValueError, match=r"no figure to show as 4\.2: draw it in the same cell"):
+        plot.show("4.2", "A line.", "A line.")
