@@ -1,4 +1,4 @@
-"""The figures' one style, a grid of images, and how a figure is shown: with its number, caption and alternative text."""
+"""The figures' one style, a grid of images, and how a figure is shown: number, caption and alternative text."""
 
 import io
 from collections.abc import Sequence
