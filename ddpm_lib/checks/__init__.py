@@ -7,104 +7,23 @@ caught; then f runs once more, and the message says what it was given, what came
 
 import difflib
 import importlib
-import inspect
 import math
 import pkgutil
-import re
 import textwrap
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ddpm_lib import CHAPTER
-from ddpm_lib.checks.compare import a_type, same
-from ddpm_lib.checks.record import Record, current, note, record
-from ddpm_lib.checks.report import WIDTH, DoesNotHold, NothingToCheck, explain, lines
+from ddpm_lib.checks.equation import NO_SOURCE, Check
+from ddpm_lib.checks.message import WIDTH, DoesNotHold, NothingToCheck, lines
+from ddpm_lib.checks.record import current, note
+from ddpm_lib.checks.report import failure
 
 KINDS = ("definition", "identity", "implementation")
-CHECKS: dict[str, "Check"] = {}
-NO_SOURCE = "no public source"
-
-
-@dataclass(frozen=True)
-class Wrong:
-    """A wrong version: what is wrong with it, where it is in circulation, and the function itself.
-
-    seen: a public place (owner/repository with the number of a thread, a paper, a library's default), or a text that
-    begins with NO_SOURCE, where none is known and the slip is only plausible.
-    """
-
-    what: str
-    seen: str
-    function: Callable
-
-
-@dataclass
-class Check:
-    """The check of one numbered equation.
-
-    measure(f) returns how far f is from an independent route: the largest absolute difference, or |z| of a
-    statistical test. f passes up to `passes`; a wrong version counts as rejected from `rejects` on.
-    `statement` is the book's own side of an identity; an implementation has none, it is a function of the library.
-    """
-
-    number: str
-    name: str
-    kind: str
-    route: str
-    measure: Callable[[Callable], float]
-    passes: float
-    rejects: float
-    precision: str
-    statement: Callable | None = None
-    wrong_versions: list[Wrong] = field(default_factory=list)
-
-    def states(self, function: Callable) -> Callable:
-        """Decorator: this function is what the book states (identities and definitions)."""
-        self.statement = function
-        return function
-
-    def wrong(self, what: str, seen: str) -> Callable[[Callable], Callable]:
-        """Decorator: this function is a wrong version, seen there."""
-
-        def register(function: Callable) -> Callable:
-            self.wrong_versions.append(Wrong(what, seen, function))
-            return function
-
-        return register
-
-    @property
-    def title(self) -> str:
-        return f"Eq. {self.number} ({self.name})"
-
-    @property
-    def own(self) -> Callable | None:
-        """What the book itself computes: the statement, or the library's function that names this equation."""
-        if self.statement is not None:
-            return self.statement
-        for module, chapter in CHAPTER.items():
-            if chapter == int(self.number.partition(".")[0]) and not module.startswith("checks"):
-                for value in vars(importlib.import_module(f"ddpm_lib.{module}")).values():
-                    if (getattr(value, "__doc__", None) or "").startswith(f"{self.title}."):
-                        return value
-        return None
-
-    @property
-    def contract(self) -> str:
-        """What is asked of the function: the check's docstring, in one line."""
-        return "Asked for: " + " ".join((self.measure.__doc__ or f"what agrees with {self.route}").split())
-
-    @property
-    def arguments(self) -> list[str]:
-        """The names of the arguments by place, as the check's docstring gives them: "f(x, eps, beta) mixes"."""
-        documented = re.search(r"\bf\(([^()]*)\)", self.measure.__doc__ or "")
-        if documented:
-            return [name for name in documented[1].split(", ") if not name.endswith("=")]
-        return list(inspect.signature(self.statement).parameters) if self.statement else []
+CHECKS: dict[str, Check] = {}
 
 
 def check(number: str, name: str, kind: str, route: str, *, to: float | None = None) -> Callable[[Callable], Check]:
@@ -160,8 +79,8 @@ def verify(name: str, function: Callable | Any = BOOK) -> Check:
     found = find(name)
     function = found.statement if function is BOOK else function
     if function is None:
-        asked = f"f({', '.join(found.arguments)})"
-        raise NothingToCheck(f"{found.title}: pass the function to check, {asked}, as in holds({name!r}, f)")
+        asked = f", for f({', '.join(found.arguments)})" if found.arguments else ""
+        raise NothingToCheck(f"{found.title}: pass the function to check, as in holds({name!r}, f){asked}")
     _examine(found, function)
     for wrong in found.wrong_versions:
         try:
@@ -232,49 +151,4 @@ def _examine(found: Check, function: Any) -> None:
         raise
     except BaseException as raised:  # a student's exit() must not end who grades
         error = raised
-    try:
-        message = lines(*_texts(found, function, distance))
-    except Exception:  # of a result, say, that raises when it is looked at
-        message = lines(f"{found.title} does not hold.", found.contract)
-    raise DoesNotHold(message) from error
-
-
-def _texts(found: Check, function: Any, distance: float) -> list[str]:
-    """What a failure says, one text after another: the title first, last what helps."""
-    title = f"{found.title} does not hold"
-    if not callable(function):
-        asked = f"f({', '.join(found.arguments)})"
-        return [f"{title}: {a_type(function)} is no function.", f"Pass a function {asked}."]
-    seen = record(found.measure, function)
-    if seen.error is None and seen.distance <= found.passes:
-        return [
-            f"{title} in a first run; in a second it does.",
-            "The result must depend on the arguments alone: look for random draws, and for what is kept between calls.",
-        ]
-    if math.isfinite(distance):
-        title += f": off by {distance:.3g} from {found.route} (allowed: {found.passes:g})"
-    elif seen.raised:
-        title += f": the function raised {type(seen.error).__name__}"
-    elif distance != distance:
-        title += ": off by nan"
-    texts = explain(seen, function, found.arguments, found.own)
-    known = _known(found, seen, distance)
-    return [f"{title}.", *(texts[:2] if known else texts), known or ("" if texts[2:] else found.contract)]
-
-
-def _known(found: Check, seen: Record, distance: float) -> str:
-    """The wrong version that does the same, if one does: by the result of the last call, or by the distance."""
-    if seen.error is not None:
-        return ""
-    for wrong in found.wrong_versions:
-        verdict = same(seen.case.calls[-1], wrong.function) if seen.case.calls else None
-        if verdict is False:
-            continue
-        try:
-            known = found.measure(wrong.function)
-        except Exception:
-            continue
-        if math.isfinite(known) and math.isclose(known, distance, rel_tol=1e-6):
-            seen_at = "" if wrong.seen.startswith(NO_SOURCE) else f" ({wrong.seen})"
-            return f"A known wrong version is off by exactly as much: {wrong.what}{seen_at}."
-    return ""
+    raise DoesNotHold(failure(found, function, distance)) from error
