@@ -132,6 +132,9 @@ def slope(layer: nn.Module, inputs: Sequence[Tensor]) -> float:
     return gap if gap > 1e-6 else 0.0  # less is what differences cannot tell
 
 
+COINS = "Use nn.Dropout(p): each number is dropped by itself, in training alone, and the rest divided by 1 − p."
+
+
 def coin_score(draw: Callable[[], np.ndarray], p: float) -> float:
     """How far draws are from independent coins, of which a share p is dropped: the largest |z|.
 
@@ -147,6 +150,11 @@ def coin_score(draw: Callable[[], np.ndarray], p: float) -> float:
     n, D = coins.shape
     z, other = ((x - p) / (p * (1 - p)) ** 0.5 for x in (coins, second))
     if not np.array_equal(coins, again) or (z == z[0, 0]).all():
+        note(
+            math.inf,
+            "What it drops in training is not decided by torch's generator, or nothing or all is dropped.",
+            COINS,
+        )
         return fault(True)
     pairs = np.einsum("ni,nj->ij", z, z)[np.triu_indices(D, 1)]
     i, j, k = np.ogrid[:D, :D, :D]
@@ -154,4 +162,6 @@ def coin_score(draw: Callable[[], np.ndarray], p: float) -> float:
     lags = np.fft.irfft(np.abs(np.fft.rfft(z.ravel(), 2 * z.size)) ** 2)[1 : z.size]
     sums = np.concatenate([z.sum(0), pairs, threes, [(z * other).sum() / D**0.5]]) / n**0.5
     square = (z.sum(1) ** 2 / D - 1).mean() * (n / 2) ** 0.5  # of the sum of an image's entries, nearly normal
-    return largest(np.abs(sums).max(), abs(square), np.abs(lags).max() / z.size**0.5 - 3)  # the largest of n·D lags
+    score = largest(np.abs(sums).max(), abs(square), np.abs(lags).max() / z.size**0.5 - 3)  # the largest of n·D lags
+    note(score if score > 5 else 0.0, "What it drops in training is not decided by independent coins.", COINS)
+    return score

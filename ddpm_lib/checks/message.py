@@ -30,20 +30,19 @@ class NothingToCheck(_Alone, ValueError):
     """The call of a check is at fault, not the function: an unknown name, or no function."""
 
 
-def lines(title: str, *texts: str) -> str:
-    """The title, one text after another, and last what helps: wrapped, and shortened to six lines, middle first."""
-    blocks = [textwrap.wrap(title, WIDTH, subsequent_indent="  ", break_on_hyphens=False)]
+def lines(*texts: str) -> str:
+    """Texts, the equation's first and last what helps, in at most six lines: what stands between is shortened first."""
     texts = [text for text in texts if text]
-    for i, text in enumerate(texts, start=1):
-        rows = 3 if i == len(texts) else 2
-        blocks.append(
-            textwrap.wrap(text, WIDTH, subsequent_indent="  ", break_on_hyphens=False, max_lines=rows, placeholder=" …")
-        )
-    for i in (1, 2, 0):
-        if sum(map(len, blocks)) > LINES and len(blocks) > i + 1:
-            text = " ".join(line.strip() for line in blocks[i])
-            blocks[i] = textwrap.wrap(text, WIDTH, max_lines=1, placeholder=" …")
+    rows = [2] * (len(texts) - 1) + [3]
+    blocks = [_wrapped(text, most) for text, most in zip(texts, rows, strict=True)]
+    for i in [*range(1, len(texts) - 1), len(texts) - 1]:
+        if (excess := sum(map(len, blocks)) - LINES) > 0:
+            blocks[i] = _wrapped(texts[i], max(1, len(blocks[i]) - excess))
     return "\n".join(line for block in blocks for line in block)
+
+
+def _wrapped(text: str, rows: int) -> list[str]:
+    return textwrap.wrap(text, WIDTH, subsequent_indent="  ", break_on_hyphens=False, max_lines=rows, placeholder=" …")
 
 
 def describe(value: Any) -> str:
@@ -70,6 +69,7 @@ def called(function: Callable, call: Call, names: Sequence[str]) -> str:
     given = [*zip([*names, *["…"] * len(call.args)], call.args, strict=False), *call.options.items()]
     shown = []
     for name, value in given:
+        value = value.item() if isinstance(value, (Tensor, np.ndarray)) and value.ndim == 0 else value
         if isinstance(value, (int, float)):
             shown.append(f"{name}={describe(value)}")
         elif isinstance(value, (Tensor, np.ndarray)):

@@ -78,7 +78,7 @@ def explain(found: Record, function: Callable, names: Sequence[str], reference: 
         return [called(function, call, names), *raised(call, function, names)]
     if call.result is None:
         return [called(function, call, names), "It returned None.", "Does the function end with a `return`?"]
-    if told := _promise(found, names) or _generator_ignored(call, function):
+    if told := _promise(found, names) or _undecided(call, function):
         return [called(function, call, names), *told]
     for other in calls:
         if seen := difference(other, reference, names):
@@ -93,15 +93,19 @@ def explain(found: Record, function: Callable, names: Sequence[str], reference: 
     return [called(function, call, names), notes[-1].text if notes else returned]
 
 
-def _generator_ignored(call: Call, function: Callable) -> list[str]:
-    """Whether the same generator, asked again, gives another result: then something else decides it."""
-    given = (*call.args, *call.options.values())
-    if not any(isinstance(value, torch.Generator) for value in given) or same(call, function) is not False:
+def _undecided(call: Call, function: Callable) -> list[str]:
+    """What to say where the same call, made once more, gives another result: something else decides it."""
+    if same(call, function) is not False:
         return []
-    advice = (
-        "Give it to torch.randn as generator=…; randn_like takes none. Set no seed, and keep nothing between calls."
-    )
-    return ["The generator does not decide the result: with the same one, another result came.", advice]
+    if any(isinstance(value, torch.Generator) for value in (*call.args, *call.options.values())):
+        return [
+            "The generator does not decide the result: with the same one, another result came.",
+            "Give it to torch.randn as generator=…; randn_like takes none. Set no seed, keep nothing between calls.",
+        ]
+    return [
+        "Called once more with the same arguments, it gives another result.",
+        "Look for random draws of its own, and for what it keeps from one call to the next.",
+    ]
 
 
 def _promise(found: Record, names: Sequence[str]) -> list[str]:
