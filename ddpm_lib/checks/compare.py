@@ -189,7 +189,7 @@ def _pattern(got: Tensor, right: Tensor, t: int | None, call: Call) -> str:
     """The kind of difference, where all numbers show the same one."""
     if not got.double().isfinite().all() and right.double().isfinite().all():
         return "NaN or infinity: look for a division by 0, or a root or logarithm of what is not positive."
-    wide = any(isinstance(x, Tensor) and x.dtype == torch.float64 for x in call.args)
+    given = {x.dtype for x in call.args if isinstance(x, Tensor) and x.is_floating_point()}
     narrow = got.is_floating_point() and got.dtype != torch.float64 and right.dtype == torch.float64
     got_64, right_64 = got.double().flatten(), right.double().flatten()
     if not got.is_floating_point() and right.is_floating_point():
@@ -200,7 +200,9 @@ def _pattern(got: Tensor, right: Tensor, t: int | None, call: Call) -> str:
     size = _size(got, right)
     if size < 1e-4 and (narrow or rounded):
         return "float32 arithmetic: compute in float64 here, with all tables and tensors made on the way."
-    if narrow and wide:
+    if given == {torch.float32} and size < 0.01:
+        return "The arguments are float32 here, the tables must not be: compute coefficients in float64, and cast last."
+    if narrow and torch.float64 in given:
         return f"The result is {str(got.dtype).removeprefix('torch.')}: compute in float64 here, like the arguments."
     if size < 3e-6:
         return "Of float32's size: compute in float64 here, and without an ε or a clamp, which the equation has not."
@@ -211,7 +213,8 @@ def _pattern(got: Tensor, right: Tensor, t: int | None, call: Call) -> str:
     ratio = got_64 / right_64
     if got_64.numel() > 1 and float(ratio.abs().max()) == 0:
         return "Everything is 0: look for a factor that is 0, or a result that was never filled in."
-    if got_64.numel() > 1 and torch.allclose(ratio, ratio[0], 1e-9, 0):
+    simple = got_64.numel() > 1 or min(abs(float(ratio[0]) - x) for x in (-2, -1, -0.5, 0.5, 2)) < 1e-9
+    if simple and torch.allclose(ratio, ratio[0], 1e-9, 0):
         if math.isclose(float(ratio[0]), -1, rel_tol=1e-9):
             return "Everything has the wrong sign."
         return f"Everything is {float(ratio[0]):.5g} times what is expected: look for a constant factor."

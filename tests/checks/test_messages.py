@@ -9,7 +9,7 @@ import torch
 from IPython.core.interactiveshell import InteractiveShell
 from torch import nn
 
-from ddpm_lib.checks import find, holds, in_circulation, load_all, verify
+from ddpm_lib.checks import NO_SOURCE, find, holds, in_circulation, load_all, verify
 from ddpm_lib.checks.message import LINES, WIDTH
 from ddpm_lib.diffusion.forward import q_sample
 from ddpm_lib.diffusion.posterior import posterior_mean, posterior_var
@@ -85,6 +85,19 @@ def wrong_once(schedule, x_0, x_t, t, calls=[]):  # noqa: B006
     return right(schedule, x_0, x_t, t) + (len(calls) == 1)
 
 
+def tables_as_the_images(schedule, x_0, x_t, t):
+    a, before, beta, alpha = (
+        v.reshape(-1, 1, 1, 1).to(x_t.dtype)
+        for v in (schedule.alpha_bar[t], schedule.alpha_bar[t - 1], schedule.beta[t], schedule.alpha[t])
+    )
+    return (before.sqrt() * beta * x_0 + alpha.sqrt() * (1 - before) * x_t) / (1 - a)
+
+
+def keeps_a_count(var, calls=[]):  # noqa: B006
+    calls.append(1)
+    return (var / (2 * math.pi)) ** 0.5 + 1e-6 * (len(calls) - 1), var / 2
+
+
 SLIPS = {  # what: equation, function, what the message says, and its last line
     "no reshape, silently along the width": (
         "posterior mean",
@@ -144,6 +157,15 @@ SLIPS = {  # what: equation, function, what the message says, and its last line
         lambda s, x_0, x_t, t: right(s, x_0.float(), x_t.float(), t).double() * (1 + 1e-15),
         "at t = ",
         "float32's size: compute in float64",
+    ),
+    "tables in float32": ("posterior mean", tables_as_the_images, "float32", "known wrong version|tables must not be"),
+    "a state": ("moments of ReLU", keeps_a_count, "once more .* another result", "keeps from one call to the next"),
+    "a half": ("denoising score matching", lambda a, b, c: (a - b + c) / 2, "denoising=", "0.5 times what is expected"),
+    "real numbers": (
+        "a random step",
+        lambda schedule, batch, generator: torch.randint(1, schedule.T + 1, (batch,), generator=generator).int(),
+        "returned int32, where int64 is expected",
+        "int64",
     ),
     "detached": (
         "posterior mean",
@@ -310,10 +332,16 @@ def test_what_holds_prints_is_wrapped_between_words(capsys):
         assert all(len(row) <= WIDTH for row in rows) and all(row.startswith("    ") for row in rows[1:])
         found = find(name)
         assert " ".join(" ".join(rows).split()).startswith(f"{found.title} holds: {found.route}, {found.precision}.")
-    in_circulation("time embedding")
-    rows = capsys.readouterr().out.splitlines()
-    assert len(rows) > 3 and all(len(row) <= WIDTH for row in rows)
-    assert all(row.startswith(("in circulation: ", "    ")) for row in rows)
+
+
+def test_what_in_circulation_prints_is_wrapped_between_words(capsys):
+    for name, found in load_all().items():
+        in_circulation(name)
+        rows = capsys.readouterr().out.splitlines()
+        assert all(len(row) <= WIDTH and row.startswith(("in circulation: ", "    ")) for row in rows)
+        public = [wrong for wrong in found.wrong_versions if not wrong.seen.startswith(NO_SOURCE)]
+        expected = " ".join(f"in circulation: {wrong.what} ({wrong.seen})" for wrong in public)
+        assert " ".join(" ".join(rows).split()) == " ".join(expected.split())
 
 
 @pytest.mark.parametrize("found", load_all().values(), ids=lambda found: found.title)
