@@ -27,6 +27,12 @@ ROOMS = {
 CHAPTER = {
     "plot": 0,
     "checks": 0,
+    "checks.equation": 0,
+    "checks.message": 0,
+    "checks.record": 0,
+    "checks.compare": 0,
+    "checks.raised": 0,
+    "checks.report": 0,
     "checks.guard": 0,
     "checks.chapter_00": 0,
     "gaussian": 1,
