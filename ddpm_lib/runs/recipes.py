@@ -13,6 +13,7 @@ from ddpm_lib.diffusion.schedule import Schedule, linear_schedule
 from ddpm_lib.images import data
 from ddpm_lib.networks.unet import UNet
 
+
 def _datasets() -> ModuleType:
     from ddpm_lib.images import datasets  # torchvision takes as long to import as torch, and few commands need it
 
