@@ -25,7 +25,8 @@ from ddpm_lib.training.checkpoint import list_checkpoints
 from ddpm_lib.training.trainer import Trainer
 
 CPU = torch.device("cpu")
-FIELDS = "width=8 blocks=1 groups=4 head_channels=0 batch=4 steps=6 warmup=2 log_every=1 save_every=2".split()
+FIELDS = "width=8 multipliers=1 blocks=1 groups=4 attention= head_channels=0 batch=4 steps=6 warmup=2".split()
+FIELDS += "log_every=1 save_every=2".split()
 TINY = override(recipe("digits"), FIELDS)
 
 

@@ -22,8 +22,8 @@ from ddpm_lib.training import checkpoint
 from ddpm_lib.training.checkpoint import list_checkpoints, load_checkpoint
 from ddpm_lib.training.ema import EMA
 
-FIELDS = "width=8 blocks=1 groups=4 head_channels=8 batch=8 warmup=5 dropout=0.2 ema_decays=0.9,0.99"
-FIELDS += " flip=true log_every=1 save_every=2 keep=2 sample_steps=2"
+FIELDS = "width=8 multipliers=1 blocks=1 groups=4 attention=8 head_channels=8 batch=8 warmup=5 dropout=0.2"
+FIELDS += " ema_decays=0.9,0.99 flip=true log_every=1 save_every=2 keep=2 sample_steps=2"
 RECIPE = override(recipe("digits"), FIELDS.split())
 CPU = torch.device("cpu")
 
