@@ -5,21 +5,29 @@ import difflib
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Any
 
 from ddpm_lib.diffusion.cosine import cosine_schedule
 from ddpm_lib.diffusion.schedule import Schedule, linear_schedule
-from ddpm_lib.images import data, datasets
+from ddpm_lib.images import data
 from ddpm_lib.networks.unet import UNet
+
+
+def _datasets() -> ModuleType:
+    from ddpm_lib.images import datasets  # torchvision takes as long to import as torch, and few commands need it
+
+    return datasets
+
 
 DATA: dict[str, Callable[["Recipe"], tuple]] = {
     "digits": lambda r: data.digits(),
-    "mnist": lambda r: datasets.mnist(r.root, r.size),
-    "fashion": lambda r: datasets.fashion(r.root, r.size),
-    "cifar10": lambda r: datasets.cifar10(r.root, r.size),
-    "stl10": lambda r: datasets.stl10(r.root, r.size),
-    "celeba": lambda r: datasets.celeba(r.root, r.size),
-    "folder": lambda r: datasets.folder(r.root, r.size, r.channels),
+    "mnist": lambda r: _datasets().mnist(r.root, r.size),
+    "fashion": lambda r: _datasets().fashion(r.root, r.size),
+    "cifar10": lambda r: _datasets().cifar10(r.root, r.size),
+    "stl10": lambda r: _datasets().stl10(r.root, r.size),
+    "celeba": lambda r: _datasets().celeba(r.root, r.size),
+    "folder": lambda r: _datasets().folder(r.root, r.size, r.channels),
 }
 SCHEDULES: dict[str, Callable[[int], Schedule]] = {"linear": linear_schedule, "cosine": cosine_schedule}
 NETWORK = (
