@@ -2,6 +2,8 @@
 .PHONY: lab test soak digits clean
 .DELETE_ON_ERROR:
 SHELL := /bin/sh
+# Threads of OpenMP that wait shall sleep: where another process uses a core, spinning ones cost a multiple of the time.
+export OMP_WAIT_POLICY ?= PASSIVE
 PYTHON ?=
 VENV := .venv
 BIN := $(VENV)/bin

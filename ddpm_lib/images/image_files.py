@@ -91,7 +91,8 @@ def image_folder(root: str | Path, size: int, channels: int) -> ImageFiles:
     """
     root = Path(root)
     if not root.is_dir():
-        raise FileNotFoundError(f"expected a folder of images at {root}; there is no such folder")
+        there = "that is a file" if root.exists() else "there is no such folder"
+        raise FileNotFoundError(f"expected a folder of images at {root}; {there}")
     found, others, subfolders = _walk(root)
     endings = ", ".join(f"{count} {suffix or 'without a suffix'}" for suffix, count in sorted(others.items()))
     if not found:

@@ -13,6 +13,7 @@ import torch
 
 from ddpm_lib.__main__ import main
 from ddpm_lib.runs import run as runs
+from ddpm_lib.runs.folder import command
 from ddpm_lib.runs.model import CHECKPOINTS, load
 from ddpm_lib.runs.recipes import override, recipe
 from ddpm_lib.runs.run import run
@@ -246,7 +247,7 @@ def test_ctrl_c_saves_the_last_step_and_exits_with_130(tmp_path, monkeypatch, ca
     folder = tmp_path / "stopped"
     fields = [*SMALL, "steps=1000", "save_every=1000"]
     assert main(["train", "digits", *fields, "--out", str(folder), "--device", "cpu"]) == 130
-    said = f"after step 4 of 1000; the last checkpoint is {checkpoint(folder, 4)}; go on with python -m ddpm_lib resume"
+    said = f"after step 4 of 1000; the last checkpoint is {checkpoint(folder, 4)}; go on with {command('resume')}"
     assert said in capsys.readouterr().err
     assert load_checkpoint(checkpoint(folder, 4))[1]["step"] == 4
     assert load(folder, device=CPU).sample([0]).isfinite().all()
