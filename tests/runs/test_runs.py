@@ -171,7 +171,7 @@ def test_without_a_name_a_run_goes_to_the_next_free_folder(tmp_path, monkeypatch
         (["train", "didgits"], "error: unknown recipe 'didgits' (did you mean digits?); there are: digits"),
         (
             ["train", "digits", "stepps=3"],
-            "error: unknown field 'stepps' (did you mean steps?); a recipe has: ",
+            "error: unknown field 'stepps' (did you mean steps=3?); a recipe has: ",
         ),
         (["train", "digits", "steps=few"], "error: field steps expects a whole number, got 'few'"),
         (["train", "digits", "head_channels=3"], "error: heads of 3 channels do not divide"),

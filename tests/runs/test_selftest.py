@@ -81,7 +81,7 @@ def checked(chosen, folder):
 @pytest.fixture(autouse=True)
 def activated(monkeypatch):
     """PATH leads to this Python, as in an environment that was activated."""
-    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setenv("PATH", f"{os.path.dirname(sys.executable)}{os.pathsep}{os.environ['PATH']}")
 
 
 @pytest.mark.parametrize("name", RECIPES)
