@@ -172,7 +172,7 @@ def is_finished(folder: Path, recipe: Recipe) -> bool:
     """Whether a run has nothing left to do: the checkpoint of its last step is there, whole, and so are its samples."""
     last = step_path(folder / CHECKPOINTS, recipe.steps)
     try:
-        return load_checkpoint(last)[1]["step"] == recipe.steps and (folder / SAMPLES).exists()
+        return load_checkpoint(last, ())[1]["step"] == recipe.steps and (folder / SAMPLES).exists()
     except (FileNotFoundError, ValueError):
         return False
 

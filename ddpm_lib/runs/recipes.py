@@ -45,9 +45,7 @@ class Recipe:
     root: str = option("where the data sets lie; of `folder`: where the images lie", "data")
     flip: bool = option("mirror each image left to right with probability 1/2", False)
     width: int = option("channels of the first level; an even number", 128)
-    multipliers: tuple[int, ...] = option(
-        "each level's channels over width; levels halve the image", (1, 2, 2, 2)
-    )
+    multipliers: tuple[int, ...] = option("each level's channels over width; levels halve the image", (1, 2, 2, 2))
     blocks: int = option("residual blocks a level", 2)
     groups: int = option("of every group norm; they must divide the channels", 32)
     attention: tuple[int, ...] = option("sides of the image at which attention stands", (16,))

@@ -143,7 +143,7 @@ def resume(
     Raises FileNotFoundError where there is no run, ValueError for another field or other images, and OSError as `run`.
     """
     folder = Path(folder)
-    read_recipe(folder)
+    read_recipe(folder)  # raises where there is no run, before a lock is left there
     with locked(folder), noting_what_is_saved(folder):
         return _resume(folder, changes, device, metric, progress, other_data)
 

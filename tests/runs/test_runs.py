@@ -4,8 +4,10 @@ import contextlib
 import io
 import json
 import os
+import shlex
 import shutil
 import signal
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -139,9 +141,56 @@ def test_the_command_line_s_defaults_are_the_recipe_s(finished, tmp_path, monkey
     assert np.array_equal(stored["images"], load(finished[0], device=CPU).sample(range(10)).numpy())
 
 
+def test_a_negative_scale_is_said_to_be_unusual_and_drawn(finished, tmp_path, capsys):
+    for scale, warned in (("-1.5", True), ("0", False)):
+        out = tmp_path / f"{scale}.png"
+        words = ["sample", str(finished[0]), "--labels", "3", "--scale", scale, "--device", "cpu", "--out", str(out)]
+        assert main(words) == 0
+        error = capsys.readouterr().err
+        assert ("a guidance scale below 0 is unusual: -1.5 leads away from the class" in error) == warned
+        assert float(np.load(out.with_suffix(".npz"))["scale"]) == float(scale)
+
+
+def test_what_comes_next_can_be_pasted_into_a_shell(tmp_path, monkeypatch, capsys, no_picture):
+    monkeypatch.chdir(tmp_path)
+    assert main(["train", "digits", *SMALL, "--out", "my runs/one", "--device", "cpu"]) == 0
+    (_, *sample), (_, *resume) = (shlex.split(line) for line in capsys.readouterr().out.splitlines()[-2:])
+    assert shlex.join(sample[:3]) == shlex.join(resume[:3]) == command()
+    assert main([*sample[3:], "--device", "cpu"]) == 0
+    assert np.load("my runs/one/grid-6.npz")["labels"].tolist() == [0, 1, 2] * 8
+    assert main([*resume[3:], "--device", "cpu"]) == 0
+    assert checkpoint(Path("my runs/one"), 12).exists()
+
+
 def test_list_names_every_recipe(capsys):
     assert main(["list"]) == 0
     assert "digits" in capsys.readouterr().out
+
+
+def test_a_finished_run_says_so_and_how_to_train_on_and_nothing_is_written(finished, monkeypatch, capsys):
+    folder = finished[0]
+    monkeypatch.setattr(runs, "load_data", lambda recipe: 1 / 0)
+    before = {path: (path.stat().st_mtime_ns, path.stat().st_size) for path in folder.rglob("*")}
+    for changes in ([], ["steps=6"]):
+        assert main(["resume", str(folder), *changes, "--device", "cpu"]) == 0
+        said = capsys.readouterr().out
+        assert f"{folder} is finished: it has done its 6 steps, and nothing was written" in said
+        assert said.splitlines()[-1] == command("resume", folder, "steps=12")
+    assert {path: (path.stat().st_mtime_ns, path.stat().st_size) for path in folder.rglob("*")} == before
+
+
+@pytest.mark.parametrize("lost", ["samples", "last", "changed"])
+def test_a_run_that_lacks_something_is_not_finished(finished, tmp_path, monkeypatch, capsys, no_picture, lost):
+    folder = tmp_path / "run"
+    shutil.copytree(finished[0], folder)
+    if lost == "samples":
+        (folder / "samples.png").unlink()
+    elif lost == "last":
+        checkpoint(folder, 6).write_bytes(b"damaged")
+    assert main(["resume", str(folder), *(["scale=3"] if lost == "changed" else []), "--device", "cpu"]) == 0
+    said = capsys.readouterr().out
+    assert said.startswith(f"resuming {folder}\n") and "is finished" not in said
+    assert load(folder, device=CPU).recipe.steps == 6 and load_checkpoint(checkpoint(folder, 6))[1]["step"] == 6
 
 
 def test_a_run_is_never_overwritten(finished, capsys):
