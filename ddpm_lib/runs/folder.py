@@ -163,9 +163,13 @@ def write_recipe(folder: Path, recipe: Recipe) -> None:
 
 def read_recipe(folder: Path) -> Recipe:
     """The recipe of a run. Raises FileNotFoundError where there is no run, ValueError for a file that is not ours."""
-    if not (folder / RECIPE).is_file():
+    path = folder / RECIPE
+    if not path.is_file():
         raise FileNotFoundError(f"expected a run in {folder}; there is no {RECIPE}")
-    return from_json(json.loads((folder / RECIPE).read_text(encoding="utf-8")))
+    try:
+        return from_json(json.loads(path.read_text(encoding="utf-8")))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path}: {error}") from error
 
 
 def is_finished(folder: Path, recipe: Recipe) -> bool:

@@ -79,7 +79,7 @@ class Recipe:
     def __post_init__(self):
         for key, known in (("data", DATA), ("schedule", SCHEDULES)):
             if getattr(self, key) not in known:
-                hint = did_you_mean(getattr(self, key), known)
+                hint = did_you_mean(str(getattr(self, key)), known)
                 raise ValueError(f"{key} must be one of {', '.join(known)}; got {getattr(self, key)!r}{hint}")
         for key in ("T", "steps", "batch", "log_every", "save_every", "keep", "sample_steps"):
             if getattr(self, key) < 1:

@@ -25,6 +25,7 @@ from ddpm_lib.training.checkpoint import load_checkpoint, save_checkpoint, step_
 SMALL = "width=8 blocks=1 groups=4 head_channels=0 batch=16 steps=6 warmup=2 sample_steps=3".split()
 SMALL += ["log_every=3", "save_every=3"]
 TINY = override(recipe("digits"), SMALL)
+BAD = [("steps", "null"), ("version", "99"), ("data", "[]"), ("data", "3")]
 CPU = torch.device("cpu")
 
 
@@ -268,6 +269,16 @@ def test_a_damaged_checkpoint_is_one_line_and_exit_status_1(finished, tmp_path, 
         damaged.write_bytes(whole[:length])
         assert main(["sample", str(tmp_path), "--device", "cpu"]) == 1
         assert f"error: {damaged} is truncated or not" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", "\xff", *(f'{{"{name}": {value}}}' for name, value in BAD)])
+def test_a_damaged_recipe_is_one_line_that_names_the_file(finished, tmp_path, capsys, text):
+    stored = json.loads((finished[0] / "recipe.json").read_text())
+    if text.startswith('{"'):
+        text = json.dumps(stored | json.loads(text))
+    (tmp_path / "recipe.json").write_text(text, encoding="latin-1")
+    assert main(["resume", str(tmp_path), "--device", "cpu"]) == 1
+    assert capsys.readouterr().err.startswith(f"error: {tmp_path / 'recipe.json'}: ")
 
 
 def test_a_checkpoint_of_another_architecture_is_refused(finished, tmp_path):
