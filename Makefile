@@ -2,7 +2,7 @@
 .PHONY: lab test soak digits clean
 .DELETE_ON_ERROR:
 SHELL := /bin/sh
-# Threads of OpenMP that wait shall sleep: where another process uses a core, spinning ones cost a multiple of the time.
+# OpenMP's threads shall sleep while they wait: where others use the cores, spinning ones cost several times the time.
 export OMP_WAIT_POLICY ?= PASSIVE
 PYTHON ?=
 VENV := .venv
