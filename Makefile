@@ -2,6 +2,8 @@
 .PHONY: lab test soak digits clean
 .DELETE_ON_ERROR:
 SHELL := /bin/sh
+# OpenMP's threads shall sleep while they wait: where others use the cores, spinning ones cost several times the time.
+export OMP_WAIT_POLICY ?= PASSIVE
 PYTHON ?=
 VENV := .venv
 BIN := $(VENV)/bin

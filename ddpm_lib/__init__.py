@@ -79,10 +79,12 @@ CHAPTER = {
     "samplers.guidance": 14,
     "evaluation.metrics": 15,
     "runs.recipes": 16,
+    "runs.describe": 16,
     "runs.stored": 16,
     "runs.folder": 16,
     "runs.model": 16,
     "runs.run": 16,
     "runs.selftest": 16,
+    "runs.arguments": 16,
     "__main__": 16,
 }

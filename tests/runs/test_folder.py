@@ -4,6 +4,7 @@ import json
 import multiprocessing
 import os
 import signal
+import sys
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -291,6 +292,15 @@ def test_of_two_that_begin_at_once_the_second_is_told(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == [folder]  # and no half-made folder beside it
 
 
-def test_a_command_can_be_pasted_into_a_shell():
+def test_a_command_can_be_pasted_into_a_shell(tmp_path, monkeypatch):
+    python = tmp_path / ".venv/bin/python"
+    python.parent.mkdir(parents=True)
+    python.touch(mode=0o755)
+    monkeypatch.setattr(sys, "executable", str(python))
+    monkeypatch.setenv("PATH", str(tmp_path))  # as after `make digits`, which activates nothing
+    assert command("list") == f"{python} -m ddpm_lib list"
+    monkeypatch.chdir(tmp_path)
+    assert command("list") == f"{Path('.venv/bin/python')} -m ddpm_lib list"
+    monkeypatch.setenv("PATH", str(python.parent))
     assert command("resume", Path("runs/wide")) == "python -m ddpm_lib resume runs/wide"
     assert command("resume", Path("my runs/$HOME")) == "python -m ddpm_lib resume 'my runs/$HOME'"

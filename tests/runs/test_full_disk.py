@@ -14,7 +14,7 @@ import torch
 
 from ddpm_lib.__main__ import main
 from ddpm_lib.runs import run as runs
-from ddpm_lib.runs.folder import bytes_needed, check_room
+from ddpm_lib.runs.folder import bytes_needed, check_room, command
 from ddpm_lib.runs.model import CHECKPOINTS, load
 from ddpm_lib.runs.recipes import override, recipe
 from ddpm_lib.runs.run import load_data, new_trainer, resume, run
@@ -94,7 +94,7 @@ def test_it_names_the_file_its_size_what_is_saved_and_how_to_go_on(tmp_path, mon
     )
     assert said[1] == str(second)
     assert float(said[2]) == pytest.approx(first.stat().st_size / 1e3, rel=0.01)
-    assert stop.value.__notes__ == [f"the last checkpoint is {first}; go on with python -m ddpm_lib resume '{folder}'"]
+    assert stop.value.__notes__ == [f"the last checkpoint is {first}; go on with {command('resume', folder)}"]
     assert steps(folder) == [2] and not list(folder.rglob("*.partial"))
     with monkeypatch.context() as patch:  # and to resume while it is still full says the same again
         full(patch, call=1)
@@ -112,14 +112,14 @@ def test_the_command_line_says_it_in_one_line(tmp_path, monkeypatch, capsys):
     error = capsys.readouterr().err.splitlines()[-1]
     path = folder / CHECKPOINTS / "step-00000004.safetensors"
     assert error.startswith(f"error: [Errno 28] No space left on device: cannot write {path}, which takes ")
-    assert error.endswith(f"step-00000002.safetensors; go on with python -m ddpm_lib resume {folder}")
+    assert error.endswith(f"step-00000002.safetensors; go on with {command('resume', folder)}")
 
 
 def test_before_the_first_checkpoint_it_says_that_none_is_saved(tmp_path, monkeypatch):
     full(monkeypatch, call=2)
     with pytest.raises(OSError, match=r"No space left on device: cannot write .*step-00000002") as stop:
         train(tmp_path / "run")
-    assert stop.value.__notes__[0].startswith("no checkpoint was saved yet; go on with python -m ddpm_lib resume ")
+    assert stop.value.__notes__[0].startswith(f"no checkpoint was saved yet; go on with {command('resume')} ")
 
 
 def test_where_there_is_not_even_room_for_a_folder_there_is_none(tmp_path, monkeypatch):
