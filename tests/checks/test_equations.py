@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[2]
 CHECKS = load_all()
 BOOK = {int(path.name[:2]): nbformat.read(path, 4) for path in sorted((ROOT / "chapters").glob("[0-9][0-9]_*.ipynb"))}
 CHAPTERS = sorted({int(check.number.split(".")[0]) for check in CHECKS.values()})
-HEADING_OR_TAG = re.compile(r"^\*\*Eq\. (\d+\.\d+) \((.+)\)\*\*$|\\tag\{(.+?)\}", re.MULTILINE)
+HEADING_OR_TAG = re.compile(r"^#{5} \*\*Eq\. (\d+\.\d+) \((.+)\)\*\*$|\\tag\{(.+?)\}", re.MULTILINE)
 CITATION = re.compile(r"\bEqs?\. ?(\d+\.\d+)")
 
 
