@@ -2,14 +2,19 @@
 .PHONY: lab test soak digits clean
 .DELETE_ON_ERROR:
 SHELL := /bin/sh
+# OpenMP's threads shall sleep while they wait: where others use the cores, spinning ones cost several times the time.
+export OMP_WAIT_POLICY ?= PASSIVE
 PYTHON ?=
 VENV := .venv
 BIN := $(VENV)/bin
 SUPPORTED := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 14))
 ROOT_FLAG := $(shell [ "$$(id -u)" = 0 ] && echo --allow-root)
 
+# BOOK=chapters opens the book itself, for its authors.
+BOOK ?= reading
 lab: $(VENV)/.book
-	$(BIN)/jupyter lab $(ROOT_FLAG) --LabApp.default_url=/lab/tree/chapters/00_start_here.ipynb $(ARGS)
+	@$(BIN)/python tools/reading_copy.py
+	$(BIN)/jupyter lab $(ROOT_FLAG) --LabApp.default_url=/lab/tree/$(BOOK)/00_start_here.ipynb $(ARGS)
 
 test: $(VENV)/.test
 	$(BIN)/python -m pytest --nbval $(ARGS)
@@ -47,8 +52,9 @@ define install
 	@touch $@
 endef
 
-$(VENV)/.book: $(VENV)/pins.txt
+$(VENV)/.book: $(VENV)/pins.txt tools/jupyterlab.json
 	$(call install,book)
+	@mkdir -p $(VENV)/share/jupyter/lab/settings && cp tools/jupyterlab.json $(VENV)/share/jupyter/lab/settings/overrides.json
 
 $(VENV)/.test: $(VENV)/pins.txt $(VENV)/.book
 	$(call install,test)

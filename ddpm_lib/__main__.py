@@ -2,6 +2,7 @@
 
 import argparse
 import math
+import os
 import sys
 import traceback
 from collections.abc import Sequence
@@ -9,14 +10,18 @@ from itertools import count
 from pathlib import Path
 
 import numpy as np
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read with torch: else threads that wait take cores from others
 import torch
 
 from ddpm_lib import plot
 from ddpm_lib.networks.interop import save_diffusers
-from ddpm_lib.runs.folder import LOG
+from ddpm_lib.runs.arguments import class_numbers, parse
+from ddpm_lib.runs.describe import recipes_in_words
+from ddpm_lib.runs.folder import CURVES, LOG, SAMPLES, command, is_finished, read_recipe
 from ddpm_lib.runs.model import CHECKPOINTS, export, load
-from ddpm_lib.runs.recipes import RECIPES, did_you_mean, override, recipe
-from ddpm_lib.runs.run import CHANGEABLE, resume, run
+from ddpm_lib.runs.recipes import Recipe, override, recipe
+from ddpm_lib.runs.run import resume, run
 from ddpm_lib.runs.selftest import self_test
 from ddpm_lib.samplers.ancestral import image_seeds
 from ddpm_lib.training.checkpoint import list_checkpoints
@@ -24,78 +29,9 @@ from ddpm_lib.training.checkpoint import list_checkpoints
 ROWS = 100  # of a picture of samples: more than that nobody looks at
 
 
-def parser() -> argparse.ArgumentParser:
-    top = argparse.ArgumentParser(prog="python -m ddpm_lib", description="Train and sample denoising diffusion models.")
-    commands = top.add_subparsers(dest="command", required=True)
-    commands.add_parser("list", help="the recipes there are")
-    check = commands.add_parser("check", help="a self-test in seconds: data, a step, a checkpoint, resuming, sampling")
-    train = commands.add_parser("train", help="train a recipe into a new run folder")
-    for command in (check, train):
-        command.add_argument("recipe", help="a name that `list` shows")
-        command.add_argument(
-            "fields",
-            nargs="*",
-            metavar="field=value",
-            help="override any field of the recipe: steps=100 width=48 attention=4,8",
-        )
-    train.add_argument(
-        "--out",
-        type=Path,
-        help="the run folder: a new one, or that of a run without a checkpoint (default: the next free runs/RECIPE)",
-    )
-    resume = commands.add_parser("resume", help="go on with a run that was interrupted, or for longer")
-    resume.add_argument("run", type=Path, help="a run folder")
-    resume.add_argument("fields", nargs="*", metavar="field=value", help=f"change {', '.join(CHANGEABLE)}")
-    resume.add_argument(
-        "--other-data", action="store_true", help="go on although the images have changed since the run was started"
-    )
-    sample = commands.add_parser("sample", help="draw labelled images from a run")
-    sample.add_argument("run", type=Path, help="a run folder, a checkpoint or an exported file")
-    sample.add_argument("--labels", type=int, nargs="+", help="one image each (default: every class once)")
-    sample.add_argument("--count", type=int, default=1, help="how many images of each label (default 1)")
-    sample.add_argument(
-        "--scale",
-        type=float,
-        help="guidance: 0 unconditional, 1 conditional, above 1 guided (default: the recipe's)",
-    )
-    sample.add_argument("--steps", type=int, help="DDIM steps (default: the recipe's)")
-    sample.add_argument(
-        "--eta", type=float, help="fresh noise: 0 none, 1 as ancestral sampling (default: the recipe's)"
-    )
-    sample.add_argument("--seed", type=int, default=0, help="of the first image; the .npz holds that of every image")
-    sample.add_argument("--batch", type=int, help="images that are drawn at once (default: the recipe's batch)")
-    sample.add_argument("--out", type=Path, default=Path("samples.png"), help="a PNG; the samples go beside it as .npz")
-    export = commands.add_parser("export", help="write a run's weights alone: one fp16 file, or a folder for diffusers")
-    export.add_argument("run", type=Path, help="a run folder or a checkpoint")
-    export.add_argument("out", type=Path, help="the new file, or with --diffusers the new folder")
-    export.add_argument("--diffusers", action="store_true", help="a folder that diffusers' from_pretrained loads")
-    for command in (sample, export):
-        command.add_argument(
-            "--weights", default="ema", help="ema, another average (ema.0.999, say) or model, the raw weights"
-        )
-        command.add_argument(
-            "--which", choices=["last", "best"], default="last", help="of a folder's checkpoints (default last)"
-        )
-    for command in (check, train, resume, sample):
-        command.add_argument("--device", help="cpu, cuda, cuda:1, mps, ... (default: a GPU where there is one)")
-    for command in commands.choices.values():
-        command.add_argument("--traceback", action="store_true", help="of a problem, say where in the code it arose")
-    return top
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit status: 0, 1 for a problem that its message names, 130 after Ctrl-C."""
-    top = parser()
-    words = sys.argv[1:] if arguments is None else arguments
-    first = next((word for word in words if not word.startswith("-")), None)
-    if first is not None and first not in COMMANDS:
-        top.error(f"unknown command {first!r}{did_you_mean(first, COMMANDS)}; there are: {', '.join(COMMANDS)}")
-    options, rest = top.parse_known_args(words)  # fields may also stand behind the options
-    takes_fields = hasattr(options, "fields")
-    if rest and (not takes_fields or any(word.startswith("-") for word in rest)):
-        top.error(f"unrecognized arguments: {' '.join(rest)}")
-    if takes_fields:
-        options.fields += rest
+    options = parse(sys.argv[1:] if arguments is None else arguments)
     try:
         return COMMANDS[options.command](options)
     except KeyboardInterrupt as stop:
@@ -120,21 +56,45 @@ def _check(options: argparse.Namespace) -> int:
 def _train(options: argparse.Namespace) -> int:
     chosen = override(recipe(options.recipe), options.fields)
     folder = options.out or next(path for path in _numbered(Path("runs") / chosen.name) if not path.exists())
+    _warn_of(chosen.scale)
     print(f"training {chosen.name} for {chosen.steps} steps of {chosen.batch} images into {folder}")
     run(chosen, folder, device=_device(options))
-    return _finished(folder)
+    return _finished(folder, chosen)
 
 
 def _resume(options: argparse.Namespace) -> int:
+    old = read_recipe(options.run)
+    chosen = override(old, options.fields)
+    if chosen == old and is_finished(options.run, chosen):
+        print(f"{options.run} is finished: it has done its {chosen.steps} steps, and nothing was written. To train on:")
+        print(_longer(options.run, chosen))
+        return 0
     print(f"resuming {options.run}")
     resume(options.run, options.fields, device=_device(options), other_data=options.other_data)
-    return _finished(options.run)
+    return _finished(options.run, chosen)
 
 
-def _finished(folder: Path) -> int:
+def _finished(folder: Path, chosen: Recipe) -> int:
     print(f"log      {folder / LOG}\nweights  {list_checkpoints(folder / CHECKPOINTS)[-1]}")
-    print(f"curves   {folder / 'loss.png'}\nsamples  {folder / 'samples.png'}")
+    print(f"curves   {folder / CURVES}\nsamples  {folder / SAMPLES}")
+    labels = ("--labels", ",".join(map(str, range(min(chosen.classes, 3)))), "--scale", 3) if chosen.classes else ()
+    out = folder / f"grid-{chosen.steps}.png"
+    print(f"next     {command('sample', folder, *labels, '--count', 8, '--out', out)}")
+    print(f"or       {_longer(folder, chosen)}")
     return 0
+
+
+def _longer(folder: Path, chosen: Recipe) -> str:
+    return command("resume", folder, f"steps={2 * chosen.steps}")
+
+
+def _warn_of(scale: float) -> None:
+    if scale < 0:
+        print(
+            f"a guidance scale below 0 is unusual: {scale:g} leads away from the class that is asked for; "
+            "0 ignores it, 1 follows it, 2 stresses it",
+            file=sys.stderr,
+        )
 
 
 def _sample(options: argparse.Namespace) -> int:
@@ -147,9 +107,11 @@ def _sample(options: argparse.Namespace) -> int:
     settings = {"steps": options.steps, "eta": options.eta, "batch": options.batch}
     settings |= {"seed": options.seed, "progress": True}
     if model.recipe.classes:
-        distinct = list(range(model.recipe.classes)) if options.labels is None else options.labels
+        asked = options.labels
+        distinct = list(range(model.recipe.classes)) if asked is None else class_numbers(asked, model.names)
         labels, columns = distinct * options.count, len(distinct)
         scale = model.recipe.scale if options.scale is None else options.scale
+        _warn_of(scale)
         images = model.sample(labels, scale=scale, **settings).cpu()
         names = [model.names[label] if model.names else str(label) for label in distinct]
         words = {"column_labels": names, "title": f"guidance scale {scale:g}"}
@@ -181,8 +143,7 @@ def _export(options: argparse.Namespace) -> int:
 
 
 def _list(options: argparse.Namespace) -> int:
-    for name, function in RECIPES.items():
-        print(f"{name:13} {function.__doc__}")
+    print(recipes_in_words())
     return 0
 
 

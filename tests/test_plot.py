@@ -223,6 +223,18 @@ def test_the_stored_colours_are_those_that_were_drawn(monkeypatch):
     assert {tuple(dot) for dot in drawn.reshape(-1, 3)} <= {tuple(dot) for dot in stored.reshape(-1, 3)}
 
 
+def test_a_map_with_many_colours_leaves_the_lines_theirs(monkeypatch):
+    _, (left, right) = plot.panels(2)
+    left.imshow(np.outer(np.linspace(0, 1, 200), np.linspace(0, 1, 200)), aspect="auto")
+    for k in range(len(plot.COLOURS)):
+        right.plot([0, 1], [k, k + 1], linewidth=1)
+    picture, _, _ = shown(monkeypatch, "0.1", "A map and lines.", "A map, and six lines that rise.")
+    stored = np.asarray(Image.open(io.BytesIO(picture["image/png"])).convert("RGB")).reshape(-1, 3).astype(int)
+    for colour in plot.COLOURS:
+        drawn = [int(colour[i : i + 2], 16) for i in (1, 3, 5)]
+        assert abs(stored - drawn).max(1).min() <= 8, f"{colour} has become another"
+
+
 def test_without_a_figure_nothing_is_shown_and_the_reason_is_said():
     with pytest.raises(ValueError, match=r"no figure to show as 4\.2: draw it in the same cell"):
         plot.show("4.2", "A line.", "A line.")

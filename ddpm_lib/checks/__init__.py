@@ -1,74 +1,29 @@
 """Every numbered equation has a check: an independent route to the same numbers, and wrong versions it must reject.
 
 `holds("posterior mean", f)` runs the check of that name on f, runs it again on every registered wrong version, and
-prints one line. It raises AssertionError if f differs from the independent route, or if a wrong version is not caught.
+says what was shown. It raises AssertionError if f differs from the independent route, or if a wrong version is not
+caught; then f runs once more, and the message says what it was given, what came, and what to look at.
 """
 
+import difflib
 import importlib
 import math
 import pkgutil
+import textwrap
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from ddpm_lib.checks.equation import NO_SOURCE, Check
+from ddpm_lib.checks.message import WIDTH, DoesNotHold, NothingToCheck, lines
+from ddpm_lib.checks.record import current, note
+from ddpm_lib.checks.report import failure
+
 KINDS = ("definition", "identity", "implementation")
-CHECKS: dict[str, "Check"] = {}
-NO_SOURCE = "no public source"
-
-
-@dataclass(frozen=True)
-class Wrong:
-    """A wrong version: what is wrong with it, where it is in circulation, and the function itself.
-
-    seen: a public place (owner/repository with the number of a thread, a paper, a library's default), or a text that
-    begins with NO_SOURCE, where none is known and the slip is only plausible.
-    """
-
-    what: str
-    seen: str
-    function: Callable
-
-
-@dataclass
-class Check:
-    """The check of one numbered equation.
-
-    measure(f) returns how far f is from an independent route: the largest absolute difference, or |z| of a
-    statistical test. f passes up to `passes`; a wrong version counts as rejected from `rejects` on.
-    `statement` is the book's own side of an identity; an implementation has none, it is a function of the library.
-    """
-
-    number: str
-    name: str
-    kind: str
-    route: str
-    measure: Callable[[Callable], float]
-    passes: float
-    rejects: float
-    precision: str
-    statement: Callable | None = None
-    wrong_versions: list[Wrong] = field(default_factory=list)
-
-    def states(self, function: Callable) -> Callable:
-        """Decorator: this function is what the book states (identities and definitions)."""
-        self.statement = function
-        return function
-
-    def wrong(self, what: str, seen: str) -> Callable[[Callable], Callable]:
-        """Decorator: this function is a wrong version, seen there."""
-
-        def register(function: Callable) -> Callable:
-            self.wrong_versions.append(Wrong(what, seen, function))
-            return function
-
-        return register
-
-    @property
-    def title(self) -> str:
-        return f"Eq. {self.number} ({self.name})"
+CHECKS: dict[str, Check] = {}
 
 
 def check(number: str, name: str, kind: str, route: str, *, to: float | None = None) -> Callable[[Callable], Check]:
@@ -93,11 +48,15 @@ def check(number: str, name: str, kind: str, route: str, *, to: float | None = N
 
 
 def find(name: str) -> Check:
-    """The check of this name. Raises ValueError, listing the names there are, for any other."""
+    """The check of this name. Raises ValueError for any other, with the name that was meant, or all names."""
     load_all()
-    if name not in CHECKS:
-        raise ValueError(f"there is no equation named {name!r}; the names are: {', '.join(CHECKS)}")
-    return CHECKS[name]
+    if name in CHECKS:
+        return CHECKS[name]
+    known = {found.number: found.name for found in CHECKS.values()} | {other.lower(): other for other in CHECKS}
+    word = str(name).lower().replace("_", " ").removeprefix("eq.").strip()
+    likely = [word] if word in known else difflib.get_close_matches(word, known, 1)
+    hint = f"did you mean {known[likely[0]]!r}?" if likely else f"the names are: {', '.join(CHECKS)}"
+    raise NothingToCheck(f"there is no equation named {name!r}; {hint}")
 
 
 def load_all() -> dict[str, Check]:
@@ -107,57 +66,73 @@ def load_all() -> dict[str, Check]:
     return CHECKS
 
 
-def verify(name: str, function: Callable | None = None) -> Check:
+BOOK = object()  # in place of a function: the book's own statement
+
+
+def verify(name: str, function: Callable | Any = BOOK) -> Check:
     """Raises AssertionError unless `function` passes the check and all of its wrong versions are rejected.
 
-    function: the implementation or statement to examine; None takes the book's own statement of an identity.
+    function: the implementation or statement to examine; without one, the book's own statement of an identity.
+    Whatever the function does, nothing but AssertionError comes of it, unless someone presses Ctrl-C. ValueError is for
+    the caller: an unknown name, or no function.
     """
     found = find(name)
-    function = function or found.statement
+    function = found.statement if function is BOOK else function
     if function is None:
-        raise ValueError(f"{found.title} is an implementation: pass the function to check, as in holds({name!r}, f)")
-    distance = found.measure(function)
-    if not distance <= found.passes:
-        raise AssertionError(
-            f"{found.title} does not hold: off by {distance:.3g} from {found.route} "
-            f"(allowed: {found.passes:g}).{_hint(found, distance)}"
-        )
+        asked = f", for f({', '.join(found.arguments)})" if found.arguments else ""
+        raise NothingToCheck(f"{found.title}: pass the function to check, as in holds({name!r}, f){asked}")
+    _examine(found, function)
     for wrong in found.wrong_versions:
         try:
             distance = found.measure(wrong.function)
         except Exception as error:
-            raise AssertionError(
-                f"{found.title}: the wrong version {wrong.what!r} crashed instead of being rejected"
+            raise DoesNotHold(
+                lines(f"{found.title}: the wrong version {wrong.what!r} crashed instead of being rejected")
             ) from error
         if not distance >= found.rejects:
-            raise AssertionError(
-                f"{found.title}: the check does not reject the wrong version {wrong.what!r}: off by {distance:.3g}, "
-                f"and {found.rejects:g} is needed"
+            raise DoesNotHold(
+                lines(
+                    f"{found.title}: the check does not reject the wrong version {wrong.what!r}: "
+                    f"off by {distance:.3g}, and {found.rejects:g} is needed"
+                )
             )
     return found
 
 
-def holds(name: str, function: Callable | None = None) -> None:
-    """`verify`, and one line that says what was shown."""
+def holds(name: str, function: Callable | Any = BOOK) -> None:
+    """`verify`, and a sentence that says what was shown."""
     found = verify(name, function)
     count = len(found.wrong_versions)
     rejected = f" {count} wrong version{'s' * (count != 1)} rejected." if count else ""
-    print(f"{found.title} holds: {found.route}, {found.precision}.{rejected}")
+    _say(f"{found.title} holds: {found.route}, {found.precision}.{rejected}")
 
 
 def in_circulation(name: str) -> None:
-    """Print the wrong versions of an equation that stand in a public place, and where: one line each."""
+    """Print the wrong versions of an equation that stand in a public place, and where."""
     for wrong in find(name).wrong_versions:
         if not wrong.seen.startswith(NO_SOURCE):
-            print(f"in circulation: {wrong.what} ({wrong.seen})")
+            _say(f"in circulation: {wrong.what} ({wrong.seen})")
 
 
-def apart(got: Tensor, expected: Tensor) -> float:
-    """The largest absolute difference of two tensors, NaN if anything is NaN. Raises ValueError if shapes differ."""
+def _say(text: str) -> None:
+    print(textwrap.fill(text, WIDTH, subsequent_indent="    ", break_long_words=False, break_on_hyphens=False))
+
+
+def apart(got: Tensor, expected: Tensor, unit: Tensor | float | None = None) -> float:
+    """The largest absolute difference of two tensors, NaN if anything is NaN. Raises ValueError if shapes differ.
+
+    unit: what to measure in, one number or one for each entry.
+    """
     got, expected = (torch.as_tensor(x, dtype=torch.float64).detach().cpu() for x in (got, expected))
     if got.shape != expected.shape:
         raise ValueError(f"expected shape {tuple(expected.shape)}, got {tuple(got.shape)}")
-    return float((got - expected).abs().max())
+    gap = (got - expected if unit is None else got / unit - expected / unit).abs()
+    if current():
+        index = np.unravel_index(int(gap.nan_to_num(math.inf).argmax()), gap.shape)
+        came, asked = (float(x.expand(gap.shape)[index]) for x in (got, expected))
+        at = f" at index {tuple(map(int, index))}" if index else ""
+        note(float(gap.max()), f"The check came to {came:.4g}, where {asked:.4g} is expected{at}.")
+    return float(gap.max())
 
 
 def largest(*distances: float) -> float:
@@ -165,12 +140,15 @@ def largest(*distances: float) -> float:
     return float(np.max(distances))
 
 
-def _hint(found: Check, distance: float) -> str:
-    for wrong in found.wrong_versions:
-        try:
-            known = found.measure(wrong.function)
-        except Exception:
-            continue
-        if math.isfinite(known) and math.isclose(known, distance, rel_tol=1e-6):
-            return f" A known wrong version is off by exactly as much: {wrong.what} ({wrong.seen})."
-    return ""
+def _examine(found: Check, function: Any) -> None:
+    """Raises DoesNotHold unless the function passes: then the check runs again, and keeps what it sees."""
+    distance, error = math.inf, None
+    try:
+        distance = float(found.measure(function))
+        if distance <= found.passes:
+            return
+    except KeyboardInterrupt:
+        raise
+    except BaseException as raised:  # a student's exit() must not end who grades
+        error = raised
+    raise DoesNotHold(failure(found, function, distance)) from error

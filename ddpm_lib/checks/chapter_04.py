@@ -16,7 +16,7 @@ from torch import Tensor
 from ddpm_lib.checks import apart, check, largest
 from ddpm_lib.checks.chapter_01 import log_normal, normal
 from ddpm_lib.checks.chapter_03 import LONG, SHORT, walk
-from ddpm_lib.checks.guard import Watched, until
+from ddpm_lib.checks.guard import Watched, gradient_note, until
 from ddpm_lib.diffusion.schedule import Schedule
 
 ONE, TWO = Schedule([0.3]), Schedule([0.2, 0.6])
@@ -29,8 +29,7 @@ UNIT = 2.0**-22  # the size of FAINT's noise
 def off(got, exact, unit=1.0) -> float:
     """`apart`, in units: one, or one for each entry."""
     got, exact, unit = (v.detach() if isinstance(v, Tensor) else torch.tensor(np.array(v)) for v in (got, exact, unit))
-    apart(got, exact)  # raises if the shapes differ
-    return apart(got.double() / unit, exact.double() / unit)
+    return apart(got, exact, unit)
 
 
 def disturbs(f, *given) -> float:
@@ -64,7 +63,9 @@ def slope_off(f, *inputs, size=1.0) -> float:
         with torch.no_grad():
             near, far = ((along(h) - along(-h)) / (2 * h) for h in (size, 2 * size))
         difference = float((4 * near - far) / 3)  # the error is of the fourth order in size
-        worst = largest(worst, off(slope, difference, 1 + abs(difference)))
+        gap = off(slope, difference, 1 + abs(difference))
+        gradient_note(gap, float(slope), difference)
+        worst = largest(worst, gap)
     return worst
 
 

@@ -474,9 +474,9 @@ def _compared(layer, inputs, expected):
     other = [given[0].to(memory_format=torch.channels_last), *given[1:]]
     results = [layer(*given), layer(*other), layer(*given)]
     single = copy.deepcopy(layer).float()(*(x.float() for x in given))
-    distances = [apart(got / unit, expected / unit) for got in results]
+    distances = [apart(got, expected, unit) for got in results]
     distances += [apart(now, x) for now, x in zip(given, inputs, strict=True)]
-    rough = apart(single / unit, expected / unit)
+    rough = apart(single, expected, unit)
     types = [got.dtype for got in (*results, single)]
     other_types = fault(types != [torch.float64, torch.float64, torch.float64, torch.float32])
     return largest(*distances, 0.0 if rough < 1e-4 else rough, other_types)

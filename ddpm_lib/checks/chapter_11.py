@@ -705,7 +705,10 @@ class _CopiedBack(_Average):
             own.copy_(average)
 
 
-@moving_average.wrong("the average is copied back into the network", seen="Yuanhy1997/SeqDiffuSeq 8")
+@moving_average.wrong(
+    "the average is copied back into the network",
+    seen="of this kind: harubaru/waifu-diffusion PR 31 (whenever a checkpoint is saved)",
+)
 def _(model, decay):
     return _CopiedBack(model, decay, lambda average, old, new, d, decay: d * average + (1 - d) * new)
 

@@ -1,6 +1,5 @@
 """How a check goes through its cases, and what it asks besides values: the same result again, and gradients."""
 
-import copy
 import functools
 import math
 from collections.abc import Callable, Iterable, Iterator
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ddpm_lib.checks import apart, largest
+from ddpm_lib.checks.record import copied, current, note
 
 STENCIL = ((-3, -1 / 60), (-2, 3 / 20), (-1, -3 / 4), (1, 3 / 4), (2, -3 / 20), (3, 1 / 60))  # of sixth order
 
@@ -28,6 +28,8 @@ def until(rejects: float) -> Callable[[Callable[[Callable], Iterator[float]]], C
             worst = 0.0
             for distance in cases(function):
                 worst = max(worst, distance if distance == distance else math.inf)
+                if record := current():
+                    record.close(distance)
                 if worst >= rejects:
                     break
             return worst
@@ -48,7 +50,7 @@ def relative(got: Any, expected: Any, floor: float = 0.0) -> float:
     if got.shape != expected.shape:
         raise ValueError(f"expected shape {tuple(expected.shape)}, got {tuple(got.shape)}")
     size = expected.abs().clamp(min=floor)
-    return apart(got / size, expected / size)
+    return apart(got, expected, size)
 
 
 class Watched:
@@ -59,22 +61,38 @@ class Watched:
     """
 
     def __init__(self, function: Callable):
-        self.function, self.fault = function, 0.0
+        self.function, self._faults = function, []
+
+    @property
+    def fault(self) -> float:
+        for said in self._faults[:1]:
+            note(math.inf, *said)
+        return math.inf if self._faults else 0.0
 
     def __call__(self, *args: Any) -> Any:
-        given = tuple(_copied(arg) for arg in args)  # so that what is written into them reaches no other case
+        given = tuple(copied(arg) for arg in args)  # so that what is written into them reaches no other case
         result = self.function(*given)
         first = _numbers(result)
-        again = _numbers(self.function(*(_copied(arg) for arg in args)))
-        if not (_same(_numbers(given), _numbers(args)) and _same(_numbers(result), first) and _same(again, first)):
-            self.fault = math.inf
+        again = _numbers(self.function(*(copied(arg) for arg in args)))
+        if not _same(_numbers(given), _numbers(args)):
+            place = next(
+                (i for i, pair in enumerate(zip(given, args, strict=True)) if not _same(*map(_numbers, pair))), None
+            )
+            self._faults.append(
+                (
+                    "It changes its argument {} in place.",
+                    "Work on a copy: no += or out= on it, no names that end in _.",
+                    place,
+                )
+            )
+        if not (_same(_numbers(result), first) and _same(again, first)):
+            self._faults.append(
+                (
+                    "Called twice with the same arguments, it gives two results.",
+                    "Look for random draws of its own, and for what it keeps from one call to the next.",
+                )
+            )
         return result
-
-
-def _copied(value: Any) -> Any:
-    if isinstance(value, Tensor):
-        return value.clone()
-    return value if callable(value) else copy.deepcopy(value)
 
 
 def _numbers(value: Any) -> list[np.ndarray]:
@@ -118,7 +136,19 @@ def slope_gap(function: Callable, *args: Tensor, step: float = 1e-3) -> float:
         factor * float(total(*(a + k * step * d for a, d in zip(args, direction, strict=True)))) / step
         for k, factor in STENCIL
     )
-    return apart(slope, differences)
+    gap = apart(slope, differences)
+    if current():
+        gradient_note(gap, slope, differences)
+    return gap
+
+
+def gradient_note(gap: float, slope: float, differences: float) -> None:
+    """Leave a note on a slope by autograd that is not the slope of the function's values."""
+    note(
+        gap,
+        f"Its gradient is wrong: autograd says {slope:.4g}, its own values give {differences:.4g}.",
+        "Let gradients pass: no detach, no_grad, .data, .item() or NumPy on the way, and nothing cut off or rounded.",
+    )
 
 
 def fault(found: bool) -> float:
@@ -132,4 +162,9 @@ def accepted(call: Callable[[], Any]) -> float:
         call()
     except ValueError:
         return 0.0
+    note(
+        math.inf,
+        "It accepts these arguments, which it should refuse.",
+        "Raise ValueError where arguments make no sense.",
+    )
     return fault(True)

@@ -10,6 +10,7 @@ from torch.func import functional_call
 
 from ddpm_lib.checks import largest
 from ddpm_lib.checks.guard import fault, slope_gap
+from ddpm_lib.checks.record import note
 
 
 def made(make: Callable[[], nn.Module], seed: int = 0) -> nn.Module:
@@ -37,7 +38,15 @@ def unlike(layer: nn.Module, shapes: dict[str, tuple[int, ...]]) -> float:
     tensors = [*layer.named_parameters(), *layer.named_buffers()]  # one that is used twice stands there once
     got = {name: (tuple(x.shape), x.dtype, x.requires_grad) for name, x in tensors}
     different = {name for name in got.keys() | expected.keys() if got.get(name) != expected.get(name)}
-    return float(sum(math.prod(table[name][0]) for table in (got, expected) for name in different & table.keys()))
+    count = float(sum(math.prod(table[name][0]) for table in (got, expected) for name in different & table.keys()))
+    for name in sorted(different):
+        came, asked = (str(table[name][0]) if name in table else "nothing" for table in (got, expected))
+        note(
+            count,
+            f"Of its parameters, {name} is {came}, where {asked} is expected.",
+            "Each float32 and to be learned: look at names, sizes and bias of the layers inside.",
+        )
+    return count
 
 
 def start(make: Callable[[], nn.Module], zero: str) -> float:
@@ -52,19 +61,31 @@ def start(make: Callable[[], nn.Module], zero: str) -> float:
     count = 0.0
     for name, tensor in tensors.items():
         part, kind = name.rsplit(".", 1)
+        before = count
         if part == zero or part.startswith("norm"):
             count += float((tensor != float(part != zero and kind == "weight")).sum())
+            _starts_wrong(name, count - before)
             continue
         scale = tensors[f"{part}.weight"][0].numel() ** -0.5  # of the inputs of one output
         if kind == "bias":
             count += float((tensor.abs() > 2 * scale).sum())
+            _starts_wrong(name, count - before)
             continue
         size = (tensor / scale).flatten(1).square().mean(1).sqrt()
         count += float(((size < 1 / 3) | (size > 3)).sum())
         repeated = tensor.numel() - tensor.unique().numel()
         count += repeated if repeated > 0.1 * tensor.numel() else 0
         count += float((tensor == others[name]).all()) * tensor.numel()
+        _starts_wrong(name, count - before)
     return count
+
+
+def _starts_wrong(name: str, count: float) -> None:
+    note(
+        count,
+        f"In a new layer, {count:.0f} numbers of {name} are not as they should start.",
+        "Norms start at 1 and 0, the last layer of a branch at 0, all others as PyTorch makes them.",
+    )
 
 
 def unmoved(layer: nn.Module, inputs: Sequence[Tensor], still: dict[str, Tensor] | None = None) -> float:
@@ -87,6 +108,12 @@ def unmoved(layer: nn.Module, inputs: Sequence[Tensor], still: dict[str, Tensor]
                     push = parameter.grad * (parameter.grad.abs() > 1e-9)
                     asleep[name] &= push == 0
                     parameter.data -= 0.03 * push.sign()
+    for name, mask in asleep.items():
+        note(
+            float(mask.sum()),
+            f"{int(mask.sum())} numbers of {name} get no gradient in training.",
+            "Is this part used in forward, with no detach after it?",
+        )
     return float(sum(mask.sum() for mask in asleep.values()))
 
 
@@ -105,6 +132,9 @@ def slope(layer: nn.Module, inputs: Sequence[Tensor]) -> float:
     return gap if gap > 1e-6 else 0.0  # less is what differences cannot tell
 
 
+COINS = "Use nn.Dropout(p): each number is dropped by itself, in training alone, and the rest divided by 1 − p."
+
+
 def coin_score(draw: Callable[[], np.ndarray], p: float) -> float:
     """How far draws are from independent coins, of which a share p is dropped: the largest |z|.
 
@@ -120,6 +150,11 @@ def coin_score(draw: Callable[[], np.ndarray], p: float) -> float:
     n, D = coins.shape
     z, other = ((x - p) / (p * (1 - p)) ** 0.5 for x in (coins, second))
     if not np.array_equal(coins, again) or (z == z[0, 0]).all():
+        note(
+            math.inf,
+            "What it drops in training is not decided by torch's generator, or nothing or all is dropped.",
+            COINS,
+        )
         return fault(True)
     pairs = np.einsum("ni,nj->ij", z, z)[np.triu_indices(D, 1)]
     i, j, k = np.ogrid[:D, :D, :D]
@@ -127,4 +162,6 @@ def coin_score(draw: Callable[[], np.ndarray], p: float) -> float:
     lags = np.fft.irfft(np.abs(np.fft.rfft(z.ravel(), 2 * z.size)) ** 2)[1 : z.size]
     sums = np.concatenate([z.sum(0), pairs, threes, [(z * other).sum() / D**0.5]]) / n**0.5
     square = (z.sum(1) ** 2 / D - 1).mean() * (n / 2) ** 0.5  # of the sum of an image's entries, nearly normal
-    return largest(np.abs(sums).max(), abs(square), np.abs(lags).max() / z.size**0.5 - 3)  # the largest of n·D lags
+    score = largest(np.abs(sums).max(), abs(square), np.abs(lags).max() / z.size**0.5 - 3)  # the largest of n·D lags
+    note(score if score > 5 else 0.0, "What it drops in training is not decided by independent coins.", COINS)
+    return score

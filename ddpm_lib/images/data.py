@@ -3,8 +3,6 @@
 from dataclasses import dataclass
 
 import torch
-from sklearn.datasets import load_digits
-from sklearn.model_selection import train_test_split
 from torch import Tensor
 
 HELD_OUT = 360
@@ -31,6 +29,9 @@ def digits() -> tuple[LabelledImages, LabelledImages]:
     The split keeps the ten classes in proportion. Images: (N, 1, 8, 8). Source: E. Alpaydin and C. Kaynak, Optical
     Recognition of Handwritten Digits, UCI Machine Learning Repository, 1998 (the test set's 1,797).
     """
+    from sklearn.datasets import load_digits  # takes nearly as long to import as torch, and other data do without
+    from sklearn.model_selection import train_test_split
+
     raw = load_digits()
     images = to_signed(torch.from_numpy(raw.images)[:, None], white=16)
     labels = torch.from_numpy(raw.target).long()

@@ -91,14 +91,14 @@ def image_folder(root: str | Path, size: int, channels: int) -> ImageFiles:
     """
     root = Path(root)
     if not root.is_dir():
-        raise FileNotFoundError(f"expected a folder of images at {root}; there is no such folder")
+        there = "that is a file" if root.exists() else "there is no such folder"
+        raise FileNotFoundError(f"expected a folder of images at {root}; {there}")
     found, others, subfolders = _walk(root)
     endings = ", ".join(f"{count} {suffix or 'without a suffix'}" for suffix, count in sorted(others.items()))
     if not found:
-        raise FileNotFoundError(
-            f"expected images below {root}, found no file whose name ends in {', '.join(SUFFIXES)}"
-            + (f"; there are others: {endings}" if others else "")
-        )
+        nothing = f"found no file whose name ends in {', '.join(SUFFIXES)}" if any(root.iterdir()) else "it is empty"
+        more = f"; there are others: {endings}" if others else ""
+        raise FileNotFoundError(f"expected images below {root}, {nothing}{more}")
     loose = [path for path in found if len(path.parts) == 1]
     names = sorted({_class(path) for path in found} - {_class(path) for path in loose})
     if loose and names:

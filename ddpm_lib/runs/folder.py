@@ -14,7 +14,15 @@ from typing import TextIO
 from ddpm_lib.runs.model import CHECKPOINTS
 from ddpm_lib.runs.recipes import Recipe, assignments
 from ddpm_lib.runs.stored import from_json, to_json
-from ddpm_lib.training.checkpoint import amount, list_checkpoints, named, sweep, write_atomically
+from ddpm_lib.training.checkpoint import (
+    amount,
+    list_checkpoints,
+    load_checkpoint,
+    named,
+    step_path,
+    sweep,
+    write_atomically,
+)
 from ddpm_lib.training.trainer import Trainer
 
 try:
@@ -24,12 +32,20 @@ except ImportError:  # Windows
     import msvcrt
 
 RECIPE, LOG, LOCK = "recipe.json", "log.jsonl", ".lock"
+CURVES, SAMPLES = "loss.png", "samples.png"
 ENTRY, PICTURE, HEADER = 1000, 500_000, 115  # bytes, rather too many: of a log's entry, a picture, a tensor's name
 
 
 def command(*words: object) -> str:
-    """A call of the command line, quoted for a shell."""
-    return shlex.join(["python", "-m", "ddpm_lib", *map(str, words)])
+    """A call of the command line, quoted for a shell, in which `python` is this one if PATH leads to it."""
+    return shlex.join([_python(), "-m", "ddpm_lib", *map(str, words)])
+
+
+def _python() -> str:
+    found, this = shutil.which("python"), Path(sys.executable)
+    if found and Path(found).parent == this.parent:
+        return "python"
+    return str(this.relative_to(Path.cwd()) if this.is_relative_to(Path.cwd()) else this)
 
 
 # One process at a time
@@ -126,13 +142,13 @@ def _create(folder: Path, recipe: Recipe) -> None:
 
 def _begin_again(folder: Path, recipe: Recipe) -> None:
     try:
-        old = from_json(json.loads((folder / RECIPE).read_text(encoding="utf-8")))
+        old = read_recipe(folder)
         changed = " ".join(assignments(recipe, old))
     except ValueError:
         changed = "the old one cannot be read"
     for place in (folder, folder / CHECKPOINTS):
         sweep(place)
-    pictures = [folder / "loss.png", folder / "samples.png", *(folder / "samples").glob("step-*.png")]
+    pictures = [folder / CURVES, folder / SAMPLES, *(folder / "samples").glob("step-*.png")]
     for path in [folder / LOG, *pictures]:
         path.unlink(missing_ok=True)
     write_recipe(folder, recipe)
@@ -143,6 +159,26 @@ def _begin_again(folder: Path, recipe: Recipe) -> None:
 def write_recipe(folder: Path, recipe: Recipe) -> None:
     """Write, or replace in one step, the recipe of a run."""
     write_atomically(folder / RECIPE, json.dumps(to_json(recipe), indent=2).encode())
+
+
+def read_recipe(folder: Path) -> Recipe:
+    """The recipe of a run. Raises FileNotFoundError where there is no run, ValueError for a file that is not ours."""
+    path = folder / RECIPE
+    if not path.is_file():
+        raise FileNotFoundError(f"expected a run in {folder}; there is no {RECIPE}")
+    try:
+        return from_json(json.loads(path.read_text(encoding="utf-8")))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def is_finished(folder: Path, recipe: Recipe) -> bool:
+    """Whether a run has nothing left to do: the checkpoint of its last step is there, whole, and so are its samples."""
+    last = step_path(folder / CHECKPOINTS, recipe.steps)
+    try:
+        return load_checkpoint(last, ())[1]["step"] == recipe.steps and (folder / SAMPLES).exists()
+    except (FileNotFoundError, ValueError):
+        return False
 
 
 # Room on the disk

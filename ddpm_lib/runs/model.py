@@ -29,6 +29,7 @@ from ddpm_lib.training.checkpoint import (
 from ddpm_lib.training.trainer import ema_name
 
 CHECKPOINTS = "checkpoints"  # the folder within a run's
+OTHERS = (".pt", ".pth", ".ckpt", ".bin")  # what the names of pickled weights end in
 
 
 @dataclass(frozen=True, eq=False)
@@ -134,9 +135,13 @@ def export(source: str | Path, out: str | Path, *, weights: str = "ema", which: 
     """Write one set of a run's weights in fp16, with all that `load` needs, to a new file; returns its path.
 
     weights and which choose as in `load`; the recipe in the new file names this average alone.
-    Raises FileExistsError if there is such a file.
+    Raises FileExistsError if there is such a file, ValueError for a name that promises another form (.pt, say).
     """
-    if Path(out).exists():
+    out = Path(out)
+    if out.suffix.lower() in OTHERS:
+        better = out.with_suffix(".safetensors")
+        raise ValueError(f"what is written is a safetensors file, no {out.suffix}: name it {better}, say; got {out}")
+    if out.exists():
         raise FileExistsError(f"{out} exists and is not overwritten: name another file, or remove it")
     model = load(source, weights=weights, which=which, device=torch.device("cpu"))
     recipe = model.recipe
@@ -146,8 +151,9 @@ def export(source: str | Path, out: str | Path, *, weights: str = "ema", which: 
     prefix = "model." if weights == "model" else ema_name(recipe.ema_decays[0])
     tensors = {f"{prefix}{name}": tensor.half() for name, tensor in model.network.state_dict().items()}
     about = {"recipe": to_json(recipe), "names": model.names, "version": __version__}
+    out.parent.mkdir(parents=True, exist_ok=True)
     save_checkpoint(out, tensors, about)
-    return Path(out)
+    return out
 
 
 def sample_grid(model: TrainedModel, *, rows: int = 6, seed: int = 0, progress: bool = False) -> Figure:

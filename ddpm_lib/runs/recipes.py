@@ -3,23 +3,31 @@
 import dataclasses
 import difflib
 import math
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from types import ModuleType
 from typing import Any
 
 from ddpm_lib.diffusion.cosine import cosine_schedule
 from ddpm_lib.diffusion.schedule import Schedule, linear_schedule
-from ddpm_lib.images import data, datasets
+from ddpm_lib.images import data
 from ddpm_lib.networks.unet import UNet
+
+
+def _datasets() -> ModuleType:
+    from ddpm_lib.images import datasets  # torchvision takes as long to import as torch, and few commands need it
+
+    return datasets
+
 
 DATA: dict[str, Callable[["Recipe"], tuple]] = {
     "digits": lambda r: data.digits(),
-    "mnist": lambda r: datasets.mnist(r.root, r.size),
-    "fashion": lambda r: datasets.fashion(r.root, r.size),
-    "cifar10": lambda r: datasets.cifar10(r.root, r.size),
-    "stl10": lambda r: datasets.stl10(r.root, r.size),
-    "celeba": lambda r: datasets.celeba(r.root, r.size),
-    "folder": lambda r: datasets.folder(r.root, r.size, r.channels),
+    "mnist": lambda r: _datasets().mnist(r.root, r.size),
+    "fashion": lambda r: _datasets().fashion(r.root, r.size),
+    "cifar10": lambda r: _datasets().cifar10(r.root, r.size),
+    "stl10": lambda r: _datasets().stl10(r.root, r.size),
+    "celeba": lambda r: _datasets().celeba(r.root, r.size),
+    "folder": lambda r: _datasets().folder(r.root, r.size, r.channels),
 }
 SCHEDULES: dict[str, Callable[[int], Schedule]] = {"linear": linear_schedule, "cosine": cosine_schedule}
 NETWORK = (
@@ -28,59 +36,58 @@ NETWORK = (
 )
 
 
+def option(about: str, *default: Any) -> Any:
+    """A field of `Recipe`: what it is, which the command line's help and `describe` show, and its default, if any."""
+    return field(metadata={"about": about}, **({"default": default[0]} if default else {}))
+
+
 @dataclass(frozen=True)
 class Recipe:
-    """Everything that decides a run. `override` changes fields by name."""
+    """Everything that decides a run. `override` changes fields by name; the defaults are DDPM's for CIFAR-10."""
 
-    name: str
-    # data: a key of DATA, the folder in which data sets lie, and what comes out; classes = 0 trains without labels
-    data: str
-    size: int
-    channels: int
-    classes: int
-    root: str = "data"
-    flip: bool = False
-    # network: see UNet; the defaults are DDPM's for CIFAR-10
-    width: int = 128
-    multipliers: tuple[int, ...] = (1, 2, 2, 2)
-    blocks: int = 2
-    groups: int = 32
-    attention: tuple[int, ...] = (16,)
-    head_channels: int = 0
-    scale_shift: bool = False
-    learned_resampling: bool = True
-    dropout: float = 0.1
-    gradient_checkpointing: bool = False
-    # diffusion: a key of SCHEDULES, and the number of steps
-    schedule: str = "cosine"
-    T: int = 1000
-    # training: see Trainer
-    steps: int = 100_000
-    batch: int = 128
-    learning_rate: float = 2e-4
-    warmup: int = 1000
-    final_rate: float = 1.0
-    weight_decay: float = 0.0
-    clip_norm: float = 1.0
-    ema_decays: tuple[float, ...] = (0.9999,)
-    label_dropout: float = 0.1
-    seed: int = 0
-    workers: int = 4
-    memory_budget_gb: float = 0.0  # of 10^9 bytes, that the images may take; 0: a quarter of the memory that is free
-    # the run folder: `keep` checkpoints and the best stay; sample_every = 0 draws samples at the end only
-    log_every: int = 100
-    save_every: int = 5000
-    keep: int = 2
-    sample_every: int = 0
-    # sampling: DDIM steps, its fresh noise and the guidance scale, where the caller names none
-    sample_steps: int = 50
-    eta: float = 0.5
-    scale: float = 2.0
+    name: str = option("of the recipe, and of the folder of its runs")
+    data: str = option(f"one of {', '.join(DATA)}")
+    size: int = option("height and width of the images, in pixels")
+    channels: int = option("of the images: 1 is grey, 3 is RGB")
+    classes: int = option("number of classes; 0 trains without labels")
+    root: str = option("where the data sets lie; of `folder`: where the images lie", "data")
+    flip: bool = option("mirror each image left to right with probability 1/2", False)
+    width: int = option("channels of the first level; an even number", 128)
+    multipliers: tuple[int, ...] = option("each level's channels over width; levels halve the image", (1, 2, 2, 2))
+    blocks: int = option("residual blocks a level", 2)
+    groups: int = option("of every group norm; they must divide the channels", 32)
+    attention: tuple[int, ...] = option("sides of the image at which attention stands", (16,))
+    head_channels: int = option("channels of an attention head; 0: one head of all", 0)
+    scale_shift: bool = option("time scales and shifts a block's channels; false: is added", False)
+    learned_resampling: bool = option("down and up by convolutions; false: averaging and repeating", True)
+    dropout: float = option("in the residual blocks, a probability", 0.1)
+    gradient_checkpointing: bool = option("less memory for a second forward pass", False)
+    schedule: str = option(f"of the noise, one of {', '.join(SCHEDULES)}", "cosine")
+    T: int = option("number of noise levels", 1000)
+    steps: int = option("of the optimiser, in all", 100_000)
+    batch: int = option("images a step", 128)
+    learning_rate: float = option("of AdamW, after the warm-up", 2e-4)
+    warmup: int = option("steps in which the learning rate rises from 0", 1000)
+    final_rate: float = option("the last step's learning rate, over learning_rate; 1: constant", 1.0)
+    weight_decay: float = option("of AdamW, on matrices and kernels alone", 0.0)
+    clip_norm: float = option("longer gradients are cut to this length", 1.0)
+    ema_decays: tuple[float, ...] = option("of the weights' averages, the first of which is sampled", (0.9999,))
+    label_dropout: float = option("the probability of hiding a label, for guidance", 0.1)
+    seed: int = option("of the weights, the batches and the noise", 0)
+    workers: int = option("processes that read image files", 4)
+    memory_budget_gb: float = option("10^9 bytes, for the images; 0: a quarter of what is free", 0.0)
+    log_every: int = option("steps between two entries of the log", 100)
+    save_every: int = option("steps between two checkpoints", 5000)
+    keep: int = option("so many last checkpoints stay, and the best", 2)
+    sample_every: int = option("steps between two pictures of samples; 0: one at the end", 0)
+    sample_steps: int = option("DDIM steps", 50)
+    eta: float = option("fresh noise: 0 none, 1 as ancestral sampling", 0.5)
+    scale: float = option("guidance: 0 unconditional, 1 conditional, above 1 guided", 2.0)
 
     def __post_init__(self):
         for key, known in (("data", DATA), ("schedule", SCHEDULES)):
             if getattr(self, key) not in known:
-                hint = did_you_mean(getattr(self, key), known)
+                hint = did_you_mean(str(getattr(self, key)), known)
                 raise ValueError(f"{key} must be one of {', '.join(known)}; got {getattr(self, key)!r}{hint}")
         for key in ("T", "steps", "batch", "log_every", "save_every", "keep", "sample_steps"):
             if getattr(self, key) < 1:
@@ -182,19 +189,30 @@ def override(base: Recipe, assignments: Sequence[str]) -> Recipe:
     """
     fields = {f.name: f for f in dataclasses.fields(base)}
     changes: dict[str, Any] = {}
-    for assignment in assignments:
+    for i, assignment in enumerate(assignments):
         name, equals, text = assignment.partition("=")
         if not equals:
-            raise ValueError(f"expected field=value, got {assignment!r}")
+            raise ValueError(f"expected field=value, got {assignment!r}{meant(assignments[i:])}")
         if name not in fields:
-            hint = did_you_mean(name, fields, SHORT)
-            raise ValueError(f"unknown field {name!r}{hint}; a recipe has: {', '.join(fields)}")
+            raise ValueError(f"unknown field {name!r}{meant([assignment])}; a recipe has: {', '.join(fields)}")
         read, expected = READERS[fields[name].type]
         try:
             changes[name] = read(text)
         except (ValueError, KeyError) as error:
             raise ValueError(f"field {name} expects {expected}, got {text!r}") from error
     return dataclasses.replace(base, **changes)
+
+
+def meant(words: Sequence[str]) -> str:
+    """The end of a message, " (did you mean steps=10?)", for words that begin with --steps 10 or step=10; else ""."""
+    name, equals, text = words[0].partition("=")
+    types = {f.name: f.type for f in dataclasses.fields(Recipe)}
+    if (likely := nearest(name, types, SHORT)) is None:
+        return ""
+    if not equals:
+        follows = next((word for word in words[1:2] if "=" not in word and not word.startswith("--")), None)
+        text = follows or ("true" if types[likely] is bool else "VALUE")
+    return f" (did you mean {likely}={text}?)"
 
 
 READERS: dict[Any, tuple[Callable[[str], Any], str]] = {
@@ -210,12 +228,12 @@ READERS: dict[Any, tuple[Callable[[str], Any], str]] = {
 def assignments(chosen: Recipe, base: Recipe) -> list[str]:
     """What `override` needs to make `chosen` of `base`: "field=value" for every field in which they differ."""
     names = [field.name for field in dataclasses.fields(chosen)]
-    return [f"{n}={_text(getattr(chosen, n))}" for n in names if getattr(chosen, n) != getattr(base, n)]
+    return [f"{n}={text_of(getattr(chosen, n))}" for n in names if getattr(chosen, n) != getattr(base, n)]
 
 
-def _text(value: Any) -> str:
+def text_of(value: Any) -> str:
     if isinstance(value, tuple):
-        return ",".join(_text(part) for part in value)
+        return ",".join(text_of(part) for part in value)
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
@@ -226,10 +244,13 @@ SHORT = {  # what other programs call a field
 }
 
 
-def did_you_mean(word: str, known: Iterable[str], short: dict[str, str] | None = None) -> str:
-    """The end of a message, "did you mean …?", for a word that looks like a known one or is short for one; else ""."""
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """The end of a message, " (did you mean …?)", for a word that looks like a known one; else ""."""
+    return f" (did you mean {found}?)" if (found := nearest(word, known)) else ""
+
+
+def nearest(word: str, known: Iterable[str], short: Mapping[str, str] | None = None) -> str | None:
+    """The known word that this one looks like, or is short for; None where there is none."""
     lower = {name.lower(): name for name in known}
     word = word.strip("-").replace("-", "_").lower()
-    likely = [(short or {}).get(word)] + [lower[name] for name in difflib.get_close_matches(word, lower, 1)]
-    found = next(filter(None, likely), None)
-    return f" (did you mean {found}?)" if found else ""
+    return (short or {}).get(word) or next((lower[name] for name in difflib.get_close_matches(word, lower, 1)), None)

@@ -1,7 +1,6 @@
 """A run: a recipe trained into a folder, which can be interrupted at any moment and resumed."""
 
 import dataclasses
-import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -17,18 +16,20 @@ from ddpm_lib.images.decoded import some_of
 from ddpm_lib.images.fingerprint import check_same
 from ddpm_lib.images.image_files import ImageFiles
 from ddpm_lib.runs.folder import (
+    CURVES,
     LOG,
-    RECIPE,
+    SAMPLES,
     beginning,
     bytes_needed,
     check_room,
     locked,
     noting_what_is_saved,
+    read_recipe,
     write_recipe,
 )
 from ddpm_lib.runs.model import CHECKPOINTS, TrainedModel, sample_grid
 from ddpm_lib.runs.recipes import DATA, Recipe, override
-from ddpm_lib.runs.stored import from_json, to_json
+from ddpm_lib.runs.stored import to_json
 from ddpm_lib.samplers.guidance import drop_labels
 from ddpm_lib.training.checkpoint import (
     list_checkpoints,
@@ -142,8 +143,7 @@ def resume(
     Raises FileNotFoundError where there is no run, ValueError for another field or other images, and OSError as `run`.
     """
     folder = Path(folder)
-    if not (folder / RECIPE).is_file():
-        raise FileNotFoundError(f"expected a run in {folder}; there is no {RECIPE}")
+    read_recipe(folder)  # raises where there is no run, before a lock is left there
     with locked(folder), noting_what_is_saved(folder):
         return _resume(folder, changes, device, metric, progress, other_data)
 
@@ -156,7 +156,7 @@ def _resume(
     progress: bool,
     other_data: bool,
 ) -> TrainedModel:
-    old = from_json(json.loads((folder / RECIPE).read_text(encoding="utf-8")))
+    old = read_recipe(folder)
     recipe = override(old, changes)
     for field in dataclasses.fields(recipe):
         if getattr(recipe, field.name) != getattr(old, field.name) and field.name not in CHANGEABLE:
@@ -217,7 +217,7 @@ def _go_on(
             if due:
                 save(trainer, recipe, folder / CHECKPOINTS, entry.get("metric"))
         if due:
-            _draw(curves(history), folder / "loss.png")
+            _draw(curves(history), folder / CURVES)
         if recipe.sample_every and step // recipe.sample_every > last // recipe.sample_every:
             (folder / "samples").mkdir(exist_ok=True)
             _draw(sample_grid(model), folder / "samples" / f"step-{step:08d}.png")
@@ -230,7 +230,7 @@ def _go_on(
         if stop.args:  # it came between two steps; a second Ctrl-C may cut one in two, and then nothing is saved
             save(trainer, recipe, folder / CHECKPOINTS)
         raise
-    _draw(sample_grid(model, progress=progress), folder / "samples.png")
+    _draw(sample_grid(model, progress=progress), folder / SAMPLES)
     return model
 
 

@@ -45,7 +45,7 @@ def test_a_wrong_function_fails_and_the_message_names_equation_route_and_distanc
     with pytest.raises(AssertionError) as error:
         verify("doubling", off_by(0.25))
     expected = "Eq. 99.1 (doubling) does not hold: off by 0.25 from adding a number to itself (allowed: 0.001)."
-    assert str(error.value) == expected
+    assert str(error.value).splitlines()[0] == expected
 
 
 def test_the_hint_recognises_a_known_wrong_version():

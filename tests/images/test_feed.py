@@ -255,30 +255,34 @@ from ddpm_lib.images.feed import feed
 from ddpm_lib.images.image_files import image_folder
 
 def main():
-    seen = []
+    seen, every = [], []
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda number, frame: seen.append(number))
-    files = image_folder(sys.argv[2], size=6, channels=3)
-    fed = feed(files, 10, seed=0, device=torch.device("cpu"), workers=int(sys.argv[3]), budget=0)
-    print("starting", flush=True)
-    total = sum(float(next(fed)[0].double().sum()) for _ in range(20))
+    files = image_folder(sys.argv[1], size=6, channels=3)
+    for method, workers in zip(sys.argv[2::2], sys.argv[3::2]):
+        multiprocessing.set_start_method(method, force=True)
+        fed = feed(files, 10, seed=0, device=torch.device("cpu"), workers=int(workers), budget=0)
+        print("starting", method, flush=True)
+        every.append([fed, sum(float(next(fed)[0].double().sum()) for _ in range(20))])
     print("running", flush=True)
     sys.stdin.readline()
-    total += sum(float(next(fed)[0].double().sum()) for _ in range(20))
-    print(len(multiprocessing.active_children()), sorted(set(map(int, seen))), total, flush=True)
-    return fed
+    for one in every:
+        one[1] += sum(float(next(one[0])[0].double().sum()) for _ in range(20))
+    print(len(multiprocessing.active_children()), *sorted(set(map(int, seen))), *(total for _, total in every))
+    return every
 
 if __name__ == "__main__":
-    multiprocessing.set_start_method(sys.argv[1])
     kept = main()  # the interpreter ends with its workers running
 """
 
 
 @contextmanager
-def started(folder, method, files, workers):
+def started(folder, files, *methods):
+    """A process that reads `files` with workers of each of these methods, (name, how many), one after the other."""
     (folder / "program.py").write_text(PROGRAM)
-    command = [sys.executable, str(folder / "program.py"), method, str(files.root), workers]
+    words = [str(word) for method in methods for word in method]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    command = [sys.executable, str(folder / "program.py"), str(files.root), *words]
     with subprocess.Popen(command, start_new_session=True, text=True, **pipes) as process:
         try:
             yield process
@@ -291,29 +295,29 @@ needs_sigtimedwait = pytest.mark.skipif(not hasattr(signal, "sigtimedwait"), rea
 
 
 @needs_sigtimedwait
-@pytest.mark.parametrize(("method", "workers"), [("fork", "2"), ("spawn", "1"), ("forkserver", "1")])
-def test_workers_outlive_signals_to_the_whole_job_and_end_with_their_parent(files, tmp_path, method, workers):
-    with started(tmp_path, method, files, workers) as process:
-        assert process.stdout.readline() == "starting\n"
-        if method != "forkserver":  # which has started its server by then, and that is not deaf
-            time.sleep(0.5)
-            os.killpg(process.pid, signal.SIGINT)  # while the workers start
+def test_workers_outlive_signals_to_the_whole_job_and_end_with_their_parent(files, tmp_path):
+    with started(tmp_path, files, ("fork", 2), ("spawn", 1), ("forkserver", 1)) as process:
+        assert process.stdout.readline() == "starting fork\n"
+        os.killpg(process.pid, signal.SIGINT)  # while the workers start
+        assert process.stdout.readline() == "starting spawn\n"
+        time.sleep(0.5)
+        os.killpg(process.pid, signal.SIGINT)
+        assert process.stdout.readline() == "starting forkserver\n"  # whose server is not deaf while it starts
         assert process.stdout.readline() == "running\n"
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGINT):
             os.killpg(process.pid, number)
         out, error = process.communicate("go on\n")  # until the last of its processes has ended
-        rows = take(batches(100, 10, seed=0), 40)
-        total = sum(float(by_hand(files, row).double().sum()) for row in rows)
-        alive, *seen, summed = out.replace("[", "").replace("]", "").replace(",", "").split()
-        assert (alive, seen) == (workers, [str(int(signal.SIGINT)), str(int(signal.SIGTERM))])
-        assert float(summed) == pytest.approx(total)
-        assert (process.returncode, error) == (0, "")
+    assert (process.returncode, error) == (0, "")
+    alive, interrupted, terminated, *sums = map(float, out.split())
+    assert (alive, interrupted, terminated) == (4, signal.SIGINT, signal.SIGTERM)
+    expected = sum(float(by_hand(files, row).double().sum()) for row in take(batches(100, 10, seed=0), 40))
+    assert sums == pytest.approx([expected] * 3)
 
 
 @needs_sigtimedwait
 def test_workers_that_were_not_forked_end_with_a_parent_that_was_killed(files, tmp_path):
-    with started(tmp_path, "forkserver", files, "1") as process:
-        assert process.stdout.readline() == "starting\n"
+    with started(tmp_path, files, ("forkserver", 1)) as process:
+        assert process.stdout.readline() == "starting forkserver\n"
         assert process.stdout.readline() == "running\n"
         process.kill()
         assert process.stdout.read() == ""  # comes to an end when the last of its processes does

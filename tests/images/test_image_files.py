@@ -101,6 +101,9 @@ def test_empty_subfolders_of_a_folder_without_classes_are_no_classes(tmp_path):
 
 
 def test_a_folder_without_images_is_named_with_the_suffixes_looked_for_and_what_there_is(tmp_path):
+    with pytest.raises(FileNotFoundError, match=f"images below {tmp_path}, it is empty$"):
+        image_folder(tmp_path, 8, 1)
+    (tmp_path / "empty").mkdir()
     with pytest.raises(FileNotFoundError, match=rf"images below {tmp_path}, found .* in \.png, \.jpg, .*\.avif$"):
         image_folder(tmp_path, 8, 3)
     for name in ("notes.txt", "a.heic", "b.heic"):
@@ -113,7 +116,8 @@ def test_a_folder_without_images_is_named_with_the_suffixes_looked_for_and_what_
 def test_a_folder_that_is_none_is_named(tmp_path, there):
     if there:
         (tmp_path / "x").write_text("a file")
-    with pytest.raises(FileNotFoundError, match=rf"a folder of images at {tmp_path / 'x'}; there is no such folder"):
+    said = "that is a file" if there else "there is no such folder"
+    with pytest.raises(FileNotFoundError, match=rf"a folder of images at {tmp_path / 'x'}; {said}$"):
         image_folder(tmp_path / "x", 8, 3)
 
 

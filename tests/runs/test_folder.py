@@ -1,11 +1,11 @@
 """A run's folder: one process at a time, used again where nothing was saved, and never without its recipe."""
 
 import json
+import multiprocessing
 import os
 import signal
-import subprocess
 import sys
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -14,18 +14,20 @@ import torch
 from PIL import Image
 
 from ddpm_lib.__main__ import main
+from ddpm_lib.images import feed
 from ddpm_lib.runs import folder as module
 from ddpm_lib.runs import run as runs
 from ddpm_lib.runs.folder import LOCK, command, locked
 from ddpm_lib.runs.model import CHECKPOINTS
 from ddpm_lib.runs.recipes import override, recipe
-from ddpm_lib.runs.run import resume, run
+from ddpm_lib.runs.run import load_data, new_trainer, resume, run
 from ddpm_lib.runs.stored import from_json
 from ddpm_lib.training.checkpoint import list_checkpoints
 from ddpm_lib.training.trainer import Trainer
 
 CPU = torch.device("cpu")
-FIELDS = "width=8 blocks=1 groups=4 head_channels=0 batch=4 steps=6 warmup=2 log_every=1 save_every=2".split()
+FIELDS = "width=8 multipliers=1 blocks=1 groups=4 attention= head_channels=0 batch=4 steps=6 warmup=2".split()
+FIELDS += "log_every=1 save_every=2".split()
 TINY = override(recipe("digits"), FIELDS)
 
 
@@ -52,43 +54,41 @@ def steps(folder):
 # One process at a time
 
 
-def program(folder, root):
-    """Trains until it is killed, with workers where there are files; says so at every step that it logs."""
-    from ddpm_lib.images import feed
-
+def go_on_until_killed(chosen, folder, line):
+    """Train, with workers where there are files; after each step send its number through `line` and wait."""
+    os.setsid()
     feed.free_memory = lambda device: 0  # the files are read batch by batch
-    runs.curves = runs.sample_grid = lambda *arguments, **options: None
-    runs.plot.save = lambda figure, path: None
-    files = [f"data=folder root={root} channels=3 classes=0 workers=2"] if root != "none" else ["data=digits"]
-    chosen = override(TINY, [*" ".join(files).split(), "steps=1000000", "save_every=1000000"])
 
     def append_entry(path, entry):
-        print(entry["step"], flush=True)
-        sys.stdin.readline()
+        line.send(entry["step"])
+        line.recv()
 
     runs.append_entry = append_entry
     run(chosen, folder, device=CPU, progress=False)
 
 
 @contextmanager
-def another_process(folder, root="none"):
-    """A process that trains in this folder, stopped in its first step."""
-    words = [sys.executable, __file__, str(folder), str(root)]
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
-    with subprocess.Popen(words, stdin=-1, stdout=-1, text=True, start_new_session=True, env=environment) as process:
-        try:
-            assert process.stdout.readline() == "1\n"
-            yield process
-        finally:
-            try:
-                os.killpg(process.pid, signal.SIGKILL)
-            except ProcessLookupError:
-                pass
+def another_process(folder, *changes):
+    """A process that trains in this folder, stopped in its first step, and the line to it."""
+    chosen = override(TINY, [*changes, "steps=1000000", "save_every=1000000"])
+    new_trainer(chosen, load_data(chosen)[0], CPU)  # imports what the other process would have to import
+    fork = multiprocessing.get_context("fork")
+    line, its_end = fork.Pipe()
+    process = fork.Process(target=go_on_until_killed, args=(chosen, folder, its_end))
+    process.start()
+    its_end.close()
+    try:
+        assert line.recv() == 1
+        yield process, line
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.join()
 
 
 def test_a_second_process_is_told_which_one_has_the_folder_and_touches_nothing(tmp_path, capsys):
     folder = tmp_path / "run"
-    with another_process(folder) as process:
+    with another_process(folder) as (process, line):
         (folder / ".step-00000002.safetensors.77.partial").write_bytes(b"half of i")  # it may be the other one's
         before = contents(folder)
         said = f"{folder} is in use by process {process.pid} on "
@@ -100,9 +100,8 @@ def test_a_second_process_is_told_which_one_has_the_folder_and_touches_nothing(t
             error = capsys.readouterr().err
             assert f"error: {said}" in error and "Traceback" not in error
         assert contents(folder) == before
-        process.stdin.write("\n")
-        process.stdin.flush()
-        assert process.stdout.readline() == "2\n"  # and that one goes on
+        line.send("go on")
+        assert line.recv() == 2  # and that one does
 
 
 @pytest.mark.parametrize("with_workers", [False, True])
@@ -111,12 +110,13 @@ def test_a_process_that_was_killed_leaves_the_folder_free_at_once(tmp_path, with
     images.mkdir()
     for i in range(40):
         Image.fromarray(np.full((8, 8, 3), i, dtype=np.uint8)).save(images / f"{i}.png")
-    with another_process(folder, images if with_workers else "none") as process:
+    files = f"data=folder root={images} channels=3 classes=0 workers=2".split() if with_workers else []
+    with another_process(folder, *files) as (process, _):
         workers = Path(f"/proc/{process.pid}/task/{process.pid}/children")
         children = workers.read_text().split() if workers.exists() else []
         assert len(children) >= 2 or not with_workers or not workers.exists()
-        os.kill(process.pid, signal.SIGKILL)  # it alone: its workers live on for some seconds
-        process.wait()
+        process.kill()  # it alone: its workers live on for some seconds
+        process.join()
         if workers.exists():
             assert all(Path(f"/proc/{child}").exists() for child in children)
         with locked(folder):
@@ -292,10 +292,15 @@ def test_of_two_that_begin_at_once_the_second_is_told(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == [folder]  # and no half-made folder beside it
 
 
-def test_a_command_can_be_pasted_into_a_shell():
+def test_a_command_can_be_pasted_into_a_shell(tmp_path, monkeypatch):
+    python = tmp_path / ".venv/bin/python"
+    python.parent.mkdir(parents=True)
+    python.touch(mode=0o755)
+    monkeypatch.setattr(sys, "executable", str(python))
+    monkeypatch.setenv("PATH", str(tmp_path))  # as after `make digits`, which activates nothing
+    assert command("list") == f"{python} -m ddpm_lib list"
+    monkeypatch.chdir(tmp_path)
+    assert command("list") == f"{Path('.venv/bin/python')} -m ddpm_lib list"
+    monkeypatch.setenv("PATH", str(python.parent))
     assert command("resume", Path("runs/wide")) == "python -m ddpm_lib resume runs/wide"
     assert command("resume", Path("my runs/$HOME")) == "python -m ddpm_lib resume 'my runs/$HOME'"
-
-
-if __name__ == "__main__":
-    program(Path(sys.argv[1]), sys.argv[2])

@@ -1,18 +1,16 @@
 """A run that is killed with SIGKILL, in the middle of a step or of saving, and resumed, ends as if nothing had been.
 
-The children are forked from one process that has imported everything (this file run as a program), so a kill costs
-the run alone. `make soak` kills at fifty moments of a clock; here three kills come at three chosen places.
+The runs are forked from the process of the test, which has imported everything, so a kill costs the run alone.
+`make soak` kills at fifty moments of a clock; here three kills come at three chosen places.
 """
 
 import json
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
 import traceback
-from pathlib import Path
+from contextlib import suppress
 
 import pytest
 import torch
@@ -24,8 +22,8 @@ from ddpm_lib.training import checkpoint
 from ddpm_lib.training.checkpoint import list_checkpoints, load_checkpoint
 from ddpm_lib.training.ema import EMA
 
-FIELDS = "width=8 blocks=1 groups=4 head_channels=8 batch=8 warmup=5 dropout=0.2 ema_decays=0.9,0.99"
-FIELDS += " flip=true log_every=1 save_every=2 keep=2 sample_steps=2"
+FIELDS = "width=8 multipliers=1 blocks=1 groups=4 attention=8 head_channels=8 batch=8 warmup=5 dropout=0.2"
+FIELDS += " ema_decays=0.9,0.99 flip=true log_every=1 save_every=2 keep=2 sample_steps=2"
 RECIPE = override(recipe("digits"), FIELDS.split())
 CPU = torch.device("cpu")
 
@@ -73,15 +71,15 @@ def half_written(write, at):
 
 
 def in_a_step():
-    EMA.update = dying(EMA.update, at=27)  # two averages a step: between the two of step 14
+    EMA.update = dying(EMA.update, at=11)  # two averages a step: between the two of step 6
 
 
 def while_writing():
-    checkpoint.write_atomically = half_written(checkpoint.write_atomically, at=4)
+    checkpoint.write_atomically = half_written(checkpoint.write_atomically, at=2)
 
 
 def between_renaming_and_pruning():
-    runs.prune = dying(runs.prune, at=5)
+    runs.prune = dying(runs.prune, at=2)
 
 
 PLACES = [in_a_step, while_writing, between_renaming_and_pruning]
@@ -99,53 +97,41 @@ def fork(work, delay=None):
         os._exit(0)
     if delay is not None:
         time.sleep(delay)
-        try:
+        with suppress(ProcessLookupError):
             os.kill(child, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
     _, status = os.waitpid(child, 0)
     if os.WIFSIGNALED(status):
         return True
-    if os.WEXITSTATUS(status):
-        sys.exit("a child failed")
+    assert os.WEXITSTATUS(status) == 0, "a child failed"
     return False
 
 
-def program(folder, kills, seed, fields):
-    """Prints, as JSON: what each kill left behind. `kills` 0: one at each of the chosen places."""
-    runs.curves = runs.sample_grid = lambda *arguments, **options: b"no picture"  # they take longer than the rest
-    runs.plot.save = lambda picture, path: path.write_bytes(picture)
-    torch.optim.AdamW([torch.zeros(1)])  # imports what every child would have to import
-    began = time.perf_counter()
-    fork(lambda: attempt(folder / "whole", fields))
-    whole = time.perf_counter() - began
-    found, killed, clock = [], folder / "killed", random.Random(seed)
-    for kill in range(kills or len(PLACES)):
-        if kills:
-            died = fork(lambda: attempt(killed, fields), delay=whole * (0.01 + 1.2 * clock.random() / kills))
-        else:
-            died = fork(lambda place=PLACES[kill]: (place(), attempt(killed, fields)))
-        places = killed, killed / CHECKPOINTS
-        found.append(
-            {
-                "died": died,
-                "partial": sum(len(list(place.glob(".*.partial"))) for place in places),
-                "steps": [load_checkpoint(path)[1]["step"] for path in list_checkpoints(killed / CHECKPOINTS)],
-            }
-        )
-    fork(lambda: attempt(killed, fields))
-    print(json.dumps(found))
+@pytest.fixture
+def killed_and_whole(tmp_path, monkeypatch):
+    """A function that trains two runs, one of them killed again and again, and returns what each kill left behind."""
 
+    def runs_of(fields, kills=0, seed=0):  # kills = 0: one at each of the chosen places
+        began = time.perf_counter()
+        fork(lambda: attempt(tmp_path / "whole", fields))
+        whole = time.perf_counter() - began
+        found, killed, clock = [], tmp_path / "killed", random.Random(seed)
+        for kill in range(kills or len(PLACES)):
+            if kills:
+                died = fork(lambda: attempt(killed, fields), delay=whole * (0.01 + 1.2 * clock.random() / kills))
+            else:
+                died = fork(lambda place=PLACES[kill]: (place(), attempt(killed, fields)))
+            places = killed, killed / CHECKPOINTS
+            partial = sum(len(list(place.glob(".*.partial"))) for place in places)
+            steps = [load_checkpoint(path)[1]["step"] for path in list_checkpoints(killed / CHECKPOINTS)]
+            found.append({"died": died, "partial": partial, "steps": steps})
+        fork(lambda: attempt(killed, fields))
+        return found
 
-def killed_and_whole(folder, kills, seed, *fields):
-    done = subprocess.run(
-        [sys.executable, __file__, str(folder), str(kills), str(seed), *fields],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "MPLBACKEND": "agg", "PYTHONPATH": str(Path(__file__).parents[2])},
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return json.loads(done.stdout.splitlines()[-1])
+    for picture in ("curves", "sample_grid"):  # they take longer than the rest
+        monkeypatch.setattr(runs, picture, lambda *arguments, **options: b"no picture")
+    monkeypatch.setattr(runs.plot, "save", lambda picture, path: path.write_bytes(picture))
+    runs.new_trainer(RECIPE, runs.load_data(RECIPE)[0], CPU)  # imports what every child would have to import
+    return runs_of
 
 
 def same_end(folder, steps):
@@ -168,25 +154,21 @@ def same_end(folder, steps):
     assert not list((folder / "killed").rglob("*.partial"))
 
 
-def test_three_kills_in_a_step_while_writing_and_before_pruning_leave_no_trace(tmp_path):
-    found = killed_and_whole(tmp_path, 0, 0, "steps=40")
+def test_three_kills_in_a_step_while_writing_and_before_pruning_leave_no_trace(killed_and_whole, tmp_path):
+    found = killed_and_whole(["steps=12"])
     assert all(kill["died"] for kill in found)
     assert [kill["partial"] for kill in found] == [0, 1, 0]
-    # step 12 was saved; then 14, 16, 18, and half of 20; then 20, ..., 28, and nothing was removed after that
-    assert [kill["steps"][-1] for kill in found] == [12, 18, 28]
-    same_end(tmp_path, steps=40)
+    # steps 2 and 4 were saved; then 6, and half of 8; then 8 and 10, and nothing was removed after that
+    assert [kill["steps"][-1] for kill in found] == [4, 6, 10]
+    same_end(tmp_path, steps=12)
 
 
 @pytest.mark.soak
 @pytest.mark.parametrize("seed", [1, 2])
-def test_fifty_kills_at_any_moment_leave_no_trace(tmp_path, seed):
-    found = killed_and_whole(tmp_path, 50, seed, "steps=400", "save_every=1")
+def test_fifty_kills_at_any_moment_leave_no_trace(killed_and_whole, tmp_path, seed):
+    found = killed_and_whole(["steps=400", "save_every=1"], kills=50, seed=seed)
     assert sum(kill["died"] for kill in found) >= 45, "it was finished before the kills were"
     assert any(kill["partial"] for kill in found), "no kill fell into saving"
     ends = [kill["steps"][-1] for kill in found if kill["steps"]]
     assert ends == sorted(ends), "a checkpoint was lost"
     same_end(tmp_path, steps=400)
-
-
-if __name__ == "__main__":
-    program(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), sys.argv[4:])

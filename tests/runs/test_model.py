@@ -168,6 +168,21 @@ def test_an_export_overwrites_nothing_and_refuses_what_fp16_cannot_hold(folder, 
     assert not (tmp_path / "out").exists()
 
 
+def test_an_export_makes_the_folders_that_are_missing(folder, tmp_path):
+    out = tmp_path / "new/deep/out.safetensors"
+    same_content(export(folder, out), export(folder, tmp_path / "expected"))
+    assert command("export", folder, tmp_path / "other/deep", "--diffusers")[0] == 0
+    load_diffusers(tmp_path / "other/deep")
+
+
+@pytest.mark.parametrize("ending", [".pt", ".pth", ".ckpt", ".bin", ".PT"])
+def test_an_export_is_not_named_as_if_it_were_pickled(folder, tmp_path, ending):
+    status, said = command("export", folder, tmp_path / f"new/my.weights{ending}")
+    better = tmp_path / "new/my.weights.safetensors"
+    assert status == 1 and f"error: what is written is a safetensors file, no {ending}: name it {better}" in said
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("name", ["fashion_small", "cifar10_small"])
 def test_the_small_recipes_export_to_less_than_8_mb(tmp_path, name):
     chosen = recipe(name)

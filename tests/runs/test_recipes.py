@@ -2,12 +2,15 @@
 
 import dataclasses
 import inspect
+import re
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from ddpm_lib.networks.unet import UNet
-from ddpm_lib.runs.recipes import NETWORK, RECIPES, SHORT, assignments, did_you_mean, override, recipe
+from ddpm_lib.runs.describe import GROUPS, describe, fields_in_words, recipes_in_words
+from ddpm_lib.runs.recipes import NETWORK, RECIPES, SHORT, assignments, meant, override, recipe
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -62,13 +65,15 @@ def test_a_recipe_cannot_be_changed_in_place():
     ("assignment", "complaint"),
     [
         ("flavour=7", "unknown field 'flavour'; a recipe has: name, data, size, .*steps, .*scale"),
-        ("stepps=7", r"unknown field 'stepps' \(did you mean steps\?\)"),
-        ("lr=0.1", r"unknown field 'lr' \(did you mean learning_rate\?\)"),
-        ("learning-rate=0.1", r"unknown field 'learning-rate' \(did you mean learning_rate\?\)"),
-        ("WD=0.1", r"unknown field 'WD' \(did you mean weight_decay\?\)"),
-        ("bs=8", r"unknown field 'bs' \(did you mean batch\?\)"),
-        ("t=10", r"unknown field 't' \(did you mean T\?\)"),
-        ("steps", "expected field=value, got 'steps'"),
+        ("stepps=7", r"unknown field 'stepps' \(did you mean steps=7\?\)"),
+        ("lr=0.1", r"unknown field 'lr' \(did you mean learning_rate=0\.1\?\)"),
+        ("learning-rate=0.1", r"unknown field 'learning-rate' \(did you mean learning_rate=0\.1\?\)"),
+        ("WD=0.1", r"unknown field 'WD' \(did you mean weight_decay=0\.1\?\)"),
+        ("bs=8", r"unknown field 'bs' \(did you mean batch=8\?\)"),
+        ("t=10", r"unknown field 't' \(did you mean T=10\?\)"),
+        ("steps", r"expected field=value, got 'steps' \(did you mean steps=VALUE\?\)"),
+        ("--flip", r"expected field=value, got '--flip' \(did you mean flip=true\?\)"),
+        ("flavour", "expected field=value, got 'flavour'$"),
         ("steps=many", "field steps expects a whole number, got 'many'"),
         ("steps=1.5", r"field steps expects a whole number, got '1\.5'"),
         ("learning_rate=fast", "field learning_rate expects a number, got 'fast'"),
@@ -118,9 +123,48 @@ def test_an_unknown_recipe_is_refused_and_the_names_are_listed():
 def test_what_is_suggested_for_a_short_name_is_a_field():
     fields = {field.name for field in dataclasses.fields(recipe("digits"))}
     assert set(SHORT.values()) <= fields and not set(SHORT) & fields
-    assert [did_you_mean(word, fields, SHORT) for word in SHORT] == [
-        f" (did you mean {SHORT[word]}?)" for word in SHORT
-    ]
+    assert [meant([f"{word}=1"]) for word in SHORT] == [f" (did you mean {SHORT[word]}=1?)" for word in SHORT]
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_is_described_in_groups_and_columns_and_whole(name):
+    chosen = override(recipe(name), ["root=/a folder/" + "with a long name/" * 9])
+    lines = describe(chosen).splitlines()
+    assert max(map(len, lines)) <= 96
+    titles = [line[:12].strip() for line in lines if line[0] != " "]
+    assert titles == ["data", "network", "diffusion", "training", "run folder", "sampling"]
+    for line in lines:
+        assert all(line[at - 1] == " " for at in (12, 40, 68) if at < len(line) and "long name" not in line)
+    words = " ".join(line[12:].strip() for line in lines)
+    assert all(each in words for each in assignments(chosen, blank(chosen)))
+    assert {line[:12].strip(): line[12:].split("=")[0] for line in lines if line[0] != " "} == GROUPS
+
+
+def blank(chosen):
+    """A stand-in that differs from a recipe in every field."""
+    return SimpleNamespace(**{field.name: object() for field in dataclasses.fields(chosen)})
+
+
+def test_every_field_says_in_a_short_line_what_it_is():
+    lines = fields_in_words().splitlines()
+    names = [field.name for field in dataclasses.fields(recipe("digits"))]
+    assert [line.split()[0] for line in lines] == names
+    assert max(map(len, lines)) <= 100
+    (place,) = {re.match(r"  \S+ +\S+ +", line).end() for line in lines}
+    about = [line[place:] for line in lines]
+    assert len(set(about)) == len(about) and min(len(text.split()) for text in about) >= 2
+    chosen = recipe("digits")
+    shown = ["=".join(line.split()[:2]) for line in fields_in_words(chosen).splitlines()]
+    assert shown == assignments(chosen, blank(chosen))
+
+
+def test_the_recipes_are_listed_in_columns():
+    lines = recipes_in_words().splitlines()
+    assert max(map(len, lines)) <= 100
+    assert [line.split()[0] for line in lines if line[0] != " "] == list(RECIPES)
+    assert len({re.match(r"\S* +", line).end() for line in lines}) == 1
+    texts = " ".join(" ".join(lines).split())
+    assert all(" ".join(function.__doc__.split()) in texts for function in RECIPES.values())
 
 
 @pytest.mark.parametrize("name", RECIPES)

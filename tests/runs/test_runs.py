@@ -4,8 +4,10 @@ import contextlib
 import io
 import json
 import os
+import shlex
 import shutil
 import signal
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ import torch
 
 from ddpm_lib.__main__ import main
 from ddpm_lib.runs import run as runs
+from ddpm_lib.runs.folder import command
 from ddpm_lib.runs.model import CHECKPOINTS, load
 from ddpm_lib.runs.recipes import override, recipe
 from ddpm_lib.runs.run import run
@@ -22,6 +25,7 @@ from ddpm_lib.training.checkpoint import load_checkpoint, save_checkpoint, step_
 SMALL = "width=8 blocks=1 groups=4 head_channels=0 batch=16 steps=6 warmup=2 sample_steps=3".split()
 SMALL += ["log_every=3", "save_every=3"]
 TINY = override(recipe("digits"), SMALL)
+BAD = [("steps", "null"), ("version", "99"), ("data", "[]"), ("data", "3")]
 CPU = torch.device("cpu")
 
 
@@ -138,9 +142,56 @@ def test_the_command_line_s_defaults_are_the_recipe_s(finished, tmp_path, monkey
     assert np.array_equal(stored["images"], load(finished[0], device=CPU).sample(range(10)).numpy())
 
 
+def test_a_negative_scale_is_said_to_be_unusual_and_drawn(finished, tmp_path, capsys):
+    for scale, warned in (("-1.5", True), ("0", False)):
+        out = tmp_path / f"{scale}.png"
+        words = ["sample", str(finished[0]), "--labels", "3", "--scale", scale, "--device", "cpu", "--out", str(out)]
+        assert main(words) == 0
+        error = capsys.readouterr().err
+        assert ("a guidance scale below 0 is unusual: -1.5 leads away from the class" in error) == warned
+        assert float(np.load(out.with_suffix(".npz"))["scale"]) == float(scale)
+
+
+def test_what_comes_next_can_be_pasted_into_a_shell(tmp_path, monkeypatch, capsys, no_picture):
+    monkeypatch.chdir(tmp_path)
+    assert main(["train", "digits", *SMALL, "--out", "my runs/one", "--device", "cpu"]) == 0
+    (_, *sample), (_, *resume) = (shlex.split(line) for line in capsys.readouterr().out.splitlines()[-2:])
+    assert shlex.join(sample[:3]) == shlex.join(resume[:3]) == command()
+    assert main([*sample[3:], "--device", "cpu"]) == 0
+    assert np.load("my runs/one/grid-6.npz")["labels"].tolist() == [0, 1, 2] * 8
+    assert main([*resume[3:], "--device", "cpu"]) == 0
+    assert checkpoint(Path("my runs/one"), 12).exists()
+
+
 def test_list_names_every_recipe(capsys):
     assert main(["list"]) == 0
     assert "digits" in capsys.readouterr().out
+
+
+def test_a_finished_run_says_so_and_how_to_train_on_and_nothing_is_written(finished, monkeypatch, capsys):
+    folder = finished[0]
+    monkeypatch.setattr(runs, "load_data", lambda recipe: 1 / 0)
+    before = {path: (path.stat().st_mtime_ns, path.stat().st_size) for path in folder.rglob("*")}
+    for changes in ([], ["steps=6"]):
+        assert main(["resume", str(folder), *changes, "--device", "cpu"]) == 0
+        said = capsys.readouterr().out
+        assert f"{folder} is finished: it has done its 6 steps, and nothing was written" in said
+        assert said.splitlines()[-1] == command("resume", folder, "steps=12")
+    assert {path: (path.stat().st_mtime_ns, path.stat().st_size) for path in folder.rglob("*")} == before
+
+
+@pytest.mark.parametrize("lost", ["samples", "last", "changed"])
+def test_a_run_that_lacks_something_is_not_finished(finished, tmp_path, monkeypatch, capsys, no_picture, lost):
+    folder = tmp_path / "run"
+    shutil.copytree(finished[0], folder)
+    if lost == "samples":
+        (folder / "samples.png").unlink()
+    elif lost == "last":
+        checkpoint(folder, 6).write_bytes(b"damaged")
+    assert main(["resume", str(folder), *(["scale=3"] if lost == "changed" else []), "--device", "cpu"]) == 0
+    said = capsys.readouterr().out
+    assert said.startswith(f"resuming {folder}\n") and "is finished" not in said
+    assert load(folder, device=CPU).recipe.steps == 6 and load_checkpoint(checkpoint(folder, 6))[1]["step"] == 6
 
 
 def test_a_run_is_never_overwritten(finished, capsys):
@@ -170,7 +221,7 @@ def test_without_a_name_a_run_goes_to_the_next_free_folder(tmp_path, monkeypatch
         (["train", "didgits"], "error: unknown recipe 'didgits' (did you mean digits?); there are: digits"),
         (
             ["train", "digits", "stepps=3"],
-            "error: unknown field 'stepps' (did you mean steps?); a recipe has: ",
+            "error: unknown field 'stepps' (did you mean steps=3?); a recipe has: ",
         ),
         (["train", "digits", "steps=few"], "error: field steps expects a whole number, got 'few'"),
         (["train", "digits", "head_channels=3"], "error: heads of 3 channels do not divide"),
@@ -220,6 +271,16 @@ def test_a_damaged_checkpoint_is_one_line_and_exit_status_1(finished, tmp_path, 
         assert f"error: {damaged} is truncated or not" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", "\xff", *(f'{{"{name}": {value}}}' for name, value in BAD)])
+def test_a_damaged_recipe_is_one_line_that_names_the_file(finished, tmp_path, capsys, text):
+    stored = json.loads((finished[0] / "recipe.json").read_text())
+    if text.startswith('{"'):
+        text = json.dumps(stored | json.loads(text))
+    (tmp_path / "recipe.json").write_text(text, encoding="latin-1")
+    assert main(["resume", str(tmp_path), "--device", "cpu"]) == 1
+    assert capsys.readouterr().err.startswith(f"error: {tmp_path / 'recipe.json'}: ")
+
+
 def test_a_checkpoint_of_another_architecture_is_refused(finished, tmp_path):
     tensors, about = load_checkpoint(checkpoint(finished[0], 6))
     about["recipe"]["width"] = 16
@@ -246,7 +307,7 @@ def test_ctrl_c_saves_the_last_step_and_exits_with_130(tmp_path, monkeypatch, ca
     folder = tmp_path / "stopped"
     fields = [*SMALL, "steps=1000", "save_every=1000"]
     assert main(["train", "digits", *fields, "--out", str(folder), "--device", "cpu"]) == 130
-    said = f"after step 4 of 1000; the last checkpoint is {checkpoint(folder, 4)}; go on with python -m ddpm_lib resume"
+    said = f"after step 4 of 1000; the last checkpoint is {checkpoint(folder, 4)}; go on with {command('resume')}"
     assert said in capsys.readouterr().err
     assert load_checkpoint(checkpoint(folder, 4))[1]["step"] == 4
     assert load(folder, device=CPU).sample([0]).isfinite().all()

@@ -2,9 +2,11 @@
 
 import collections
 import dataclasses
+import os
 import re
 import shlex
 import shutil
+import sys
 from types import SimpleNamespace
 
 import numpy as np
@@ -74,6 +76,12 @@ def checked(chosen, folder):
     assert sorted(folder.rglob("*")) == before
     assert passed == said[-1].startswith("ready") and (not passed) == said[-1].startswith("FAILED")
     return passed, said
+
+
+@pytest.fixture(autouse=True)
+def activated(monkeypatch):
+    """PATH leads to this Python, as in an environment that was activated."""
+    monkeypatch.setenv("PATH", f"{os.path.dirname(sys.executable)}{os.pathsep}{os.environ['PATH']}")
 
 
 @pytest.mark.parametrize("name", RECIPES)

@@ -1,0 +1,148 @@
+"""The book's links: every reference is one, each leads somewhere, and the tool that writes them is right."""
+
+import importlib.util
+import re
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
+
+ROOT = Path(__file__).parents[1]
+spec = importlib.util.spec_from_file_location("links", ROOT / "tools" / "links.py")
+links = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(links)
+
+
+def test_the_book_stands_as_the_tool_writes_it():
+    book = links.Book()
+    book.renew()
+    stored = {name: (book.folder / name).read_text(encoding="utf-8") for name in book.notebooks}
+    off = [name for name, notebook in book.notebooks.items() if nbformat.writes(notebook) + "\n" != stored[name]]
+    assert not off, "run python tools/links.py"
+
+
+def test_no_link_of_the_book_is_dead():
+    assert links.Book().dead() == []
+
+
+def test_every_numbered_equation_and_solution_can_be_linked_to():
+    places = links.Book().places
+    for (kind, number), (name, cell, _) in places.items():
+        assert re.fullmatch(r"[a-zA-Z0-9_-]{1,64}", cell), (kind, number)
+        if kind == "exercise":
+            assert ("solution", number) in places, f"exercise {number} has no solution"
+        if kind == "solution":
+            assert ("exercise", number) in places and name.startswith("solutions/")
+
+
+@pytest.mark.parametrize("path", [ROOT / "README.md", ROOT / "data/README.md", ROOT / "tools/README.md"], ids=str)
+def test_no_link_of_a_page_to_a_file_is_dead(path):
+    targets = links.LINK.findall(path.read_text(encoding="utf-8"))
+    local = [target for target in targets if not target.startswith("https://")]
+    assert not [target for target in local if not (path.parent / target.replace("\\", "")).exists()]
+
+
+# The tool, on a book of two chapters
+
+
+def book(tmp_path, first="", second="", solution="", extra=()):
+    texts = {
+        "00_start.ipynb": ["# 0. Start", "## Contents"],
+        "01_one.ipynb": ["# 1. One", "## 1.1 It's first\n\nText.", "**Eq. 1.1 (a name)**\n\n$$x \\tag{1.1}$$", first],
+        "02_two.ipynb": ["# 2. Two", "## Exercises", "## 2.1 Second", second, *extra],
+        "solutions/02_two.ipynb": ["# Solutions to chapter 2, Two", f"## Solution 2.1\n\n{solution}"],
+    }
+    for name, cells in texts.items():
+        notebook = new_notebook(cells=[new_markdown_cell(cell) for cell in cells if cell])
+        notebook.cells.append(new_code_cell("x = 1  # Eq. 1.1"))
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        nbformat.write(notebook, tmp_path / name)
+    made = links.Book(tmp_path)
+    made.renew()
+    return made
+
+
+def text_of(made, name, cell=-3):
+    return made.notebooks[name].cells[cell].source
+
+
+AWAY, OWN = "01_one.ipynb#cell-id=eq-1-1", "#Eq.-1.1-(a-name)"
+
+
+@pytest.mark.parametrize(
+    ("written", "expected"),
+    [
+        ("See Eq. 1.1.", f"See [Eq. 1.1]({AWAY})."),
+        ("(section 1.1)", "([section 1.1](01_one.ipynb#cell-id=sec-1-1))"),
+        ("Sections 1.1 and 2.1 say", "[Sections 1.1](01_one.ipynb#cell-id=sec-1-1) and [2.1](#2.1-Second) say"),
+        ("Eq. 1.1, 1.1 and 1.1", f"[Eq. 1.1]({AWAY}), [1.1]({AWAY}) and [1.1]({AWAY})"),
+        ("chapters 1 to 2", "[chapters 1](01_one.ipynb) to 2"),  # no link to where one is
+        ("Chapter 7 and Eq. 7.1", "Chapter 7 and Eq. 7.1"),  # not written yet
+        ("Eq. 7 holds our 1.1", f"Eq. 7 holds [our 1.1]({AWAY})"),  # of a paper
+        ("| 1.1 | a name |", f"| [1.1]({AWAY}) | a name |"),
+        ("`Eq. 1.1` and $x$ Eq. 1.1", f"`Eq. 1.1` and $x$ [Eq. 1.1]({AWAY})"),
+        ("[see Eq. 1.1](https://a.org/x_(y))", "[see Eq. 1.1](https://a.org/x_(y))"),
+        ("### After Eq. 1.1", "### After Eq. 1.1"),
+        ("```\nEq. 1.1\n```", "```\nEq. 1.1\n```"),
+        ("2020, arXiv:2006.11239: a", "2020, [arXiv:2006.11239](https://arxiv.org/abs/2006.11239): a"),
+        ("doi:10.1016/0304(82)90051-5.", "[doi:10.1016/0304(82)90051-5](https://doi.org/10.1016/0304(82)90051-5)."),
+    ],
+)
+def test_a_reference_becomes_a_link_and_nothing_else_does(tmp_path, written, expected):
+    made = book(tmp_path, second=written)
+    assert text_of(made, "02_two.ipynb") == expected
+    assert made.linked("02_two.ipynb", expected) == expected, "a second time changes nothing"
+    assert made.dead() == []
+
+
+def test_within_a_notebook_a_link_leads_to_a_heading(tmp_path):
+    made = book(tmp_path, first="Eq. 1.1, section 1.1")
+    assert text_of(made, "01_one.ipynb") == f"[Eq. 1.1]({OWN}), [section 1.1](#1.1-It's-first)"
+
+
+def test_from_the_solutions_a_link_leads_a_folder_up(tmp_path):
+    made = book(tmp_path, solution="By Eq. 1.1 of chapter 1.")
+    expected = f"## Solution 2.1\n\nBy [Eq. 1.1](../{AWAY}) of [chapter 1](../01_one.ipynb)."
+    assert text_of(made, "solutions/02_two.ipynb") == expected
+
+
+def test_an_exercise_ends_with_a_link_to_its_solution(tmp_path):
+    made = book(tmp_path, extra=["**2.1 (easy).** Why?"])
+    expected = "**2.1 (easy).** Why? [Solution](solutions/02_two.ipynb#cell-id=solution-2-1)"
+    assert text_of(made, "02_two.ipynb") == expected
+    made.renew()
+    assert text_of(made, "02_two.ipynb") == expected
+
+
+def test_an_equation_begins_a_cell_that_has_its_number_for_an_id(tmp_path):
+    made = book(tmp_path, second="Before.\n\n**Eq. 2.1 (b)**\n\n$$y \\tag{2.1}$$\n\nAfter.")
+    cells = made.notebooks["02_two.ipynb"].cells[4:6]
+    assert [cell.source for cell in cells] == ["Before.", "##### **Eq. 2.1 (b)**\n\n$$y \\tag{2.1}$$\n\nAfter."]
+    assert cells[1].id == "eq-2-1"
+
+
+def test_head_and_foot_lead_to_the_chapters_before_and_after(tmp_path):
+    made = book(tmp_path)
+    contents = "00_start.ipynb#cell-id=contents"
+    line = f"[← 0. Start](00_start.ipynb) · [Contents]({contents}) · [2. Two →](02_two.ipynb)"
+    assert made.notebooks["01_one.ipynb"].cells[0].source == made.notebooks["01_one.ipynb"].cells[-1].source == line
+    listed = made.notebooks["00_start.ipynb"].cells[2].source
+    assert listed == "## Contents\n\n- [0. Start](00_start.ipynb)\n- [1. One](01_one.ipynb)\n- [2. Two](02_two.ipynb)"
+    back = f"[← Chapter 2. Two](../02_two.ipynb#cell-id=exercises) · [Contents](../{contents})"
+    assert made.notebooks["solutions/02_two.ipynb"].cells[0].source == back
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        "03_three.ipynb",
+        "01_one.ipynb#cell-id=eq-1-2",
+        "01_one.ipynb#1.1-It's-first",  # JupyterLab finds no heading in a notebook that is not open yet
+        "#Eq.-1.1-(another-name)",
+        "#cell-id=sec-2-1",  # nor a cell in the notebook that is
+        "../nowhere.png",
+    ],
+)
+def test_a_link_that_leads_nowhere_is_found(tmp_path, target):
+    assert [line.partition(": ")[2] for line in book(tmp_path, second=f"[this]({target})").dead()] == [target]
