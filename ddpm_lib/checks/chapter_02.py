@@ -14,7 +14,7 @@ from ddpm_lib.checks.guard import STENCIL, Watched, apart_each, relative, slope_
 DOUBLE = torch.float64
 
 
-@check("2.1", "pixels in [−1, 1]", "implementation", "exact fractions, for whole numbers and for floats", to=1e-6)
+@check("2.1", "signed pixels", "implementation", "exact fractions, for whole numbers and for floats", to=1e-6)
 @until(1e-5)
 def pixels(f):
     """f(images, white) returns the scaled images."""

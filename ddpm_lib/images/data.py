@@ -40,7 +40,7 @@ def digits() -> tuple[LabelledImages, LabelledImages]:
 
 
 def to_signed(images: Tensor, white: float = 255, check: bool = True) -> Tensor:
-    """Eq. 2.1 (pixels in [−1, 1]). Grey levels 0..`white` → 2·level/white − 1, float32: the one place to scale data.
+    """Eq. 2.1 (signed pixels). Grey levels 0..`white` → 2·level/white − 1, float32: the one place to scale data.
 
     images: any shape and real dtype, bytes included; white: the level of full white (255 for bytes, 16 for the digits).
     check=False asks the device for no number, so nobody waits: for parts of images that were checked as a whole.

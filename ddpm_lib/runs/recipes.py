@@ -5,7 +5,6 @@ import difflib
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from types import ModuleType
 from typing import Any
 
 from ddpm_lib.diffusion.cosine import cosine_schedule
@@ -14,21 +13,17 @@ from ddpm_lib.images import data
 from ddpm_lib.networks.unet import UNet
 
 
-def _datasets() -> ModuleType:
-    from ddpm_lib.images import datasets  # torchvision takes as long to import as torch, and few commands need it
+def _files(name: str) -> Callable[["Recipe"], tuple]:
+    def load(recipe: "Recipe") -> tuple:
+        from ddpm_lib.images import datasets  # torchvision takes as long to import as torch, and few commands need it
 
-    return datasets
+        return getattr(datasets, name)(recipe.root, recipe.size, *[recipe.channels] * (name == "folder"))
+
+    return load
 
 
-DATA: dict[str, Callable[["Recipe"], tuple]] = {
-    "digits": lambda r: data.digits(),
-    "mnist": lambda r: _datasets().mnist(r.root, r.size),
-    "fashion": lambda r: _datasets().fashion(r.root, r.size),
-    "cifar10": lambda r: _datasets().cifar10(r.root, r.size),
-    "stl10": lambda r: _datasets().stl10(r.root, r.size),
-    "celeba": lambda r: _datasets().celeba(r.root, r.size),
-    "folder": lambda r: _datasets().folder(r.root, r.size, r.channels),
-}
+DATA: dict[str, Callable[["Recipe"], tuple]] = {"digits": lambda recipe: data.digits()}
+DATA |= {name: _files(name) for name in ("mnist", "fashion", "cifar10", "stl10", "celeba", "folder")}
 SCHEDULES: dict[str, Callable[[int], Schedule]] = {"linear": linear_schedule, "cosine": cosine_schedule}
 NETWORK = (
     *("size", "channels", "width", "multipliers", "blocks", "groups", "attention", "head_channels"),

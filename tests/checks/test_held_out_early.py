@@ -572,7 +572,7 @@ def in_half_precision(images, white):
 
 
 held_out(
-    "pixels in [−1, 1]",
+    "signed pixels",
     white_is_255=lambda x, w: scaled(x, 255 if x.dtype == torch.uint8 else w),
     white_by_dtype=lambda x, w: scaled(x, 255 if not x.is_floating_point() and w > 200 else w),
     white_is_the_largest=lambda x, w: scaled(x, x.max()),
@@ -1680,7 +1680,7 @@ RIGHT = {
         lambda d, n, c: 1 - (stats.norm.cdf(c - d * n**0.5) - stats.norm.cdf(-c - d * n**0.5)),
         lambda d, n, c: stats.norm.sf(c, d * n**0.5) + stats.norm.cdf(-c, d * n**0.5),
     ],
-    "pixels in [−1, 1]": [
+    "signed pixels": [
         scaled,
         lambda x, w: x.float() / w * 2 - 1,
         lambda x, w: (x.float() - w / 2) / (w / 2),
