@@ -1,10 +1,9 @@
 """Recipes: the whole configuration of a run, as functions that return a frozen dataclass."""
 
-import dataclasses
 import difflib
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from ddpm_lib.diffusion.cosine import cosine_schedule
@@ -130,12 +129,12 @@ def mnist() -> Recipe:
 
 def fashion() -> Recipe:
     """Fashion-MNIST's 60,000 garments at 28x28, in ten classes: the network of `mnist`."""
-    return dataclasses.replace(mnist(), name="fashion", data="fashion")
+    return replace(mnist(), name="fashion", data="fashion")
 
 
 def fashion_small() -> Recipe:
     """Fashion-MNIST with a network whose weights, stored in fp16, take less than 8 MB."""
-    return dataclasses.replace(fashion(), name="fashion_small", width=48, head_channels=48)
+    return replace(fashion(), name="fashion_small", width=48, head_channels=48)
 
 
 def cifar10() -> Recipe:
@@ -147,7 +146,7 @@ def cifar10() -> Recipe:
 def cifar10_small() -> Recipe:
     """CIFAR-10 with a network whose weights, stored in fp16, take less than 8 MB."""
     network = {"width": 48, "multipliers": (1, 2, 2), "groups": 16, "head_channels": 48}
-    return dataclasses.replace(cifar10(), name="cifar10_small", steps=200_000, **network)
+    return replace(cifar10(), name="cifar10_small", steps=200_000, **network)
 
 
 def stl10() -> Recipe:
@@ -158,12 +157,12 @@ def stl10() -> Recipe:
 
 def celeba64() -> Recipe:
     """CelebA's 162,770 faces of the training split at 64x64, without labels: the network of `stl10`."""
-    return dataclasses.replace(stl10(), name="celeba64", data="celeba")
+    return replace(stl10(), name="celeba64", data="celeba")
 
 
 def folder() -> Recipe:
     """Images of your own: root=PATH; subfolders are classes, used with classes=THEIR NUMBER and ignored without it."""
-    return dataclasses.replace(stl10(), name="folder", data="folder", root="images", steps=100_000)
+    return replace(stl10(), name="folder", data="folder", root="images", steps=100_000)
 
 
 FUNCTIONS = (digits, mnist, fashion, fashion_small, cifar10, cifar10_small, stl10, celeba64, folder)
@@ -182,26 +181,26 @@ def override(base: Recipe, assignments: Sequence[str]) -> Recipe:
 
     Raises ValueError for an unknown field (listing all), or a value that is not of the field's type.
     """
-    fields = {f.name: f for f in dataclasses.fields(base)}
+    known = {f.name: f for f in fields(base)}
     changes: dict[str, Any] = {}
     for i, assignment in enumerate(assignments):
         name, equals, text = assignment.partition("=")
         if not equals:
             raise ValueError(f"expected field=value, got {assignment!r}{meant(assignments[i:])}")
-        if name not in fields:
-            raise ValueError(f"unknown field {name!r}{meant([assignment])}; a recipe has: {', '.join(fields)}")
-        read, expected = READERS[fields[name].type]
+        if name not in known:
+            raise ValueError(f"unknown field {name!r}{meant([assignment])}; a recipe has: {', '.join(known)}")
+        read, expected = READERS[known[name].type]
         try:
             changes[name] = read(text)
         except (ValueError, KeyError) as error:
             raise ValueError(f"field {name} expects {expected}, got {text!r}") from error
-    return dataclasses.replace(base, **changes)
+    return replace(base, **changes)
 
 
 def meant(words: Sequence[str]) -> str:
     """The end of a message, " (did you mean steps=10?)", for words that begin with --steps 10 or step=10; else ""."""
     name, equals, text = words[0].partition("=")
-    types = {f.name: f.type for f in dataclasses.fields(Recipe)}
+    types = {f.name: f.type for f in fields(Recipe)}
     if (likely := nearest(name, types, SHORT)) is None:
         return ""
     if not equals:
@@ -222,7 +221,7 @@ READERS: dict[Any, tuple[Callable[[str], Any], str]] = {
 
 def assignments(chosen: Recipe, base: Recipe) -> list[str]:
     """What `override` needs to make `chosen` of `base`: "field=value" for every field in which they differ."""
-    names = [field.name for field in dataclasses.fields(chosen)]
+    names = [field.name for field in fields(chosen)]
     return [f"{n}={text_of(getattr(chosen, n))}" for n in names if getattr(chosen, n) != getattr(base, n)]
 
 
