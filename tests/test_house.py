@@ -163,6 +163,7 @@ def test_a_notebook_is_stored_as_it_ran_from_top_to_bottom(path):
     outputs = [output for cell in cells(path) for output in cell.outputs]
     assert not [o for o in outputs if o.output_type == "error"]
     assert not [o.text for o in outputs if o.get("name") == "stderr"]
+    assert "widgets" not in nbformat.read(path, 4).metadata, "a widget shows nothing in a notebook that is not trusted"
 
 
 def tree_of_cell(cell):

@@ -116,7 +116,7 @@ class Recipe:
 def digits() -> Recipe:
     """scikit-learn's 1,797 handwritten digits at 8x8: no download, under two minutes on two CPU cores."""
     network = {"width": 32, "multipliers": (1, 2), "blocks": 1, "groups": 8, "attention": (4,), "head_channels": 16}
-    course = {"steps": 640, "learning_rate": 4e-3, "warmup": 20, "final_rate": 0.0, "ema_decays": (0.99,)}
+    course = {"steps": 640, "batch": 96, "learning_rate": 4e-3, "warmup": 20, "final_rate": 0.0, "ema_decays": (0.99,)}
     log = {"log_every": 20, "save_every": 200}
     return Recipe("digits", data="digits", size=8, channels=1, classes=10, dropout=0.0, **network, **course, **log)
 
