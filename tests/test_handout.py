@@ -1,20 +1,18 @@
 """A chapter that a teacher hands out shows no way to the solutions, and is otherwise the chapter."""
 
-import importlib.util
 from pathlib import Path
 
 import nbformat
 import pytest
 
+from tools.handout import handout
+
 ROOT = Path(__file__).parents[1]
-spec = importlib.util.spec_from_file_location("handout", ROOT / "tools" / "handout.py")
-module = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(module)
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "chapters").glob("*.ipynb")), ids=lambda path: path.name)
 def test_it_is_the_chapter_without_a_way_to_its_solutions(path, tmp_path):
-    module.handout(path, tmp_path / "out.ipynb")
+    handout(path, tmp_path / "out.ipynb")
     given, chapter = nbformat.read(tmp_path / "out.ipynb", 4), nbformat.read(path, 4)
     assert "solutions/" not in (tmp_path / "out.ipynb").read_text(encoding="utf-8")
     assert [cell.id for cell in given.cells] == [cell.id for cell in chapter.cells]
@@ -25,5 +23,5 @@ def test_it_is_the_chapter_without_a_way_to_its_solutions(path, tmp_path):
 def test_no_file_is_written_over(tmp_path):
     (tmp_path / "out.ipynb").write_text("mine")
     with pytest.raises(FileExistsError, match="name another file"):
-        module.handout(ROOT / "chapters/04_posterior.ipynb", tmp_path / "out.ipynb")
+        handout(ROOT / "chapters/04_posterior.ipynb", tmp_path / "out.ipynb")
     assert (tmp_path / "out.ipynb").read_text() == "mine"

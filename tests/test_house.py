@@ -1,6 +1,7 @@
 """The house is in order: modules stand in their chapters, notebooks are stored as run, pins and README are true."""
 
 import ast
+import functools
 import importlib.util
 import io
 import re
@@ -139,14 +140,24 @@ def test_the_library_never_unpickles(path):
 # Notebooks
 
 
+@functools.cache
+def notebook(path):
+    return nbformat.read(path, 4)
+
+
 def cells(path, kind="code"):
-    return [cell for cell in nbformat.read(path, 4).cells if cell.cell_type == kind]
+    return [cell for cell in notebook(path).cells if cell.cell_type == kind]
+
+
+@functools.cache
+def tree_of_source(source):
+    return ast.parse(TransformerManager().transform_cell(source))
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, **by_name)
 def test_a_notebook_imports_nothing_of_a_later_chapter(path):
-    chapter, python = int(path.name[:2]), TransformerManager()
-    names = {name for cell in cells(path) for name in imported(ast.parse(python.transform_cell(cell.source)))}
+    chapter = int(path.name[:2])
+    names = {name for cell in cells(path) for name in imported(tree_of_source(cell.source))}
     assert not {name for name in names if CHAPTER[name] > chapter}
 
 
@@ -163,15 +174,11 @@ def test_a_notebook_is_stored_as_it_ran_from_top_to_bottom(path):
     outputs = [output for cell in cells(path) for output in cell.outputs]
     assert not [o for o in outputs if o.output_type == "error"]
     assert not [o.text for o in outputs if o.get("name") == "stderr"]
-    assert "widgets" not in nbformat.read(path, 4).metadata, "a widget shows nothing in a notebook that is not trusted"
-
-
-def tree_of_cell(cell):
-    return ast.parse(TransformerManager().transform_cell(cell.source))
+    assert "widgets" not in notebook(path).metadata, "a widget shows nothing in a notebook that is not trusted"
 
 
 def calls(cell, name):
-    nodes = ast.walk(tree_of_cell(cell))
+    nodes = ast.walk(tree_of_source(cell.source))
     return [node for node in nodes if isinstance(node, ast.Call) and ast.unparse(node.func) == name]
 
 
@@ -217,14 +224,14 @@ def test_no_printed_line_is_wider_than_the_page(path):
 @pytest.mark.parametrize("path", NOTEBOOKS, **by_name)
 def test_no_assert_fails_without_a_sentence(path):
     for cell in cells(path):
-        for node in ast.walk(tree_of_cell(cell)):
+        for node in ast.walk(tree_of_source(cell.source)):
             assert not isinstance(node, ast.Assert) or node.msg, ast.unparse(node)
 
 
 @pytest.mark.parametrize("path", [path for path in NOTEBOOKS if path.parent.name == "chapters"], **by_name)
 def test_the_solutions_stand_in_a_notebook_of_their_own(path):
     assert (path.parent / "solutions" / path.name).exists()
-    for cell in nbformat.read(path, 4).cells:
+    for cell in notebook(path).cells:
         assert not cell.source.startswith("## Solution")
         assert not cell.metadata.get("jupyter", {}).get("source_hidden")
 

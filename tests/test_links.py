@@ -1,6 +1,5 @@
 """The book's links: every reference is one, each leads somewhere, and the tool that writes them is right."""
 
-import importlib.util
 import re
 from pathlib import Path
 
@@ -8,10 +7,9 @@ import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
+from tools import links
+
 ROOT = Path(__file__).parents[1]
-spec = importlib.util.spec_from_file_location("links", ROOT / "tools" / "links.py")
-links = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(links)
 
 
 def test_the_book_stands_as_the_tool_writes_it():

@@ -1,14 +1,12 @@
 """A reader's copy of the book: it follows the book until the reader changes it, and no change is ever lost."""
 
-import importlib.util
 from pathlib import Path
 
 import pytest
 
+from tools import reading_copy
+
 ROOT = Path(__file__).parents[1]
-spec = importlib.util.spec_from_file_location("reading_copy", ROOT / "tools" / "reading_copy.py")
-reading_copy = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(reading_copy)
 
 
 @pytest.fixture

@@ -24,13 +24,9 @@ CPU = torch.device("cpu")
 
 
 @pytest.fixture
-def root(tmp_path):
+def root(tmp_path, random_images):
     """Seventy images of 6×6, more than one worker decodes at a time, in two classes."""
-    for i in range(70):
-        path = tmp_path / "images" / ("odd" if i % 2 else "even") / f"{i:02d}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(np.random.default_rng(i).integers(0, 256, (6, 6, 3), dtype=np.uint8)).save(path)
-    return tmp_path / "images"
+    return random_images(tmp_path / "images", 70, ("even", "odd"))
 
 
 def opened(root):

@@ -147,14 +147,9 @@ def test_the_default_budget_is_a_quarter_of_what_is_free(monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def files(tmp_path_factory):
+def files(tmp_path_factory, random_images):
     """A hundred images of 6×6 in two classes, more than one worker decodes at a time."""
-    root = tmp_path_factory.mktemp("files")
-    random = np.random.default_rng(0)
-    for i in range(100):
-        folder = root / ("odd" if i % 2 else "even")
-        folder.mkdir(exist_ok=True)
-        Image.fromarray(random.integers(0, 256, (6, 6, 3), dtype=np.uint8)).save(folder / f"{i:02d}.png")
+    root = random_images(tmp_path_factory.mktemp("files"), 100, ("even", "odd"))
     return image_folder(root, size=6, channels=3)
 
 

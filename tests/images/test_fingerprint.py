@@ -5,7 +5,6 @@ import shutil
 import warnings
 from dataclasses import replace
 
-import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -21,13 +20,9 @@ def in_memory(n=12):
 
 
 @pytest.fixture
-def root(tmp_path):
+def root(tmp_path, random_images):
     """A folder of six images in two classes, no two files of one size."""
-    for i in range(6):
-        path = tmp_path / "here" / ("ant" if i % 2 else "bee") / f"{i}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(np.random.default_rng(i).integers(0, 256, (4 + i, 4, 3), dtype=np.uint8)).save(path)
-    return tmp_path / "here"
+    return random_images(tmp_path / "here", 6, ("bee", "ant"), size=lambda i: (4 + i, 4))
 
 
 def of_folder(root, **changes):
@@ -79,13 +74,13 @@ def test_a_folder_may_move_and_be_copied_but_not_change(root, tmp_path):
     shutil.copytree(root, tmp_path / "elsewhere")  # with new times
     (tmp_path / "linked").symlink_to(root, target_is_directory=True)
     assert of_folder(tmp_path / "elsewhere") == of_folder(tmp_path / "linked") == first
-    (root / "ant/1.png").rename(root / "ant/9.png")
+    (root / "ant/01.png").rename(root / "ant/09.png")
     assert of_folder(root) != first, "renamed"
-    (root / "ant/9.png").rename(root / "bee/1.png")
+    (root / "ant/09.png").rename(root / "bee/01.png")
     assert of_folder(root) != first, "in another class"
-    (root / "bee/1.png").rename(root / "ant/1.png")
+    (root / "bee/01.png").rename(root / "ant/01.png")
     assert of_folder(root) == first
-    shutil.copy(root / "ant/3.png", root / "ant/1.png")
+    shutil.copy(root / "ant/03.png", root / "ant/01.png")
     assert of_folder(root) != first, "replaced by a file of another size"
 
 

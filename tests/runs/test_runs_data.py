@@ -9,7 +9,6 @@ import subprocess
 import sys
 import time
 
-import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -40,13 +39,9 @@ def no_pictures(monkeypatch):
 
 
 @pytest.fixture
-def images(tmp_path):
+def images(tmp_path, random_images):
     """Forty image files in two classes."""
-    for i in range(40):
-        path = tmp_path / "images" / ("ant" if i % 2 else "bee") / f"{i:02d}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(np.random.default_rng(i).integers(0, 256, (5, 5, 3), dtype=np.uint8)).save(path)
-    return tmp_path / "images"
+    return random_images(tmp_path / "images", 40, ("bee", "ant"))
 
 
 def chosen(images, *changes):
