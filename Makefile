@@ -1,5 +1,5 @@
-# make lab | make test | make soak | make digits: each creates .venv on first use and again when the pins change.
-.PHONY: lab test soak digits clean
+# make lab | make test | make soak | make digits | make stored: each creates .venv on first use and again when the pins change.
+.PHONY: lab test soak digits stored clean
 .DELETE_ON_ERROR:
 SHELL := /bin/sh
 # OpenMP's threads shall sleep while they wait: where others use the cores, spinning ones cost several times the time.
@@ -24,6 +24,12 @@ soak: $(VENV)/.test
 
 digits: $(VENV)/.book
 	$(BIN)/python -m ddpm_lib train digits $(ARGS)
+
+# Runs notebooks and stores them as run. Streams are joined and widgets left out, so two runs give the same file.
+NOTEBOOKS ?= chapters/*.ipynb chapters/solutions/*.ipynb
+stored: $(VENV)/.book
+	PYTHONPATH=. OMP_NUM_THREADS=1 $(BIN)/jupyter nbconvert --to notebook --execute --inplace --coalesce-streams \
+		--ExecutePreprocessor.record_timing=False --ExecutePreprocessor.store_widget_state=False $(NOTEBOOKS)
 
 clean:
 	rm -rf $(VENV)
