@@ -34,6 +34,7 @@ CHAPTER = {
     "checks.raised": 0,
     "checks.report": 0,
     "checks.guard": 0,
+    "checks.errata": 90,  # appendices come after all chapters
     "checks.chapter_00": 0,
     "gaussian": 1,
     "checks.chapter_01": 1,

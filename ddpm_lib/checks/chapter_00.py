@@ -43,7 +43,9 @@ def _(x, eps, beta):
     return (1 - beta) ** 0.5 * x + beta**0.5 * eps
 
 
-@mixing_with_noise.wrong("weights 1 − β and β, as for averages", seen="no public source: a plausible slip")
+@mixing_with_noise.wrong(
+    "weights 1 − β and β, as for averages", seen="no public source: a plausible slip", idea="power"
+)
 def _(x, eps, beta):
     return (1 - beta) * x + beta * eps
 
@@ -51,12 +53,15 @@ def _(x, eps, beta):
 @mixing_with_noise.wrong(
     "the noise is added and the image not shrunk",
     seen="no public source: a plausible slip (the variance then grows with every step)",
+    idea="term",
 )
 def _(x, eps, beta):
     return x + beta**0.5 * eps
 
 
-@mixing_with_noise.wrong("√β and √(1 − β²), as for a sine and a cosine", seen="no public source: a plausible slip")
+@mixing_with_noise.wrong(
+    "√β and √(1 − β²), as for a sine and a cosine", seen="no public source: a plausible slip", idea="power"
+)
 def _(x, eps, beta):
     return (1 - beta**2) ** 0.5 * x + beta**0.5 * eps
 
@@ -64,22 +69,25 @@ def _(x, eps, beta):
 @mixing_with_noise.wrong(
     "the image is thrown away",
     seen="no public source: a plausible slip (passes every check that looks at the variance alone)",
+    idea="term",
 )
 def _(x, eps, beta):
     return eps
 
 
-@mixing_with_noise.wrong("the image turned into its negative", seen="no public source: of two roots the negative one")
+@mixing_with_noise.wrong(
+    "the image turned into its negative", seen="no public source: of two roots the negative one", idea="sign"
+)
 def _(x, eps, beta):
     return -((1 - beta) ** 0.5) * x + beta**0.5 * eps
 
 
-@mixing_with_noise.wrong("a share of at least 1e-4", seen="no public source: a clamp for stability")
+@mixing_with_noise.wrong("a share of at least 1e-4", seen="no public source: a clamp for stability", idea="edge")
 def _(x, eps, beta):
     beta = max(beta, 1e-4)
     return (1 - beta) ** 0.5 * x + beta**0.5 * eps
 
 
-@mixing_with_noise.wrong("cut off at −6 and 6", seen="no public source: a clamp for stability")
+@mixing_with_noise.wrong("cut off at −6 and 6", seen="no public source: a clamp for stability", idea="edge")
 def _(x, eps, beta):
     return ((1 - beta) ** 0.5 * x + beta**0.5 * eps).clamp(-6, 6)

@@ -92,25 +92,32 @@ def normal_density(f):
 @normal_density.wrong(
     "the variance taken for the standard deviation",
     seen="SamsungLabs/pytorch-ensembles issue 5, CyberPoint/libpgm issue 10",
+    idea="power",
 )
 def _(x, mean, var):
     return -0.5 * ((x - mean) ** 2 / var**2 + torch.as_tensor(2 * math.pi * var**2).log())
 
 
 @normal_density.wrong(
-    "the normaliser is missing", seen="no public source: a plausible slip (a squared error taken for a log-density)"
+    "the normaliser is missing",
+    seen="no public source: a plausible slip (a squared error taken for a log-density)",
+    idea="term",
 )
 def _(x, mean, var):
     return -0.5 * (x - mean) ** 2 / torch.as_tensor(var)
 
 
-@normal_density.wrong("the normaliser without the variance: ½·log 2π only", seen="no public source: a plausible slip")
+@normal_density.wrong(
+    "the normaliser without the variance: ½·log 2π only", seen="no public source: a plausible slip", idea="term"
+)
 def _(x, mean, var):
     return -0.5 * ((x - mean) ** 2 / torch.as_tensor(var) + math.log(2 * math.pi))
 
 
 @normal_density.wrong(
-    "the root of the normaliser is forgotten: log(2πv), not ½·log(2πv)", seen="no public source: a plausible slip"
+    "the root of the normaliser is forgotten: log(2πv), not ½·log(2πv)",
+    seen="no public source: a plausible slip",
+    idea="power",
 )
 def _(x, mean, var):
     return -0.5 * (x - mean) ** 2 / torch.as_tensor(var) - torch.as_tensor(2 * math.pi * var).log()
@@ -119,12 +126,15 @@ def _(x, mean, var):
 @normal_density.wrong(
     "the ½ is missing in the exponent",
     seen="no public source: a plausible slip (exp(−x²), the density with variance ½)",
+    idea="term",
 )
 def _(x, mean, var):
     return -((x - mean) ** 2) / torch.as_tensor(var) - 0.5 * torch.as_tensor(2 * math.pi * var).log()
 
 
-@normal_density.wrong("in bits", seen="no public source: a plausible slip (log2 in the place of the natural logarithm)")
+@normal_density.wrong(
+    "in bits", seen="no public source: a plausible slip (log2 in the place of the natural logarithm)", idea="exchange"
+)
 def _(x, mean, var):
     return -0.5 * ((x - mean) ** 2 / var + torch.as_tensor(2 * math.pi * var).log()) / math.log(2)
 
@@ -134,17 +144,21 @@ def _log_density(x, mean, var):
     return torch.distributions.Normal(mean, var.sqrt()).log_prob(x)
 
 
-@normal_density.wrong("a variance of at least 1e-4", seen="no public source: a clamp for stability")
+@normal_density.wrong("a variance of at least 1e-4", seen="no public source: a clamp for stability", idea="edge")
 def _(x, mean, var):
     return _log_density(x, mean, torch.as_tensor(var, dtype=x.dtype).clamp(min=1e-4))
 
 
-@normal_density.wrong("1e-8 is added to the density before the logarithm", seen="no public source: against log 0")
+@normal_density.wrong(
+    "1e-8 is added to the density before the logarithm", seen="no public source: against log 0", idea="edge"
+)
 def _(x, mean, var):
     return (_log_density(x, mean, var).exp() + 1e-8).log()
 
 
-@normal_density.wrong("no gradient reaches the variance", seen="no public source: a variance taken for a constant")
+@normal_density.wrong(
+    "no gradient reaches the variance", seen="no public source: a variance taken for a constant", idea="gradient"
+)
 def _(x, mean, var):
     return _log_density(x, mean, torch.as_tensor(var, dtype=x.dtype).detach())
 
@@ -185,6 +199,7 @@ def _(A, b, mean, cov):
 @affine_map.wrong(
     "A stands on one side only",
     seen="no public source: a plausible slip (a factor that is not squared: Var(a·x) = a·Var(x))",
+    idea="power",
 )
 def _(A, b, mean, cov):
     return A @ mean + b, (A @ cov)[:, : len(A)]
@@ -193,25 +208,28 @@ def _(A, b, mean, cov):
 @affine_map.wrong(
     "A's entries are squared one by one",
     seen="no public source: a plausible slip (the rule for independent entries, used for all)",
+    idea="noise",
 )
 def _(A, b, mean, cov):
     return A @ mean + b, torch.diag(A**2 @ cov.diagonal())
 
 
-@affine_map.wrong("the shift is added to the variances too", seen="no public source: a plausible slip")
+@affine_map.wrong("the shift is added to the variances too", seen="no public source: a plausible slip", idea="term")
 def _(A, b, mean, cov):
     return A @ mean + b, A @ cov @ A.T + torch.diag(b**2)
 
 
 @affine_map.wrong(
-    "AᵀΣA, transposed", seen="no public source: a plausible slip (row vectors and column vectors mixed up)"
+    "AᵀΣA, transposed", seen="no public source: a plausible slip (row vectors and column vectors mixed up)", idea="axis"
 )
 def _(A, b, mean, cov):
     square = torch.cat([A, A])[:2]
     return A @ mean + b, (square.T @ cov @ square)[: len(A), : len(A)]
 
 
-@affine_map.wrong("1e-9 is added to the variances", seen="no public source: jitter, lest a Cholesky factor fail")
+@affine_map.wrong(
+    "1e-9 is added to the variances", seen="no public source: jitter, lest a Cholesky factor fail", idea="edge"
+)
 def _(A, b, mean, cov):
     return A @ mean + b, A @ cov @ A.T + 1e-9 * torch.eye(len(A), dtype=A.dtype)
 
@@ -255,6 +273,7 @@ def _(mean_1, var_1, mean_2, var_2):
 @sum_of_normals.wrong(
     "standard deviations are added instead of variances",
     seen="thodson-usgs/ratingcurve issue 61, hansenlab/minfi issue 290",
+    idea="power",
 )
 def _(mean_1, var_1, mean_2, var_2):
     return mean_1 + mean_2, (var_1**0.5 + var_2**0.5) ** 2
@@ -263,6 +282,7 @@ def _(mean_1, var_1, mean_2, var_2):
 @sum_of_normals.wrong(
     "precisions are added instead of variances",
     seen="no public source: a plausible slip (the rule for products, used for sums)",
+    idea="exchange",
 )
 def _(mean_1, var_1, mean_2, var_2):
     return mean_1 + mean_2, 1 / (1 / var_1 + 1 / var_2)
@@ -271,12 +291,13 @@ def _(mean_1, var_1, mean_2, var_2):
 @sum_of_normals.wrong(
     "the variance of the average",
     seen="no public source: a plausible slip (a mixture of two densities taken for a sum of two variables)",
+    idea="exchange",
 )
 def _(mean_1, var_1, mean_2, var_2):
     return (mean_1 + mean_2) / 2, (var_1 + var_2) / 2 + (mean_1 - mean_2) ** 2 / 4
 
 
-@sum_of_normals.wrong("each variance is at least 1e-6", seen="no public source: a clamp for stability")
+@sum_of_normals.wrong("each variance is at least 1e-6", seen="no public source: a clamp for stability", idea="edge")
 def _(mean_1, var_1, mean_2, var_2):
     return mean_1 + mean_2, max(var_1, 1e-6) + max(var_2, 1e-6)
 
@@ -338,13 +359,16 @@ def _weighted(mean_1, mean_2, weight_1, weight_2):
 @product_of_densities.wrong(
     "variances are added instead of precisions",
     seen="no public source: a plausible slip (the rule for sums, used for products)",
+    idea="exchange",
 )
 def _(mean_1, var_1, mean_2, var_2):
     return _weighted(mean_1, mean_2, 1 / var_1, 1 / var_2), var_1 + var_2
 
 
 @product_of_densities.wrong(
-    "the plain average of the means", seen="no public source: a plausible slip (right for equal variances only)"
+    "the plain average of the means",
+    seen="no public source: a plausible slip (right for equal variances only)",
+    idea="exchange",
 )
 def _(mean_1, var_1, mean_2, var_2):
     return _weighted(mean_1, mean_2, 1, 1) + 0 * var_1, 1 / (1 / var_1 + 1 / var_2)
@@ -353,6 +377,7 @@ def _(mean_1, var_1, mean_2, var_2):
 @product_of_densities.wrong(
     "each mean is weighted with its own variance",
     seen="no public source: a plausible slip (weights swapped: the vaguer one wins)",
+    idea="exchange",
 )
 def _(mean_1, var_1, mean_2, var_2):
     return _weighted(mean_1, mean_2, var_1, var_2), 1 / (1 / var_1 + 1 / var_2)
@@ -361,6 +386,7 @@ def _(mean_1, var_1, mean_2, var_2):
 @product_of_densities.wrong(
     "weights 1/std instead of 1/var",
     seen="no public source: a plausible slip (variance and standard deviation mixed up)",
+    idea="power",
 )
 def _(mean_1, var_1, mean_2, var_2):
     return _weighted(mean_1, mean_2, var_1**-0.5, var_2**-0.5), 1 / (1 / var_1 + 1 / var_2)
@@ -369,19 +395,22 @@ def _(mean_1, var_1, mean_2, var_2):
 @product_of_densities.wrong(
     "the two means are added",
     seen="no public source: a plausible slip (the product of densities taken for a sum of variables)",
+    idea="exchange",
 )
 def _(mean_1, var_1, mean_2, var_2):
     return mean_1 + mean_2, 1 / (1 / var_1 + 1 / var_2)
 
 
 @product_of_densities.wrong(
-    "by precisions, which are infinite at a point", seen="no public source: the formula as it is printed"
+    "by precisions, which are infinite at a point", seen="no public source: the formula as it is printed", idea="edge"
 )
 def _(mean_1, var_1, mean_2, var_2):
     return _weighted(mean_1, mean_2, 1 / var_1, 1 / var_2), 1 / (1 / var_1 + 1 / var_2)
 
 
-@product_of_densities.wrong("1e-8 is added to each variance", seen="no public source: against a division by 0")
+@product_of_densities.wrong(
+    "1e-8 is added to each variance", seen="no public source: against a division by 0", idea="edge"
+)
 def _(mean_1, var_1, mean_2, var_2):
     weight_1, weight_2 = 1 / (var_1 + 1e-8), 1 / (var_2 + 1e-8)
     return _weighted(mean_1, mean_2, weight_1, weight_2), 1 / (weight_1 + weight_2)
@@ -439,6 +468,7 @@ def _blocks(mean, cov, known):
 @conditioning.wrong(
     "the known entries are dropped: the marginal",
     seen="no public source: a plausible slip (the block of the others, mean and all, as is)",
+    idea="exchange",
 )
 def _(mean, cov, known, value):
     mean_r, _, rr, _, _ = _blocks(mean, cov, known)
@@ -448,6 +478,7 @@ def _(mean, cov, known, value):
 @conditioning.wrong(
     "the mean of the known entries is not subtracted",
     seen="no public source: a plausible slip (formulas for mean 0 copied)",
+    idea="term",
 )
 def _(mean, cov, known, value):
     mean_r, _, rr, rk, kk = _blocks(mean, cov, known)
@@ -457,6 +488,7 @@ def _(mean, cov, known, value):
 @conditioning.wrong(
     "the variance stays as it was",
     seen="distillpub/post--visual-exploration-gaussian-processes issue 64: a figure's code",
+    idea="term",
 )
 def _(mean, cov, known, value):
     mean_r, mean_k, rr, rk, kk = _blocks(mean, cov, known)
@@ -466,6 +498,7 @@ def _(mean, cov, known, value):
 @conditioning.wrong(
     "Σ_kk is not inverted",
     seen="no public source: a plausible slip (right if the known entries have variance 1 and no correlation)",
+    idea="exchange",
 )
 def _(mean, cov, known, value):
     mean_r, mean_k, rr, rk, kk = _blocks(mean, cov, known)
@@ -475,6 +508,7 @@ def _(mean, cov, known, value):
 @conditioning.wrong(
     "each known entry corrects by itself",
     seen="no public source: a plausible slip (correlations among the known entries forgotten)",
+    idea="noise",
 )
 def _(mean, cov, known, value):
     mean_r, mean_k, rr, rk, kk = _blocks(mean, cov, known)
@@ -485,6 +519,7 @@ def _(mean, cov, known, value):
 @conditioning.wrong(
     "the known entries are sorted and their values are not",
     seen="no public source: a plausible slip (a mask in the place of indices)",
+    idea="axis",
 )
 def _(mean, cov, known, value):
     mean_r, mean_k, rr, rk, kk = _blocks(mean, cov, sorted(known))
@@ -494,6 +529,7 @@ def _(mean, cov, known, value):
 @conditioning.wrong(
     "a block of the precision matrix, not inverted",
     seen="no public source: a plausible slip (precision taken for covariance)",
+    idea="exchange",
 )
 def _(mean, cov, known, value):
     mean_r, mean_k, _, rk, kk = _blocks(mean, cov, known)
@@ -501,7 +537,9 @@ def _(mean, cov, known, value):
 
 
 @conditioning.wrong(
-    "1e-10 is added to the known entries' variances", seen="no public source: jitter, lest a Cholesky factor fail"
+    "1e-10 is added to the known entries' variances",
+    seen="no public source: jitter, lest a Cholesky factor fail",
+    idea="edge",
 )
 def _(mean, cov, known, value):
     mean_r, mean_k, rr, rk, kk = _blocks(mean, cov, known)
@@ -548,17 +586,17 @@ def _kl(mean_q, var_q, mean_p, var_p):
     return 0.5 * (torch.log(var_p / var_q) + (var_q + (mean_q - mean_p) ** 2) / var_p - 1)
 
 
-@kl.wrong("the arguments swapped", seen="no public source: a plausible slip (KL taken for symmetric)")
+@kl.wrong("the arguments swapped", seen="no public source: a plausible slip (KL taken for symmetric)", idea="exchange")
 def _(mean_q, var_q, mean_p, var_p):
     return _kl(mean_p, var_p, mean_q, var_q)
 
 
-@kl.wrong("the −1 is missing", seen="probml/pml2-book issue 297")
+@kl.wrong("the −1 is missing", seen="probml/pml2-book issue 297", idea="term")
 def _(mean_q, var_q, mean_p, var_p):
     return _kl(mean_q, var_q, mean_p, var_p) + 0.5
 
 
-@kl.wrong("the logarithm's sign", seen="no public source: a plausible slip")
+@kl.wrong("the logarithm's sign", seen="no public source: a plausible slip", idea="sign")
 def _(mean_q, var_q, mean_p, var_p):
     return _kl(mean_q, var_q, mean_p, var_p) - torch.log(var_p / var_q)
 
@@ -566,42 +604,53 @@ def _(mean_q, var_q, mean_p, var_p):
 @kl.wrong(
     "standard deviations where the variances belong",
     seen="no public source: a plausible slip (variance and standard deviation mixed up)",
+    idea="power",
 )
 def _(mean_q, var_q, mean_p, var_p):
     return _kl(mean_q, var_q.sqrt(), mean_p, var_p.sqrt())
 
 
-@kl.wrong("the distance of the means, scaled with q's variance", seen="no public source: a plausible slip")
+@kl.wrong(
+    "the distance of the means, scaled with q's variance", seen="no public source: a plausible slip", idea="exchange"
+)
 def _(mean_q, var_q, mean_p, var_p):
     return _kl(mean_q, var_q, mean_q, var_p) + 0.5 * (mean_q - mean_p) ** 2 / var_q
 
 
-@kl.wrong("the factor ½ is missing", seen="no public source: a plausible slip")
+@kl.wrong("the factor ½ is missing", seen="no public source: a plausible slip", idea="term")
 def _(mean_q, var_q, mean_p, var_p):
     return 2 * _kl(mean_q, var_q, mean_p, var_p)
 
 
-@kl.wrong("in bits", seen="no public source: a plausible slip (units mixed up in reports of bits per dimension)")
+@kl.wrong(
+    "in bits",
+    seen="no public source: a plausible slip (units mixed up in reports of bits per dimension)",
+    idea="exchange",
+)
 def _(mean_q, var_q, mean_p, var_p):
     return _kl(mean_q, var_q, mean_p, var_p) / math.log(2)
 
 
-@kl.wrong("variances of at least 1e-6", seen="no public source: a clamp for stability")
+@kl.wrong("variances of at least 1e-6", seen="no public source: a clamp for stability", idea="edge")
 def _(mean_q, var_q, mean_p, var_p):
     return _kl(mean_q, var_q.clamp(min=1e-6), mean_p, var_p.clamp(min=1e-6))
 
 
-@kl.wrong("1e-16 is added inside the logarithm", seen="kasparmartens/NeuralProcesses issue 1, in the code it quotes")
+@kl.wrong(
+    "1e-16 is added inside the logarithm",
+    seen="kasparmartens/NeuralProcesses issue 1, in the code it quotes",
+    idea="edge",
+)
 def _(mean_q, var_q, mean_p, var_p):
     return _kl(mean_q, var_q, mean_p, var_p) + 0.5 * (torch.log(var_q) - torch.log(var_q + 1e-16))
 
 
-@kl.wrong("at most 100 nats", seen="no public source: a clamp for stability")
+@kl.wrong("at most 100 nats", seen="no public source: a clamp for stability", idea="edge")
 def _(mean_q, var_q, mean_p, var_p):
     return _kl(mean_q, var_q, mean_p, var_p).clamp(max=100)
 
 
-@kl.wrong("no gradient reaches p", seen="no public source: a prior taken for a constant")
+@kl.wrong("no gradient reaches p", seen="no public source: a prior taken for a constant", idea="gradient")
 def _(mean_q, var_q, mean_p, var_p):
     return _kl(mean_q, var_q, mean_p.detach(), var_p.detach())
 
@@ -644,39 +693,52 @@ def _kl_full(mean_q, cov_q, mean_p, cov_p, dimensions=None):
 @kl_full.wrong(
     "the diagonals only: a sum over the entries",
     seen="no public source: a plausible slip (the formula for independent entries, used for all)",
+    idea="noise",
 )
 def _(mean_q, cov_q, mean_p, cov_p):
     return _kl_full(mean_q, cov_q.diagonal().diag(), mean_p, cov_p.diagonal().diag())
 
 
-@kl_full.wrong("−1 instead of −D", seen="no public source: a plausible slip (the constant of one dimension)")
+@kl_full.wrong(
+    "−1 instead of −D", seen="no public source: a plausible slip (the constant of one dimension)", idea="term"
+)
 def _(mean_q, cov_q, mean_p, cov_p):
     return _kl_full(mean_q, cov_q, mean_p, cov_p, dimensions=1)
 
 
-@kl_full.wrong("the arguments swapped", seen="no public source: a plausible slip (KL taken for symmetric)")
+@kl_full.wrong(
+    "the arguments swapped", seen="no public source: a plausible slip (KL taken for symmetric)", idea="exchange"
+)
 def _(mean_q, cov_q, mean_p, cov_p):
     return _kl_full(mean_p, cov_p, mean_q, cov_q)
 
 
-@kl_full.wrong("the determinants' ratio upside down", seen="no public source: a plausible slip")
+@kl_full.wrong("the determinants' ratio upside down", seen="no public source: a plausible slip", idea="sign")
 def _(mean_q, cov_q, mean_p, cov_p):
     return _kl_full(mean_q, cov_q, mean_p, cov_p) + cov_q.logdet() - cov_p.logdet()
 
 
-@kl_full.wrong("the trace of a product taken for the product of the traces", seen="no public source: a plausible slip")
+@kl_full.wrong(
+    "the trace of a product taken for the product of the traces",
+    seen="no public source: a plausible slip",
+    idea="exchange",
+)
 def _(mean_q, cov_q, mean_p, cov_p):
     inverse = cov_p.inverse()
     right = _kl_full(mean_q, cov_q, mean_p, cov_p)
     return right + 0.5 * (inverse.trace() * cov_q.trace() - (inverse @ cov_q).trace())
 
 
-@kl_full.wrong("1e-12 is added to p's variances", seen="no public source: jitter, lest a Cholesky factor fail")
+@kl_full.wrong(
+    "1e-12 is added to p's variances", seen="no public source: jitter, lest a Cholesky factor fail", idea="edge"
+)
 def _(mean_q, cov_q, mean_p, cov_p):
     return _kl_full(mean_q, cov_q, mean_p, cov_p + 1e-12 * torch.eye(len(mean_p), dtype=cov_p.dtype))
 
 
-@kl_full.wrong("−D for D up to 3 only", seen="no public source: a constant that was tried in few dimensions")
+@kl_full.wrong(
+    "−D for D up to 3 only", seen="no public source: a constant that was tried in few dimensions", idea="term"
+)
 def _(mean_q, cov_q, mean_p, cov_p):
     return _kl_full(mean_q, cov_q, mean_p, cov_p, dimensions=min(len(mean_q), 3))
 
@@ -703,13 +765,17 @@ def _(z):
     return torch.sigmoid(z) * (1 + z * (1 - torch.sigmoid(z)))
 
 
-@silu_derivative.wrong("the product rule's second term is forgotten: σ(z)", seen="no public source: a plausible slip")
+@silu_derivative.wrong(
+    "the product rule's second term is forgotten: σ(z)", seen="no public source: a plausible slip", idea="term"
+)
 def _(z):
     return torch.sigmoid(z)
 
 
 @silu_derivative.wrong(
-    "σ(1 − σ), the derivative of the sigmoid", seen="no public source: a plausible slip (SiLU and sigmoid mixed up)"
+    "σ(1 − σ), the derivative of the sigmoid",
+    seen="no public source: a plausible slip (SiLU and sigmoid mixed up)",
+    idea="exchange",
 )
 def _(z):
     return torch.sigmoid(z) * (1 - torch.sigmoid(z))
@@ -718,25 +784,32 @@ def _(z):
 @silu_derivative.wrong(
     "σ(z) + z·σ(z): the factor 1 − σ is lost",
     seen="no public source: a plausible slip (the derivative of exp in the place of σ's)",
+    idea="term",
 )
 def _(z):
     return torch.sigmoid(z) * (1 + z)
 
 
 @silu_derivative.wrong(
-    "ReLU's step", seen="no public source: a plausible slip (a hand-written backward pass for the wrong activation)"
+    "ReLU's step",
+    seen="no public source: a plausible slip (a hand-written backward pass for the wrong activation)",
+    idea="exchange",
 )
 def _(z):
     return (z > 0).double()
 
 
-@silu_derivative.wrong("z is cut off at −10 and 10", seen="no public source: against an overflow of exp(−z)")
+@silu_derivative.wrong(
+    "z is cut off at −10 and 10", seen="no public source: against an overflow of exp(−z)", idea="edge"
+)
 def _(z):
     z = z.clamp(-10, 10)
     return torch.sigmoid(z) * (1 + z * (1 - torch.sigmoid(z)))
 
 
-@silu_derivative.wrong("written with eᶻ, which overflows", seen="no public source: e^z·(1 + z + e^z)/(1 + e^z)²")
+@silu_derivative.wrong(
+    "written with eᶻ, which overflows", seen="no public source: e^z·(1 + z + e^z)/(1 + e^z)²", idea="edge"
+)
 def _(z):
     return torch.exp(z) * (1 + z + torch.exp(z)) / (1 + torch.exp(z)) ** 2
 
@@ -766,6 +839,7 @@ def _(var):
 @relu_moments.wrong(
     "the moments of |z|: the negative half is folded, not cut off",
     seen="no public source: a plausible slip (half-normal formulas copied)",
+    idea="exchange",
 )
 def _(var):
     return (2 * var / math.pi) ** 0.5, var
@@ -774,6 +848,7 @@ def _(var):
 @relu_moments.wrong(
     "the variance in the place of the second moment",
     seen="no public source: a plausible slip (forgets that ReLU's mean is not 0)",
+    idea="exchange",
 )
 def _(var):
     return (var / (2 * math.pi)) ** 0.5, var / 2 - var / (2 * math.pi)
@@ -782,12 +857,13 @@ def _(var):
 @relu_moments.wrong(
     "the mean grows with the variance, not with its root",
     seen="no public source: a plausible slip (variance and deviation mixed up)",
+    idea="power",
 )
 def _(var):
     return var / (2 * math.pi) ** 0.5, var / 2
 
 
-@relu_moments.wrong("a variance of at least 1e-12", seen="no public source: a clamp for stability")
+@relu_moments.wrong("a variance of at least 1e-12", seen="no public source: a clamp for stability", idea="edge")
 def _(var):
     return (max(var, 1e-12) / (2 * math.pi)) ** 0.5, max(var, 1e-12) / 2
 
@@ -845,6 +921,7 @@ def _(delta, n, c):
 @power.wrong(
     "one tail only",
     seen="no public source: a plausible slip (the second term dropped, which is right for large shifts only)",
+    idea="term",
 )
 def _(delta, n, c):
     return special.ndtr(abs(delta) * n**0.5 - c)
@@ -853,6 +930,7 @@ def _(delta, n, c):
 @power.wrong(
     "δ·n in the place of δ·√n",
     seen="no public source: a plausible slip (the root lost: the sum's shift without the sum's spread)",
+    idea="power",
 )
 def _(delta, n, c):
     return special.ndtr(delta * n - c) + special.ndtr(-delta * n - c)
@@ -861,12 +939,17 @@ def _(delta, n, c):
 @power.wrong(
     "the number of draws is forgotten",
     seen="no public source: a plausible slip (a deviation of the draws taken for that of their average)",
+    idea="term",
 )
 def _(delta, n, c):
     return special.ndtr(delta - c) + special.ndtr(-delta - c)
 
 
-@power.wrong("the probability to miss", seen="no public source: a plausible slip (power and its complement mixed up)")
+@power.wrong(
+    "the probability to miss",
+    seen="no public source: a plausible slip (power and its complement mixed up)",
+    idea="exchange",
+)
 def _(delta, n, c):
     shift = delta * n**0.5
     return special.ndtr(c - shift) - special.ndtr(-shift - c)
@@ -876,12 +959,14 @@ def _power(shift, c):
     return special.ndtr(shift - c) + special.ndtr(-shift - c)
 
 
-@power.wrong("one tail where the shift is above 1", seen="no public source: the other tail taken for negligible")
+@power.wrong(
+    "one tail where the shift is above 1", seen="no public source: the other tail taken for negligible", idea="edge"
+)
 def _(delta, n, c):
     shift = abs(delta) * n**0.5
     return special.ndtr(shift - c) if shift > 1 else _power(shift, c)
 
 
-@power.wrong("a power of at least 1e-6", seen="no public source: a clamp for stability")
+@power.wrong("a power of at least 1e-6", seen="no public source: a clamp for stability", idea="edge")
 def _(delta, n, c):
     return max(_power(delta * n**0.5, c), 1e-6)

@@ -46,6 +46,7 @@ def pixels(f):
 @pixels.wrong(
     "scaled twice: the data lie in [−3, 1]",
     seen="no public source: a plausible slip (denoising-diffusion-pytorch scales to [−1, 1] by itself)",
+    idea="term",
 )
 def _(images, white):
     return 2 * (images.double() / white * 2 - 1) - 1
@@ -54,6 +55,7 @@ def _(images, white):
 @pixels.wrong(
     "left in [0, 1]: grey where there should be black",
     seen="labmlai/annotated_deep_learning_paper_implementations issue 241",
+    idea="term",
 )
 def _(images, white):
     return images.double() / white
@@ -62,12 +64,13 @@ def _(images, white):
 @pixels.wrong(
     "divided by the number of levels, 256, instead of by the level of white",
     seen="Daniil-Osokin/lightweight-human-pose-estimation.pytorch issue 140",
+    idea="time",
 )
 def _(images, white):
     return images.double() / (white + 1) * 2 - 1
 
 
-@pixels.wrong("doubled as bytes, which overflow", seen="no public source: a plausible slip")
+@pixels.wrong("doubled as bytes, which overflow", seen="no public source: a plausible slip", idea="edge")
 def _(images, white):
     return images * 2 / white - 1
 
@@ -75,6 +78,7 @@ def _(images, white):
 @pixels.wrong(
     "each batch stretched to its own darkest and brightest pixel",
     seen="no public source: a plausible slip (“normalise” in plotting code)",
+    idea="exchange",
 )
 def _(images, white):
     low, high = images.double().aminmax()
@@ -84,6 +88,7 @@ def _(images, white):
 @pixels.wrong(
     "the batch's mean removed, and divided by its standard deviation",
     seen="no public source: a plausible slip (code for classifiers)",
+    idea="exchange",
 )
 def _(images, white):
     return (images.double() - images.double().mean()) / images.double().std()
@@ -92,24 +97,32 @@ def _(images, white):
 # x ~ N(a·z² + b·z + c, s), z ~ N(0, 1), and q(z|x) = N(m, v): the posterior of some has two bumps.
 
 
-@pixels.wrong("to [−½, ½]", seen="IBM/BAGAN issue 9")
+@pixels.wrong("to [−½, ½]", seen="IBM/BAGAN issue 9", idea="term")
 def _(images, white):
     return images.double() / white - 0.5
 
 
 @pixels.wrong(
-    "255 is taken for white in every image of bytes", seen="no public source: right until white is another level"
+    "255 is taken for white in every image of bytes",
+    seen="no public source: right until white is another level",
+    idea="exchange",
 )
 def _(images, white):
     return images.double() / (255 if images.dtype == torch.uint8 else white) * 2 - 1
 
 
-@pixels.wrong("shades between whole levels are cut off", seen="no public source: resized images cast to integers")
+@pixels.wrong(
+    "shades between whole levels are cut off", seen="no public source: resized images cast to integers", idea="edge"
+)
 def _(images, white):
     return images.long().double() / white * 2 - 1
 
 
-@pixels.wrong("floats are scaled where they lie: the data set is overwritten", seen="no public source: mul_ and sub_")
+@pixels.wrong(
+    "floats are scaled where they lie: the data set is overwritten",
+    seen="no public source: mul_ and sub_",
+    idea="state",
+)
 def _(images, white):
     if not images.is_floating_point():
         return images.double() / white * 2 - 1
@@ -178,13 +191,16 @@ def _(log_joint, log_q, weight):
 @lower_bound.wrong(
     "= in place of ≥: log p(x) is said to be E_q[log p/q]",
     seen="probml/pml2-book issue 87, in its chapter on diffusion",
+    idea="claim",
 )
 def _(log_joint, log_q, weight):
     bound = (weight * (log_joint - log_q)).sum()
     return bound, bound
 
 
-@lower_bound.wrong("−log q is left out of the bound: q's entropy is lost", seen="no public source: a plausible slip")
+@lower_bound.wrong(
+    "−log q is left out of the bound: q's entropy is lost", seen="no public source: a plausible slip", idea="term"
+)
 def _(log_joint, log_q, weight):
     return np.log((weight * np.exp(log_joint - log_q)).sum()), (weight * log_joint).sum()
 
@@ -192,19 +208,20 @@ def _(log_joint, log_q, weight):
 @lower_bound.wrong(
     "≤ in place of ≥: the sides are swapped",
     seen="no public source: a plausible slip (the inequality of convex functions, used for log)",
+    idea="sign",
 )
 def _(log_joint, log_q, weight):
     log_ratio = log_joint - log_q
     return (weight * log_ratio).sum(), np.log((weight * np.exp(log_ratio)).sum())
 
 
-@lower_bound.wrong("q is subtracted, not log q", seen="probml/pml2-book issue 23")
+@lower_bound.wrong("q is subtracted, not log q", seen="probml/pml2-book issue 23", idea="power")
 def _(log_joint, log_q, weight):
     evidence = np.log((weight * np.exp(log_joint - log_q)).sum())
     return evidence, (weight * (log_joint - np.exp(log_q))).sum()
 
 
-@lower_bound.wrong("1e-12 is added to p(x) before the logarithm", seen="no public source: against log 0")
+@lower_bound.wrong("1e-12 is added to p(x) before the logarithm", seen="no public source: against log 0", idea="edge")
 def _(log_joint, log_q, weight):
     log_ratio = log_joint - log_q
     return np.log((weight * np.exp(log_ratio)).sum() + 1e-12), (weight * log_ratio).sum()
@@ -230,7 +247,11 @@ def _(log_q, log_posterior, log_prior, dz):
     return (np.exp(log_q) * (log_q - log_posterior)).sum() * dz
 
 
-@gap.wrong("the divergence's arguments swapped", seen="no public source: a plausible slip (KL taken for symmetric)")
+@gap.wrong(
+    "the divergence's arguments swapped",
+    seen="no public source: a plausible slip (KL taken for symmetric)",
+    idea="exchange",
+)
 def _(log_q, log_posterior, log_prior, dz):
     return (np.exp(log_posterior) * (log_posterior - log_q)).sum() * dz
 
@@ -238,22 +259,27 @@ def _(log_q, log_posterior, log_prior, dz):
 @gap.wrong(
     "the divergence to the prior",
     seen="no public source: a plausible slip (the KL of Eq. 2.4 taken for that of Eq. 2.3)",
+    idea="exchange",
 )
 def _(log_q, log_posterior, log_prior, dz):
     return (np.exp(log_q) * (log_q - log_prior)).sum() * dz
 
 
-@gap.wrong("in bits", seen="no public source: a plausible slip (log2 taken for log)")
+@gap.wrong("in bits", seen="no public source: a plausible slip (log2 taken for log)", idea="exchange")
 def _(log_q, log_posterior, log_prior, dz):
     return (np.exp(log_q) * (log_q - log_posterior)).sum() * dz / np.log(2)
 
 
-@gap.wrong("a log-ratio of at most 100", seen="no public source: a clamp for stability")
+@gap.wrong("a log-ratio of at most 100", seen="no public source: a clamp for stability", idea="edge")
 def _(log_q, log_posterior, log_prior, dz):
     return (np.exp(log_q) * (log_q - log_posterior).clip(max=100)).sum() * dz
 
 
-@gap.wrong("the spacing of one grid for all grids", seen="no public source: a number in the place of a variable")
+@gap.wrong(
+    "the spacing of one grid for all grids",
+    seen="no public source: a number in the place of a variable",
+    idea="exchange",
+)
 def _(log_q, log_posterior, log_prior, dz):
     return (np.exp(log_q) * (log_q - log_posterior)).sum() * (Z[1] - Z[0])
 
@@ -387,7 +413,7 @@ def _z(mean, log_var, eps):
     return mean + (log_var / 2).exp() * eps
 
 
-@reconstruction_and_kl.wrong("the sign of the KL: the bound adds it", seen="EderSantana/gumbel issue 3")
+@reconstruction_and_kl.wrong("the sign of the KL: the bound adds it", seen="EderSantana/gumbel issue 3", idea="sign")
 def _(x, mean, log_var, decode, decoder_var, eps):
     return _reconstruction(x, _z(mean, log_var, eps), decode, decoder_var), -_kl(mean, log_var)
 
@@ -395,6 +421,7 @@ def _(x, mean, log_var, decode, decoder_var, eps):
 @reconstruction_and_kl.wrong(
     "the divergence's arguments swapped: KL(p(z) ‖ q(z|x))",
     seen="no public source: a plausible slip (KL taken for symmetric)",
+    idea="exchange",
 )
 def _(x, mean, log_var, decode, decoder_var, eps):
     kl = 0.5 * ((mean**2 + 1) / log_var.exp() - 1 + log_var).sum(1)
@@ -402,7 +429,9 @@ def _(x, mean, log_var, decode, decoder_var, eps):
 
 
 @reconstruction_and_kl.wrong(
-    "e^log_var is taken for a standard deviation", seen="rishikksh20/vae_tacotron2 issue 3; keras-team/keras PR 9972"
+    "e^log_var is taken for a standard deviation",
+    seen="rishikksh20/vae_tacotron2 issue 3; keras-team/keras PR 9972",
+    idea="power",
 )
 def _(x, mean, log_var, decode, decoder_var, eps):
     return _reconstruction(x, mean + log_var.exp() * eps, decode, decoder_var), _kl(mean, log_var)
@@ -411,12 +440,13 @@ def _(x, mean, log_var, decode, decoder_var, eps):
 @reconstruction_and_kl.wrong(
     "the mean over pixels, not the sum: the KL weighs D times as much",
     seen="torch.nn.functional.mse_loss: its default reduction is 'mean'; orybkin/sigma-vae-pytorch PR 12",
+    idea="axis",
 )
 def _(x, mean, log_var, decode, decoder_var, eps):
     return _reconstruction(x, _z(mean, log_var, eps), decode, decoder_var, torch.mean), _kl(mean, log_var)
 
 
-@reconstruction_and_kl.wrong("the −1 of the KL is lost", seen="no public source: a plausible slip")
+@reconstruction_and_kl.wrong("the −1 of the KL is lost", seen="no public source: a plausible slip", idea="term")
 def _(x, mean, log_var, decode, decoder_var, eps):
     kl = 0.5 * (mean**2 + log_var.exp() - log_var).sum(1)
     return _reconstruction(x, _z(mean, log_var, eps), decode, decoder_var), kl
@@ -425,6 +455,7 @@ def _(x, mean, log_var, decode, decoder_var, eps):
 @reconstruction_and_kl.wrong(
     "squared error without the factor 1/(2·variance) and the constant",
     seen="no public source: a plausible slip (mse + KL)",
+    idea="term",
 )
 def _(x, mean, log_var, decode, decoder_var, eps):
     return -(x - decode(_z(mean, log_var, eps))).square().flatten(1).sum(1), _kl(mean, log_var)
@@ -433,6 +464,7 @@ def _(x, mean, log_var, decode, decoder_var, eps):
 @reconstruction_and_kl.wrong(
     "the sample is detached: no gradient reaches the encoder",
     seen="torch.distributions: .sample() passes no gradient, .rsample() does",
+    idea="gradient",
 )
 def _(x, mean, log_var, decode, decoder_var, eps):
     return _reconstruction(x, _z(mean, log_var, eps).detach(), decode, decoder_var), _kl(mean, log_var)
@@ -441,6 +473,7 @@ def _(x, mean, log_var, decode, decoder_var, eps):
 @reconstruction_and_kl.wrong(
     "the KL by the one sample, too: right on average, but noisy",
     seen="no public source: a plausible slip (log q − log p in code)",
+    idea="noise",
 )
 def _(x, mean, log_var, decode, decoder_var, eps):
     z = _z(mean, log_var, eps)
@@ -451,6 +484,7 @@ def _(x, mean, log_var, decode, decoder_var, eps):
 @reconstruction_and_kl.wrong(
     "the constant ½·log(2π·variance) is left out",
     seen="no public source: a plausible slip (code whose variance is not learned)",
+    idea="term",
 )
 def _(x, mean, log_var, decode, decoder_var, eps):
     square = (x - decode(_z(mean, log_var, eps))).square() / decoder_var
@@ -458,40 +492,42 @@ def _(x, mean, log_var, decode, decoder_var, eps):
 
 
 @reconstruction_and_kl.wrong(
-    "the mean is decoded, not a sample", seen="no public source: a plausible slip (the code of a plain autoencoder)"
+    "the mean is decoded, not a sample",
+    seen="no public source: a plausible slip (the code of a plain autoencoder)",
+    idea="noise",
 )
 def _(x, mean, log_var, decode, decoder_var, eps):
     return _reconstruction(x, mean, decode, decoder_var), _kl(mean, log_var)
 
 
 @reconstruction_and_kl.wrong(
-    "the mean over latents, not the sum", seen="mkusner/grammarVAE issue 2, keras-team/keras-io issue 270"
+    "the mean over latents, not the sum", seen="mkusner/grammarVAE issue 2, keras-team/keras-io issue 270", idea="axis"
 )
 def _(x, mean, log_var, decode, decoder_var, eps):
     return _reconstruction(x, _z(mean, log_var, eps), decode, decoder_var), _kl(mean, log_var) / mean.shape[1]
 
 
 @reconstruction_and_kl.wrong(
-    "one KL for all: the sum over the batch", seen="EDAPINENUT/GNTPP issue 4, GlassyWing/nvae issue 3"
+    "one KL for all: the sum over the batch", seen="EDAPINENUT/GNTPP issue 4, GlassyWing/nvae issue 3", idea="axis"
 )
 def _(x, mean, log_var, decode, decoder_var, eps):
     kl = _kl(mean, log_var).sum().expand(len(x))
     return _reconstruction(x, _z(mean, log_var, eps), decode, decoder_var), kl
 
 
-@reconstruction_and_kl.wrong("−½ once, not once a latent", seen="ericjang/draw issue 2, PR 6")
+@reconstruction_and_kl.wrong("−½ once, not once a latent", seen="ericjang/draw issue 2, PR 6", idea="term")
 def _(x, mean, log_var, decode, decoder_var, eps):
     kl = _kl(mean, log_var) + 0.5 * (mean.shape[1] - 1)
     return _reconstruction(x, _z(mean, log_var, eps), decode, decoder_var), kl
 
 
-@reconstruction_and_kl.wrong("plus log_var in the KL, not minus", seen="FluxML/model-zoo PR 147")
+@reconstruction_and_kl.wrong("plus log_var in the KL, not minus", seen="FluxML/model-zoo PR 147", idea="sign")
 def _(x, mean, log_var, decode, decoder_var, eps):
     return _reconstruction(x, _z(mean, log_var, eps), decode, decoder_var), _kl(mean, log_var) + log_var.sum(1)
 
 
 @reconstruction_and_kl.wrong(
-    "log_var is cut off at −30 and 20", seen="CompVis/stable-diffusion, DiagonalGaussianDistribution"
+    "log_var is cut off at −30 and 20", seen="CompVis/stable-diffusion, DiagonalGaussianDistribution", idea="edge"
 )
 def _(x, mean, log_var, decode, decoder_var, eps):
     log_var = log_var.clamp(-30, 20)
@@ -499,19 +535,25 @@ def _(x, mean, log_var, decode, decoder_var, eps):
 
 
 @reconstruction_and_kl.wrong(
-    "1e-8 is added inside the KL's logarithm", seen="hwalsuklee/tensorflow-mnist-CVAE issue 2, in the code it quotes"
+    "1e-8 is added inside the KL's logarithm",
+    seen="hwalsuklee/tensorflow-mnist-CVAE issue 2, in the code it quotes",
+    idea="edge",
 )
 def _(x, mean, log_var, decode, decoder_var, eps):
     kl = 0.5 * (mean**2 + log_var.exp() - 1 - (log_var.exp() + 1e-8).log()).sum(1)
     return _reconstruction(x, _z(mean, log_var, eps), decode, decoder_var), kl
 
 
-@reconstruction_and_kl.wrong("a KL of at least 0.001 nats", seen="no public source: free bits, called the bound")
+@reconstruction_and_kl.wrong(
+    "a KL of at least 0.001 nats", seen="no public source: free bits, called the bound", idea="edge"
+)
 def _(x, mean, log_var, decode, decoder_var, eps):
     return _reconstruction(x, _z(mean, log_var, eps), decode, decoder_var), _kl(mean, log_var).clamp(min=1e-3)
 
 
-@reconstruction_and_kl.wrong("a decoder's variance of at least 1e-6", seen="no public source: a clamp for stability")
+@reconstruction_and_kl.wrong(
+    "a decoder's variance of at least 1e-6", seen="no public source: a clamp for stability", idea="edge"
+)
 def _(x, mean, log_var, decode, decoder_var, eps):
     decoder_var = torch.as_tensor(decoder_var, dtype=DOUBLE).clamp(min=1e-6)
     return _reconstruction(x, _z(mean, log_var, eps), decode, decoder_var), _kl(mean, log_var)
@@ -614,13 +656,14 @@ def _(function, mean, std, eps):
 @reparameterised.wrong(
     "the sample is detached, and the gradient 0",
     seen="torch.distributions: .sample() passes no gradient, .rsample() does",
+    idea="gradient",
 )
 def _(function, mean, std, eps):
     return 0 * eps, 0 * eps
 
 
 @reparameterised.wrong(
-    "ε is missing in the derivative by the standard deviation", seen="no public source: a plausible slip"
+    "ε is missing in the derivative by the standard deviation", seen="no public source: a plausible slip", idea="term"
 )
 def _(function, mean, std, eps):
     slope = _slope(function, mean + std * eps)
@@ -628,7 +671,9 @@ def _(function, mean, std, eps):
 
 
 @reparameterised.wrong(
-    "the derivative by the log-variance, given as that by the deviation", seen="no public source: a plausible slip"
+    "the derivative by the log-variance, given as that by the deviation",
+    seen="no public source: a plausible slip",
+    idea="power",
 )
 def _(function, mean, std, eps):
     slope = _slope(function, mean + std * eps)
@@ -638,6 +683,7 @@ def _(function, mean, std, eps):
 @reparameterised.wrong(
     "the slope at the mean, not at the sample",
     seen="no public source: a plausible slip (the code of a plain autoencoder)",
+    idea="noise",
 )
 def _(function, mean, std, eps):
     slope = _slope(function, mean.expand_as(eps))
@@ -645,7 +691,9 @@ def _(function, mean, std, eps):
 
 
 @reparameterised.wrong(
-    "the values are used, not the slopes: Eq. 2.6 under the name of Eq. 2.5", seen="no public source: a plausible slip"
+    "the values are used, not the slopes: Eq. 2.6 under the name of Eq. 2.5",
+    seen="no public source: a plausible slip",
+    idea="exchange",
 )
 def _(function, mean, std, eps):
     value = function(mean + std * eps)[:, None]
@@ -653,14 +701,16 @@ def _(function, mean, std, eps):
 
 
 @reparameterised.wrong(
-    "averaged over the batch, for every ε", seen="no public source: the estimate in the place of its terms"
+    "averaged over the batch, for every ε", seen="no public source: the estimate in the place of its terms", idea="axis"
 )
 def _(function, mean, std, eps):
     slope = _slope(function, mean + std * eps)
     return slope.mean(0).expand_as(eps), (slope * eps).mean(0).expand_as(eps)
 
 
-@reparameterised.wrong("a standard deviation of at least 1e-6", seen="no public source: a clamp for stability")
+@reparameterised.wrong(
+    "a standard deviation of at least 1e-6", seen="no public source: a clamp for stability", idea="edge"
+)
 def _(function, mean, std, eps):
     slope = _slope(function, mean + std.clamp(min=1e-6) * eps)
     return slope, slope * eps
@@ -673,7 +723,9 @@ def _(function, mean, std, eps):
 
 
 @score_function.wrong(
-    "the gradient of q, not of log q", seen="no public source: a plausible slip (a logarithm lost in copying)"
+    "the gradient of q, not of log q",
+    seen="no public source: a plausible slip (a logarithm lost in copying)",
+    idea="power",
 )
 def _(function, mean, std, eps):
     density = torch.exp(-0.5 * eps**2) / (2 * torch.pi) ** 0.5 / std
@@ -682,7 +734,9 @@ def _(function, mean, std, eps):
 
 
 @score_function.wrong(
-    "the sample moves with q's parameters: ∂ log q is 0 and −1/σ", seen="tensorflow/tensorflow issue 7236"
+    "the sample moves with q's parameters: ∂ log q is 0 and −1/σ",
+    seen="tensorflow/tensorflow issue 7236",
+    idea="gradient",
 )
 def _(function, mean, std, eps):
     value = function(mean + std * eps)[:, None]
@@ -690,7 +744,7 @@ def _(function, mean, std, eps):
 
 
 @score_function.wrong(
-    "the −1 is lost: the density's normalisation does not move", seen="no public source: a plausible slip"
+    "the −1 is lost: the density's normalisation does not move", seen="no public source: a plausible slip", idea="term"
 )
 def _(function, mean, std, eps):
     value = function(mean + std * eps)[:, None]
@@ -700,6 +754,7 @@ def _(function, mean, std, eps):
 @score_function.wrong(
     "f is differentiated too: both gradients are added",
     seen="no public source: a plausible slip (a loss whose z was not detached)",
+    idea="gradient",
 )
 def _(function, mean, std, eps):
     z = mean + std * eps
@@ -710,20 +765,23 @@ def _(function, mean, std, eps):
 @score_function.wrong(
     "f is differentiated: Eq. 2.5 under the name of Eq. 2.6",
     seen="no public source: a plausible slip (autograd, where f has no slope)",
+    idea="exchange",
 )
 def _(function, mean, std, eps):
     slope = _slope(function, mean + std * eps)
     return slope, slope * eps
 
 
-@score_function.wrong("minus the mean of the same batch: biased by 1/n", seen="jsboige/CoursIA PR 15256")
+@score_function.wrong("minus the mean of the same batch: biased by 1/n", seen="jsboige/CoursIA PR 15256", idea="axis")
 def _(function, mean, std, eps):
     value = function(mean + std * eps)[:, None]
     value = value - value.mean()
     return value * eps / std, value * (eps**2 - 1) / std
 
 
-@score_function.wrong("1e-8 is added to the standard deviation", seen="no public source: against a division by 0")
+@score_function.wrong(
+    "1e-8 is added to the standard deviation", seen="no public source: against a division by 0", idea="edge"
+)
 def _(function, mean, std, eps):
     value = function(mean + std * eps)[:, None]
     return value * eps / (std + 1e-8), value * (eps**2 - 1) / (std + 1e-8)
@@ -808,6 +866,7 @@ def _noise(x, decoder_var):
 @linear_evidence.wrong(
     "the decoder's variance is squared",
     seen="no public source: a plausible slip (variance and standard deviation mixed up)",
+    idea="power",
 )
 def _(x, weight, bias, decoder_var):
     evidence = _evidence(x, weight, bias, _noise(x, decoder_var**2))
@@ -817,6 +876,7 @@ def _(x, weight, bias, decoder_var):
 @linear_evidence.wrong(
     "the pixels are taken as independent: only W·Wᵀ's diagonal",
     seen="no public source: a plausible slip (p(x|z) mixed up with p(x))",
+    idea="noise",
 )
 def _(x, weight, bias, decoder_var):
     var = weight.square().sum(1) + decoder_var
@@ -826,6 +886,7 @@ def _(x, weight, bias, decoder_var):
 @linear_evidence.wrong(
     "the posterior without its prior: least squares",
     seen="no public source: a plausible slip (the pseudo-inverse as an encoder)",
+    idea="term",
 )
 def _(x, weight, bias, decoder_var):
     evidence = _evidence(x, weight, bias, _noise(x, decoder_var))
@@ -835,6 +896,7 @@ def _(x, weight, bias, decoder_var):
 @linear_evidence.wrong(
     "log p(x|z) at the posterior's mean",
     seen="no public source: a plausible slip (the decoder's likelihood taken for the evidence)",
+    idea="exchange",
 )
 def _(x, weight, bias, decoder_var):
     mean, cov = _posterior(x, weight, bias, decoder_var)
@@ -842,7 +904,9 @@ def _(x, weight, bias, decoder_var):
 
 
 @linear_evidence.wrong(
-    "the covariance without the decoder's variance: (I + Wᵀ·W)⁻¹", seen="no public source: a plausible slip"
+    "the covariance without the decoder's variance: (I + Wᵀ·W)⁻¹",
+    seen="no public source: a plausible slip",
+    idea="term",
 )
 def _(x, weight, bias, decoder_var):
     evidence = _evidence(x, weight, bias, _noise(x, decoder_var))
@@ -853,14 +917,14 @@ def _(x, weight, bias, decoder_var):
 
 
 @linear_evidence.wrong(
-    "1e-6 is added to the variances of x", seen="no public source: jitter, lest a Cholesky factor fail"
+    "1e-6 is added to the variances of x", seen="no public source: jitter, lest a Cholesky factor fail", idea="edge"
 )
 def _(x, weight, bias, decoder_var):
     evidence = _evidence(x, weight, bias, _noise(x, decoder_var + 1e-6))
     return evidence, *_posterior(x, weight, bias, decoder_var)
 
 
-@linear_evidence.wrong("a log p(x) of at least −1000", seen="no public source: a clamp for stability")
+@linear_evidence.wrong("a log p(x) of at least −1000", seen="no public source: a clamp for stability", idea="edge")
 def _(x, weight, bias, decoder_var):
     evidence = _evidence(x, weight, bias, _noise(x, decoder_var)).clamp(min=-1000)
     return evidence, *_posterior(x, weight, bias, decoder_var)
@@ -931,6 +995,7 @@ def _(log_p_end, log_p, log_q, weight):
 @chain_bound.wrong(
     "log p(x_T) twice, and minus log p(x_0|x_1)",
     seen="no public source: a plausible slip (the telescoped form of chapter 5, copied with a sign lost)",
+    idea="term",
 )
 def _(log_p_end, log_p, log_q, weight):
     return weight @ (2 * log_p_end + log_p[1:].sum(0) - log_p[0] - log_q.sum(0))
@@ -939,6 +1004,7 @@ def _(log_p_end, log_p, log_q, weight):
 @chain_bound.wrong(
     "the encoder's entropy is left out",
     seen="no public source: a plausible slip (“it has no parameters”: true, but it has a value)",
+    idea="term",
 )
 def _(log_p_end, log_p, log_q, weight):
     return weight @ (log_p_end + log_p.sum(0))
@@ -947,6 +1013,7 @@ def _(log_p_end, log_p, log_q, weight):
 @chain_bound.wrong(
     "the last step's encoder only, as if there were one latent",
     seen="no public source: a plausible slip (the bound of a VAE, copied)",
+    idea="term",
 )
 def _(log_p_end, log_p, log_q, weight):
     return weight @ (log_p_end + log_p.sum(0) - log_q[-1])
@@ -955,16 +1022,19 @@ def _(log_p_end, log_p, log_q, weight):
 @chain_bound.wrong(
     "the logarithm outside of the expectation: log p(x_0) itself",
     seen="no public source: a plausible slip (the line before Jensen’s inequality, copied)",
+    idea="exchange",
 )
 def _(log_p_end, log_p, log_q, weight):
     return np.log(weight @ np.exp(log_p_end + log_p.sum(0) - log_q.sum(0)))
 
 
-@chain_bound.wrong("the first three steps of any chain", seen="no public source: a sum written out for one T")
+@chain_bound.wrong(
+    "the first three steps of any chain", seen="no public source: a sum written out for one T", idea="axis"
+)
 def _(log_p_end, log_p, log_q, weight):
     return weight @ (log_p_end + log_p[:3].sum(0) - log_q[:3].sum(0))
 
 
-@chain_bound.wrong("log-densities of at least −100", seen="no public source: a clamp for stability")
+@chain_bound.wrong("log-densities of at least −100", seen="no public source: a clamp for stability", idea="edge")
 def _(log_p_end, log_p, log_q, weight):
     return weight @ (log_p_end + log_p.clip(min=-100).sum(0) - log_q.sum(0))

@@ -100,6 +100,7 @@ def _step(schedule, x_prev, t, noise):
 @forward_step.wrong(
     "noise β·U(0, 1) instead of √β·N(0, 1)",
     seen="acids-ircam/diffusion_models, diffusion_02_model.ipynb (forward_process)",
+    idea="noise",
 )
 def _(schedule, x_prev, t, generator):
     uniform = torch.rand(x_prev.shape, generator=generator, dtype=x_prev.dtype)
@@ -109,6 +110,7 @@ def _(schedule, x_prev, t, generator):
 @forward_step.wrong(
     "uniform noise with the right mean and variance",
     seen="no public source: a plausible slip (survives every test of mean and variance)",
+    idea="noise",
 )
 def _(schedule, x_prev, t, generator):
     uniform = torch.rand(x_prev.shape, generator=generator, dtype=x_prev.dtype)
@@ -118,25 +120,30 @@ def _(schedule, x_prev, t, generator):
 @forward_step.wrong(
     "ε ~ N(0, β) and √β·ε: β is applied twice",
     seen="huggingface/diffusion-models-class issue 63 (“noise scaled by beta_t”)",
+    idea="term",
 )
 def _(schedule, x_prev, t, generator):
     return _step(schedule, x_prev, t, _var(schedule, x_prev, t) * _randn(x_prev, generator))
 
 
 @forward_step.wrong(
-    "one draw of noise for all pixels of an image", seen="greatlog/UnpairedSR issue 15: noise of shape (B, 1, 1, 1)"
+    "one draw of noise for all pixels of an image",
+    seen="greatlog/UnpairedSR issue 15: noise of shape (B, 1, 1, 1)",
+    idea="noise",
 )
 def _(schedule, x_prev, t, generator):
     return _step(schedule, x_prev, t, _var(schedule, x_prev, t) ** 0.5 * _randn(x_prev[:, :1], generator))
 
 
-@forward_step.wrong("the root is missing: (1 − β)·x_{t−1}", seen="no public source: a plausible slip")
+@forward_step.wrong("the root is missing: (1 − β)·x_{t−1}", seen="no public source: a plausible slip", idea="power")
 def _(schedule, x_prev, t, generator):
     return (1 - _var(schedule, x_prev, t)) * x_prev + _var(schedule, x_prev, t) ** 0.5 * _randn(x_prev, generator)
 
 
 @forward_step.wrong(
-    "the same noise in every step", seen="no public source: a plausible slip (a seed that is set inside the function)"
+    "the same noise in every step",
+    seen="no public source: a plausible slip (a seed that is set inside the function)",
+    idea="noise",
 )
 def _(schedule, x_prev, t, generator):
     return _step(
@@ -147,6 +154,7 @@ def _(schedule, x_prev, t, generator):
 @forward_step.wrong(
     "half of the batch repeats the other half's noise",
     seen="no public source: a plausible slip (noise drawn for half a batch, and doubled)",
+    idea="noise",
 )
 def _(schedule, x_prev, t, generator):
     half = _randn(x_prev[: (len(x_prev) + 1) // 2], generator)
@@ -154,7 +162,9 @@ def _(schedule, x_prev, t, generator):
 
 
 @forward_step.wrong(
-    "the image is not shrunk", seen="no public source: a plausible slip (noise added as in denoising autoencoders)"
+    "the image is not shrunk",
+    seen="no public source: a plausible slip (noise added as in denoising autoencoders)",
+    idea="term",
 )
 def _(schedule, x_prev, t, generator):
     return x_prev + _var(schedule, x_prev, t) ** 0.5 * _randn(x_prev, generator)
@@ -163,6 +173,7 @@ def _(schedule, x_prev, t, generator):
 @forward_step.wrong(
     "one magnitude for all pixels of an image, signs of their own",
     seen="no public source: uncorrelated, not independent",
+    idea="noise",
 )
 def _(schedule, x_prev, t, generator):
     shape = (len(x_prev), *[1] * (x_prev.ndim - 1))
@@ -171,24 +182,30 @@ def _(schedule, x_prev, t, generator):
     return _step(schedule, x_prev, t, _var(schedule, x_prev, t) ** 0.5 * magnitude * signs)
 
 
-@forward_step.wrong("noise that ignores the generator", seen="no public source: randn_like, which takes none")
+@forward_step.wrong(
+    "noise that ignores the generator", seen="no public source: randn_like, which takes none", idea="noise"
+)
 def _(schedule, x_prev, t, generator):
     return _step(schedule, x_prev, t, _var(schedule, x_prev, t) ** 0.5 * torch.randn_like(x_prev))
 
 
-@forward_step.wrong("no noise in the first step", seen="no public source: the rule of the reverse process, t > 1")
+@forward_step.wrong(
+    "no noise in the first step", seen="no public source: the rule of the reverse process, t > 1", idea="edge"
+)
 def _(schedule, x_prev, t, generator):
     later = per_image(torch.arange(schedule.T + 1) > 1, t, x_prev.shape)
     return _step(schedule, x_prev, t, _var(schedule, x_prev, t) ** 0.5 * later * _randn(x_prev, generator))
 
 
-@forward_step.wrong("the first image's t for the whole batch", seen="no public source: t[0] where t is meant")
+@forward_step.wrong(
+    "the first image's t for the whole batch", seen="no public source: t[0] where t is meant", idea="time"
+)
 def _(schedule, x_prev, t, generator):
     t = t if isinstance(t, int) else t[:1].expand(len(t))
     return _step(schedule, x_prev, t, _var(schedule, x_prev, t) ** 0.5 * _randn(x_prev, generator))
 
 
-@forward_step.wrong("a variance of at least 1e-6", seen="no public source: a clamp for stability")
+@forward_step.wrong("a variance of at least 1e-6", seen="no public source: a clamp for stability", idea="edge")
 def _(schedule, x_prev, t, generator):
     var = _var(schedule, x_prev, t).clamp(min=1e-6)
     return _step(schedule, x_prev, t, var**0.5 * _randn(x_prev, generator))
@@ -220,29 +237,32 @@ def linear(f):
 @linear.wrong(
     "indexed by t/T instead of (t − 1)/(T − 1)",
     seen="no public source: a plausible slip (t counted from 1, the schedule from 0)",
+    idea="time",
 )
 def _(T, beta_1, beta_T):
     return Schedule(beta_1 + torch.arange(1, T + 1, dtype=torch.float64) / T * (beta_T - beta_1))
 
 
 @linear.wrong(
-    "β_t = β̄/T for every t, which is constant", seen="no public source: a plausible slip (a budget spread evenly)"
+    "β_t = β̄/T for every t, which is constant",
+    seen="no public source: a plausible slip (a budget spread evenly)",
+    idea="exchange",
 )
 def _(T, beta_1, beta_T):
     return Schedule(torch.full((T,), beta_T / T, dtype=torch.float64))
 
 
-@linear.wrong("√β is linear, not β", seen="under the name linear: CompVis/stable-diffusion issue 314")
+@linear.wrong("√β is linear, not β", seen="under the name linear: CompVis/stable-diffusion issue 314", idea="power")
 def _(T, beta_1, beta_T):
     return Schedule(torch.linspace(beta_1**0.5, beta_T**0.5, T, dtype=torch.float64) ** 2)
 
 
-@linear.wrong("the last β scaled with T, the first not", seen="NVlabs/I2SB issue 11")
+@linear.wrong("the last β scaled with T, the first not", seen="NVlabs/I2SB issue 11", idea="term")
 def _(T, beta_1, beta_T):
     return Schedule(torch.linspace(beta_1, min(beta_T * 1000 / T, 0.999), T, dtype=torch.float64))
 
 
-@linear.wrong("a β of at most 0.999", seen="no public source: the cosine schedule's rule, used here")
+@linear.wrong("a β of at most 0.999", seen="no public source: the cosine schedule's rule, used here", idea="edge")
 def _(T, beta_1, beta_T):
     return Schedule(torch.linspace(beta_1, beta_T, T, dtype=torch.float64).clamp(max=0.999))
 
@@ -272,12 +292,13 @@ def cumulative(f):
 @cumulative.wrong(
     "the product stops at t − 1",
     seen="no public source: a plausible slip (arrays with and without an entry for t = 0, mixed up)",
+    idea="time",
 )
 def _(beta):
     return torch.cumprod(torch.cat([torch.ones(1), 1 - beta[:-1]]), 0)
 
 
-@cumulative.wrong("the product of the β", seen="LuChengTHU/dpm-solver issue 13: a comment in code")
+@cumulative.wrong("the product of the β", seen="LuChengTHU/dpm-solver issue 13: a comment in code", idea="exchange")
 def _(beta):
     return torch.cat([torch.ones(1), torch.cumprod(beta[1:], 0)])
 
@@ -285,12 +306,13 @@ def _(beta):
 @cumulative.wrong(
     "exp(−Σβ), the limit of many small steps",
     seen="no public source: a plausible slip (continuous-time texts, used at finite T)",
+    idea="edge",
 )
 def _(beta):
     return torch.exp(-torch.cumsum(beta, 0))
 
 
-@cumulative.wrong("at least 1e-12", seen="no public source: a clamp for stability")
+@cumulative.wrong("at least 1e-12", seen="no public source: a clamp for stability", idea="edge")
 def _(beta):
     return torch.cumprod(1 - beta, 0).clamp(min=1e-12)
 
@@ -320,22 +342,27 @@ def _(alpha_prev, alpha_t):
 @two_steps.wrong(
     "scale √α_t·α_{t−1}: the root covers one factor only",
     seen="no public source: a plausible slip (the root drawn too short)",
+    idea="power",
 )
 def _(alpha_prev, alpha_t):
     return alpha_t**0.5 * alpha_prev, 1 - alpha_t * alpha_prev
 
 
-@two_steps.wrong("the first step's noise is not shrunk by the second", seen="no public source: a plausible slip")
+@two_steps.wrong(
+    "the first step's noise is not shrunk by the second", seen="no public source: a plausible slip", idea="term"
+)
 def _(alpha_prev, alpha_t):
     return (alpha_t * alpha_prev) ** 0.5, (1 - alpha_t) + (1 - alpha_prev)
 
 
-@two_steps.wrong("standard deviations are added instead of variances", seen="no public source: a plausible slip")
+@two_steps.wrong(
+    "standard deviations are added instead of variances", seen="no public source: a plausible slip", idea="power"
+)
 def _(alpha_prev, alpha_t):
     return (alpha_t * alpha_prev) ** 0.5, ((1 - alpha_t) ** 0.5 + (alpha_t * (1 - alpha_prev)) ** 0.5) ** 2
 
 
-@two_steps.wrong("a variance of at least 1e-8", seen="no public source: a clamp for stability")
+@two_steps.wrong("a variance of at least 1e-8", seen="no public source: a clamp for stability", idea="edge")
 def _(alpha_prev, alpha_t):
     return (alpha_t * alpha_prev) ** 0.5, max(1 - alpha_t * alpha_prev, 1e-8)
 
@@ -378,20 +405,23 @@ def _jump(x_0, eps, signal, noise):
 @forward_jump.wrong(
     "the roots are missing: ᾱ_t·x_0 + (1 − ᾱ_t)·ε",
     seen="of this kind: Ryota-Kawamura/How-Diffusion-Models-Work issue 1 (the noise's root only)",
+    idea="power",
 )
 def _(schedule, x_0, eps, t):
     a = schedule.alpha_bar[t]
     return _jump(x_0, eps, a, 1 - a)
 
 
-@forward_jump.wrong("α_t in place of ᾱ_t", seen="no public source: a plausible slip (a bar lost in copying)")
+@forward_jump.wrong(
+    "α_t in place of ᾱ_t", seen="no public source: a plausible slip (a bar lost in copying)", idea="exchange"
+)
 def _(schedule, x_0, eps, t):
     a = schedule.alpha[t]
     return _jump(x_0, eps, a.sqrt(), (1 - a).sqrt())
 
 
 @forward_jump.wrong(
-    "ᾱ_{t−1} in place of ᾱ_t", seen="no public source: a plausible slip (a 1-based t with a 0-based table)"
+    "ᾱ_{t−1} in place of ᾱ_t", seen="no public source: a plausible slip (a 1-based t with a 0-based table)", idea="time"
 )
 def _(schedule, x_0, eps, t):
     a = schedule.alpha_bar[t - 1]
@@ -399,14 +429,18 @@ def _(schedule, x_0, eps, t):
 
 
 @forward_jump.wrong(
-    "noise scaled by √β_t, that of one step", seen="no public source: a plausible slip (Eq. 3.1 and Eq. 3.5 mixed up)"
+    "noise scaled by √β_t, that of one step",
+    seen="no public source: a plausible slip (Eq. 3.1 and Eq. 3.5 mixed up)",
+    idea="exchange",
 )
 def _(schedule, x_0, eps, t):
     return _jump(x_0, eps, schedule.alpha_bar[t].sqrt(), schedule.beta[t].sqrt())
 
 
 @forward_jump.wrong(
-    "the root is missing on the noise: (1 − ᾱ_t)·ε", seen="Ryota-Kawamura/How-Diffusion-Models-Work issue 1"
+    "the root is missing on the noise: (1 − ᾱ_t)·ε",
+    seen="Ryota-Kawamura/How-Diffusion-Models-Work issue 1",
+    idea="power",
 )
 def _(schedule, x_0, eps, t):
     a = schedule.alpha_bar[t]
@@ -414,7 +448,7 @@ def _(schedule, x_0, eps, t):
 
 
 @forward_jump.wrong(
-    "coefficients along the width where it equals the batch", seen="no public source: a missing reshape"
+    "coefficients along the width where it equals the batch", seen="no public source: a missing reshape", idea="axis"
 )
 def _(schedule, x_0, eps, t):
     a = schedule.alpha_bar[t]
@@ -423,13 +457,13 @@ def _(schedule, x_0, eps, t):
     return a.sqrt() * x_0 + (1 - a).sqrt() * eps
 
 
-@forward_jump.wrong("1 − ᾱ_t is at least 1e-10", seen="no public source: a clamp for stability")
+@forward_jump.wrong("1 − ᾱ_t is at least 1e-10", seen="no public source: a clamp for stability", idea="edge")
 def _(schedule, x_0, eps, t):
     a = schedule.alpha_bar[t]
     return _jump(x_0, eps, a.sqrt(), (1 - a).clamp(min=1e-10).sqrt())
 
 
-@forward_jump.wrong("the result is cut off at −30 and 30", seen="no public source: a clamp for stability")
+@forward_jump.wrong("the result is cut off at −30 and 30", seen="no public source: a clamp for stability", idea="edge")
 def _(schedule, x_0, eps, t):
     a = schedule.alpha_bar[t]
     return _jump(x_0, eps, a.sqrt(), (1 - a).sqrt()).clamp(-30, 30)
@@ -452,28 +486,35 @@ def signal_to_noise(f):
 @signal_to_noise.wrong(
     "a ratio of standard deviations",
     seen="no public source: a plausible slip (variance and standard deviation mixed up)",
+    idea="power",
 )
 def _(schedule, t):
     return (schedule.alpha_bar[t] / (1 - schedule.alpha_bar[t])).sqrt()
 
 
-@signal_to_noise.wrong("upside down", seen="no public source: a plausible slip (samplers written in σ² = 1/SNR)")
+@signal_to_noise.wrong(
+    "upside down", seen="no public source: a plausible slip (samplers written in σ² = 1/SNR)", idea="sign"
+)
 def _(schedule, t):
     return (1 - schedule.alpha_bar[t]) / schedule.alpha_bar[t]
 
 
-@signal_to_noise.wrong("of one step: α_t/β_t", seen="no public source: a plausible slip (a bar lost in copying)")
+@signal_to_noise.wrong(
+    "of one step: α_t/β_t", seen="no public source: a plausible slip (a bar lost in copying)", idea="exchange"
+)
 def _(schedule, t):
     return schedule.alpha[t] / schedule.beta[t]
 
 
-@signal_to_noise.wrong("1e-8 is added to the noise's variance", seen="no public source: against a division by 0")
+@signal_to_noise.wrong(
+    "1e-8 is added to the noise's variance", seen="no public source: against a division by 0", idea="edge"
+)
 def _(schedule, t):
     return schedule.alpha_bar[t] / (1 - schedule.alpha_bar[t] + 1e-8)
 
 
 @signal_to_noise.wrong(
-    "of t in falling order of the ratio, whatever the order of t", seen="no public source: a sorted table"
+    "of t in falling order of the ratio, whatever the order of t", seen="no public source: a sorted table", idea="axis"
 )
 def _(schedule, t):
     ratio = schedule.alpha_bar[t] / (1 - schedule.alpha_bar[t])
@@ -529,7 +570,9 @@ def _(schedule, s, t):
 
 
 @jump_between.wrong(
-    "variance 1 − ᾱ_t, as if x_s were clean", seen="no public source: a plausible slip (strided samplers)"
+    "variance 1 − ᾱ_t, as if x_s were clean",
+    seen="no public source: a plausible slip (strided samplers)",
+    idea="exchange",
 )
 def _(schedule, s, t):
     return (schedule.alpha_bar[t] / schedule.alpha_bar[s]).sqrt(), 1 - schedule.alpha_bar[t]
@@ -538,6 +581,7 @@ def _(schedule, s, t):
 @jump_between.wrong(
     "variances subtracted: (1 − ᾱ_t) − (1 − ᾱ_s)",
     seen="no public source: a plausible slip (forgets that x_s is shrunk, with its noise)",
+    idea="term",
 )
 def _(schedule, s, t):
     return (schedule.alpha_bar[t] / schedule.alpha_bar[s]).sqrt(), schedule.alpha_bar[s] - schedule.alpha_bar[t]
@@ -546,18 +590,19 @@ def _(schedule, s, t):
 @jump_between.wrong(
     "β_t, the variance of the last step of the jump",
     seen="huggingface/diffusers PR 3006 (“when skipping timesteps, self.betas[t] is the wrong beta”)",
+    idea="exchange",
 )
 def _(schedule, s, t):
     return (schedule.alpha_bar[t] / schedule.alpha_bar[s]).sqrt(), schedule.beta[t]
 
 
-@jump_between.wrong("ᾱ_1 in place of ᾱ_0 = 1", seen="no public source: tables that begin at t = 1")
+@jump_between.wrong("ᾱ_1 in place of ᾱ_0 = 1", seen="no public source: tables that begin at t = 1", idea="time")
 def _(schedule, s, t):
     ratio = schedule.alpha_bar[t] / schedule.alpha_bar[max(s, 1)]
     return ratio.sqrt(), 1 - ratio
 
 
-@jump_between.wrong("a variance of at least 1e-8", seen="no public source: a clamp for stability")
+@jump_between.wrong("a variance of at least 1e-8", seen="no public source: a clamp for stability", idea="edge")
 def _(schedule, s, t):
     ratio = schedule.alpha_bar[t] / schedule.alpha_bar[s]
     return ratio.sqrt(), (1 - ratio).clamp(min=1e-8)
@@ -610,6 +655,7 @@ def _(x_t, weight, mean, var, alpha_bar):
 @mixture_marginal.wrong(
     "each component is treated as a point: variance 1 − ᾱ_t",
     seen="no public source: a plausible slip (q(x_t|x_0) taken for q(x_t))",
+    idea="term",
 )
 def _(x_t, weight, mean, var, alpha_bar):
     return _mixture(x_t, weight, alpha_bar**0.5 * mean, 1 - alpha_bar)
@@ -618,6 +664,7 @@ def _(x_t, weight, mean, var, alpha_bar):
 @mixture_marginal.wrong(
     "the components' means are not shrunk",
     seen="no public source: a plausible slip (noise added as in denoising autoencoders)",
+    idea="term",
 )
 def _(x_t, weight, mean, var, alpha_bar):
     return _mixture(x_t, weight, mean, alpha_bar * var + 1 - alpha_bar)
@@ -626,17 +673,20 @@ def _(x_t, weight, mean, var, alpha_bar):
 @mixture_marginal.wrong(
     "the variance is shrunk by √ᾱ_t instead of ᾱ_t",
     seen="no public source: a plausible slip (variance and standard deviation mixed up)",
+    idea="power",
 )
 def _(x_t, weight, mean, var, alpha_bar):
     return _mixture(x_t, weight, alpha_bar**0.5 * mean, alpha_bar**0.5 * var + 1 - alpha_bar)
 
 
-@mixture_marginal.wrong("variances of at least 1e-4", seen="no public source: a clamp for stability")
+@mixture_marginal.wrong("variances of at least 1e-4", seen="no public source: a clamp for stability", idea="edge")
 def _(x_t, weight, mean, var, alpha_bar):
     return _mixture(x_t, weight, alpha_bar**0.5 * mean, np.maximum(alpha_bar * var + 1 - alpha_bar, 1e-4))
 
 
-@mixture_marginal.wrong("one normal with the mixture's mean and variance", seen="no public source: two moments for all")
+@mixture_marginal.wrong(
+    "one normal with the mixture's mean and variance", seen="no public source: two moments for all", idea="noise"
+)
 def _(x_t, weight, mean, var, alpha_bar):
     center = weight @ mean
     spread = alpha_bar * (weight @ (var + mean**2) - center**2) + 1 - alpha_bar
@@ -663,30 +713,36 @@ def _(x_0, alpha_bar):
     return 0.5 * (alpha_bar * (x_0**2 - 1) - np.log(1 - alpha_bar))
 
 
-@distance_from_noise.wrong("the logarithm's sign", seen="no public source: a plausible slip")
+@distance_from_noise.wrong("the logarithm's sign", seen="no public source: a plausible slip", idea="sign")
 def _(x_0, alpha_bar):
     return 0.5 * (alpha_bar * (x_0**2 - 1) + np.log(1 - alpha_bar))
 
 
 @distance_from_noise.wrong(
-    "the mean only: ½·ᾱ_t·x_0²", seen="no public source: a plausible slip (forgets that the variance is not yet 1)"
+    "the mean only: ½·ᾱ_t·x_0²",
+    seen="no public source: a plausible slip (forgets that the variance is not yet 1)",
+    idea="term",
 )
 def _(x_0, alpha_bar):
     return 0.5 * alpha_bar * x_0**2
 
 
 @distance_from_noise.wrong(
-    "the arguments of the divergence swapped", seen="no public source: a plausible slip (KL taken for symmetric)"
+    "the arguments of the divergence swapped",
+    seen="no public source: a plausible slip (KL taken for symmetric)",
+    idea="exchange",
 )
 def _(x_0, alpha_bar):
     return 0.5 * ((1 + alpha_bar * x_0**2) / (1 - alpha_bar) - 1 + np.log(1 - alpha_bar))
 
 
-@distance_from_noise.wrong("1e-8 is added inside the logarithm", seen="no public source: against log 0")
+@distance_from_noise.wrong("1e-8 is added inside the logarithm", seen="no public source: against log 0", idea="edge")
 def _(x_0, alpha_bar):
     return 0.5 * (alpha_bar * (x_0**2 - 1) - np.log(1 - alpha_bar + 1e-8))
 
 
-@distance_from_noise.wrong("the pixel is cut off at −1 and 1", seen="no public source: a clamp of the data's range")
+@distance_from_noise.wrong(
+    "the pixel is cut off at −1 and 1", seen="no public source: a clamp of the data's range", idea="edge"
+)
 def _(x_0, alpha_bar):
     return 0.5 * (alpha_bar * (np.clip(x_0, -1, 1) ** 2 - 1) - np.log(1 - alpha_bar))

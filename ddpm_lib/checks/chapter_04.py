@@ -210,6 +210,7 @@ def _(step, prior, marginal):
 @bayes_rule.wrong(
     "not divided by q(x_t|x_0): the curve does not integrate to 1",
     seen="no public source: a plausible slip (proportional to, read as equal to)",
+    idea="term",
 )
 def _(step, prior, marginal):
     return step * prior
@@ -218,17 +219,20 @@ def _(step, prior, marginal):
 @bayes_rule.wrong(
     "the prior q(x_{t−1}|x_0) is left out",
     seen="no public source: a plausible slip (the likelihood taken for the posterior)",
+    idea="term",
 )
 def _(step, prior, marginal):
     return step / marginal
 
 
-@bayes_rule.wrong("prior and likelihood are divided, not multiplied", seen="no public source: a plausible slip")
+@bayes_rule.wrong(
+    "prior and likelihood are divided, not multiplied", seen="no public source: a plausible slip", idea="sign"
+)
 def _(step, prior, marginal):
     return prior / step / marginal
 
 
-@bayes_rule.wrong("1e-8 is added to the denominator", seen="no public source: an ε “for stability”")
+@bayes_rule.wrong("1e-8 is added to the denominator", seen="no public source: an ε “for stability”", idea="edge")
 def _(step, prior, marginal):
     return step * prior / (marginal + 1e-8)
 
@@ -263,13 +267,16 @@ def _(a, y, v_y, m, v_m):
 @completing_the_square.wrong(
     "variances are added instead of precisions",
     seen="no public source: a plausible slip (the rule for sums, used for products)",
+    idea="exchange",
 )
 def _(a, y, v_y, m, v_m):
     var = a**2 * v_y + v_m
     return var * (a * y / v_y + m / v_m), var
 
 
-@completing_the_square.wrong("the factor a is not squared in the precision", seen="no public source: a plausible slip")
+@completing_the_square.wrong(
+    "the factor a is not squared in the precision", seen="no public source: a plausible slip", idea="power"
+)
 def _(a, y, v_y, m, v_m):
     var = 1 / (a / v_y + 1 / v_m)
     return var * (a * y / v_y + m / v_m), var
@@ -278,12 +285,13 @@ def _(a, y, v_y, m, v_m):
 @completing_the_square.wrong(
     "each centre is weighted with its own variance",
     seen="no public source: a plausible slip (weights swapped: the vaguer one wins)",
+    idea="exchange",
 )
 def _(a, y, v_y, m, v_m):
     return (v_y * y / a + v_m * m) / (v_y + v_m), 1 / (a**2 / v_y + 1 / v_m)
 
 
-@completing_the_square.wrong("no variance below 1e-8", seen="no public source: a clamp “for stability”")
+@completing_the_square.wrong("no variance below 1e-8", seen="no public source: a clamp “for stability”", idea="edge")
 def _(a, y, v_y, m, v_m):
     v_y, v_m = max(v_y, 1e-8), max(v_m, 1e-8)
     var = 1 / (a**2 / v_y + 1 / v_m)
@@ -307,12 +315,15 @@ def posterior_var(f):
 @posterior_var.wrong(
     "β_t, the variance of the forward step",
     seen="the first of the two choices of Ho et al. 2020, section 3.2, taken for the posterior's",
+    idea="exchange",
 )
 def _(schedule, t):
     return schedule.beta[t]
 
 
-@posterior_var.wrong("the ratio upside down", seen="no public source: a plausible slip (indices t and t − 1 swapped)")
+@posterior_var.wrong(
+    "the ratio upside down", seen="no public source: a plausible slip (indices t and t − 1 swapped)", idea="time"
+)
 def _(schedule, t):
     before = 1 - schedule.alpha_bar[(t - 1).clamp(min=1)]
     return (1 - schedule.alpha_bar[t]) / before * schedule.beta[t]
@@ -321,6 +332,7 @@ def _(schedule, t):
 @posterior_var.wrong(
     "a standard deviation under a variance's name",
     seen="of this kind: huggingface/diffusers issue 14569 (the root is taken of a log-variance)",
+    idea="power",
 )
 def _(schedule, t):
     return ((1 - schedule.alpha_bar[t - 1]) / (1 - schedule.alpha_bar[t]) * schedule.beta[t]).sqrt()
@@ -329,13 +341,16 @@ def _(schedule, t):
 @posterior_var.wrong(
     "β̃_1 replaced by β̃_2, as under a logarithm",
     seen="posterior_log_variance_clipped of hojonathanho/diffusion and openai/improved-diffusion, exponentiated",
+    idea="edge",
 )
 def _(schedule, t):
     t = t.clamp(min=2)
     return (1 - schedule.alpha_bar[t - 1]) / (1 - schedule.alpha_bar[t]) * schedule.beta[t]
 
 
-@posterior_var.wrong("not divided by 1 − ᾱ_t", seen="varun-ml/diffusion-models-tutorial PR 1, which mends it")
+@posterior_var.wrong(
+    "not divided by 1 − ᾱ_t", seen="varun-ml/diffusion-models-tutorial PR 1, which mends it", idea="term"
+)
 def _(schedule, t):
     return (1 - schedule.alpha_bar[t - 1]) * schedule.beta[t]
 
@@ -343,12 +358,13 @@ def _(schedule, t):
 @posterior_var.wrong(
     "at least 1e-20, also at t = 1",
     seen="the clamp of ermongroup/ddim, runners/diffusion.py, there for the logarithm alone",
+    idea="edge",
 )
 def _(schedule, t):
     return ((1 - schedule.alpha_bar[t - 1]) / (1 - schedule.alpha_bar[t]) * schedule.beta[t]).clamp(min=1e-20)
 
 
-@posterior_var.wrong("1 − ᾱ in single precision", seen="no public source: tables kept in float32")
+@posterior_var.wrong("1 − ᾱ in single precision", seen="no public source: tables kept in float32", idea="edge")
 def _(schedule, t):
     noise_var = 1 - schedule.alpha_bar.float()
     return (noise_var[t - 1] / noise_var[t]).double() * schedule.beta[t]
@@ -373,6 +389,7 @@ def _mean(schedule, x_0, x_t, t):
 @posterior_mean.wrong(
     "√ᾱ_t in place of √α_t in x_t's weight",
     seen="the text, not the code, of acids-ircam/diffusion_models, diffusion_02_model.ipynb",
+    idea="exchange",
 )
 def _(schedule, x_0, x_t, t):
     a, a_prev, beta, _ = _at(schedule, t)
@@ -380,7 +397,9 @@ def _(schedule, x_0, x_t, t):
 
 
 @posterior_mean.wrong(
-    "√ᾱ_t in place of √ᾱ_{t−1} in x_0's weight", seen="no public source: a plausible slip (indices t and t − 1 swapped)"
+    "√ᾱ_t in place of √ᾱ_{t−1} in x_0's weight",
+    seen="no public source: a plausible slip (indices t and t − 1 swapped)",
+    idea="time",
 )
 def _(schedule, x_0, x_t, t):
     a, a_prev, beta, alpha = _at(schedule, t)
@@ -388,7 +407,9 @@ def _(schedule, x_0, x_t, t):
 
 
 @posterior_mean.wrong(
-    "the two weights swapped", seen="no public source: a plausible slip (arguments x_0 and x_t in the wrong order)"
+    "the two weights swapped",
+    seen="no public source: a plausible slip (arguments x_0 and x_t in the wrong order)",
+    idea="exchange",
 )
 def _(schedule, x_0, x_t, t):
     a, a_prev, beta, alpha = _at(schedule, t)
@@ -398,6 +419,7 @@ def _(schedule, x_0, x_t, t):
 @posterior_mean.wrong(
     "x_0 noised to t − 1, and x_t forgotten",
     seen="no public source: a plausible slip (predict x_0, then noise it again)",
+    idea="exchange",
 )
 def _(schedule, x_0, x_t, t):
     return images(schedule.alpha_bar[t - 1]).sqrt() * x_0
@@ -406,6 +428,7 @@ def _(schedule, x_0, x_t, t):
 @posterior_mean.wrong(
     "x_0 clipped to [−1, 1] on the way",
     seen="no public source: a plausible slip (samplers, where clipping belongs to the estimate of x_0)",
+    idea="edge",
 )
 def _(schedule, x_0, x_t, t):
     return _mean(schedule, x_0.clamp(-1, 1), x_t, t)
@@ -414,17 +437,20 @@ def _(schedule, x_0, x_t, t):
 @posterior_mean.wrong(
     "the first t is used for the whole batch",
     seen="no public source: a plausible slip (code that was only ever run with one t)",
+    idea="time",
 )
 def _(schedule, x_0, x_t, t):
     return _mean(schedule, x_0, x_t, t[:1].expand(len(t)))
 
 
-@posterior_mean.wrong("no gradient passes", seen="no public source: no_grad() left over from sampling")
+@posterior_mean.wrong("no gradient passes", seen="no public source: no_grad() left over from sampling", idea="gradient")
 def _(schedule, x_0, x_t, t):
     return _mean(schedule, x_0, x_t, t).detach()
 
 
-@posterior_mean.wrong("factors along the channels", seen="no public source: t of shape (B, 1, 1), where B = C")
+@posterior_mean.wrong(
+    "factors along the channels", seen="no public source: t of shape (B, 1, 1), where B = C", idea="axis"
+)
 def _(schedule, x_0, x_t, t):
     if t.ndim == 0 or x_0.shape[1] != len(t):
         return _mean(schedule, x_0, x_t, t)
@@ -432,14 +458,18 @@ def _(schedule, x_0, x_t, t):
 
 
 @posterior_mean.wrong(
-    "tables in the images' precision, from ᾱ on", seen="no public source: 1 − ᾱ_1 = 1e-4 with four digits less"
+    "tables in the images' precision, from ᾱ on",
+    seen="no public source: 1 − ᾱ_1 = 1e-4 with four digits less",
+    idea="edge",
 )
 def _(schedule, x_0, x_t, t):
     a, a_prev, beta, alpha = (v.to(x_t.dtype) for v in _at(schedule, t))
     return (a_prev.sqrt() * beta * x_0 + alpha.sqrt() * (1 - a_prev) * x_t) / (1 - a)
 
 
-@posterior_mean.wrong("the tables of the first schedule with this T", seen="no public source: a cache keyed by T")
+@posterior_mean.wrong(
+    "the tables of the first schedule with this T", seen="no public source: a cache keyed by T", idea="state"
+)
 def _(schedule, x_0, x_t, t):
     return _mean(_FIRST_OF_T.setdefault(schedule.T, copy.deepcopy(schedule)), x_0, x_t, t)
 
@@ -475,6 +505,7 @@ def _(schedule, t):
 @keeps_the_marginal.wrong(
     "√ᾱ_t in place of √α_t in x_t's weight",
     seen="the text, not the code, of acids-ircam/diffusion_models, diffusion_02_model.ipynb",
+    idea="exchange",
 )
 def _(schedule, t):
     on_x_0, on_x_t, var = _weights(schedule, t)
@@ -484,6 +515,7 @@ def _(schedule, t):
 @keeps_the_marginal.wrong(
     "no noise: a “deterministic DDPM”",
     seen="huggingface/diffusers PR 13141 (variance 0 for “deterministic generations”)",
+    idea="noise",
 )
 def _(schedule, t):
     return *_weights(schedule, t)[:2], 0.0
@@ -492,13 +524,16 @@ def _(schedule, t):
 @keeps_the_marginal.wrong(
     "noise at t = 1 too",
     seen="acids-ircam/diffusion_models, diffusion_02_model.ipynb; udlbook/udlbook, notebooks 18.2 to 18.4",
+    idea="edge",
 )
 def _(schedule, t):
     on_x_0, on_x_t, var = _weights(schedule, t)
     return on_x_0, on_x_t, schedule.beta[1] if t == 1 else var
 
 
-@keeps_the_marginal.wrong("a variance of at least 1e-20", seen="no public source: a clamp for the logarithm, kept")
+@keeps_the_marginal.wrong(
+    "a variance of at least 1e-20", seen="no public source: a clamp for the logarithm, kept", idea="edge"
+)
 def _(schedule, t):
     on_x_0, on_x_t, var = _weights(schedule, t)
     return on_x_0, on_x_t, var.clamp(min=1e-20)
@@ -519,6 +554,7 @@ def mean_from_eps(f):
 @mean_from_eps.wrong(
     "divided by √ᾱ_t in place of √α_t",
     seen="no public source: a plausible slip (the formula for x_0 and the one for the mean mixed up)",
+    idea="exchange",
 )
 def _(schedule, x_t, eps, t):
     a, _, beta, _ = _at(schedule, t)
@@ -528,6 +564,7 @@ def _(schedule, x_t, eps, t):
 @mean_from_eps.wrong(
     "β_t/(1 − ᾱ_t): the root is missing",
     seen="no public source: a plausible slip (variance and standard deviation mixed up)",
+    idea="power",
 )
 def _(schedule, x_t, eps, t):
     a, _, beta, alpha = _at(schedule, t)
@@ -537,19 +574,22 @@ def _(schedule, x_t, eps, t):
 @mean_from_eps.wrong(
     "√β_t·ε removed: the noise of one step, not its expected share",
     seen="no public source: a plausible slip (the forward step run backwards)",
+    idea="exchange",
 )
 def _(schedule, x_t, eps, t):
     _, _, beta, alpha = _at(schedule, t)
     return (x_t - beta.sqrt() * eps) / alpha.sqrt()
 
 
-@mean_from_eps.wrong("the implied x_0 is clipped to [−1, 1]", seen="no public source: a sampler's line, in the formula")
+@mean_from_eps.wrong(
+    "the implied x_0 is clipped to [−1, 1]", seen="no public source: a sampler's line, in the formula", idea="edge"
+)
 def _(schedule, x_t, eps, t):
     a = images(schedule.alpha_bar[t])
     return _mean(schedule, ((x_t - (1 - a).sqrt() * eps) / a.sqrt()).clamp(-1, 1), x_t, t)
 
 
-@mean_from_eps.wrong("1e-8 is added under the root", seen="no public source: an ε “for stability”")
+@mean_from_eps.wrong("1e-8 is added under the root", seen="no public source: an ε “for stability”", idea="edge")
 def _(schedule, x_t, eps, t):
     a, _, beta, alpha = _at(schedule, t)
     return (x_t - beta / (1 - a + 1e-8).sqrt() * eps) / alpha.sqrt()
@@ -567,7 +607,9 @@ def eps_from_mean(f):
 
 
 @eps_from_mean.wrong(
-    "(x_t − √(1 − ᾱ_t)·μ)/√(1 − ᾱ_t)", seen="no public source: a plausible slip (Eq. 6.5's shape, used for the mean)"
+    "(x_t − √(1 − ᾱ_t)·μ)/√(1 − ᾱ_t)",
+    seen="no public source: a plausible slip (Eq. 6.5's shape, used for the mean)",
+    idea="exchange",
 )
 def _(schedule, x_t, mean, t):
     std = (1 - images(schedule.alpha_bar[t])).sqrt()
@@ -577,25 +619,26 @@ def _(schedule, x_t, mean, t):
 @eps_from_mean.wrong(
     "the mean is taken for x_0",
     seen="no public source: a plausible slip (a network that predicts the mean, read as one that predicts x_0)",
+    idea="exchange",
 )
 def _(schedule, x_t, mean, t):
     a = images(schedule.alpha_bar[t])
     return (x_t - a.sqrt() * mean) / (1 - a).sqrt()
 
 
-@eps_from_mean.wrong("√α_t is missing before the mean", seen="no public source: a plausible slip")
+@eps_from_mean.wrong("√α_t is missing before the mean", seen="no public source: a plausible slip", idea="term")
 def _(schedule, x_t, mean, t):
     a, _, beta, _ = _at(schedule, t)
     return (1 - a).sqrt() / beta * (x_t - mean)
 
 
-@eps_from_mean.wrong("the factor is at most 1,000", seen="no public source: a clamp “for stability”")
+@eps_from_mean.wrong("the factor is at most 1,000", seen="no public source: a clamp “for stability”", idea="edge")
 def _(schedule, x_t, mean, t):
     a, _, beta, alpha = _at(schedule, t)
     return ((1 - a).sqrt() / beta).clamp(max=1e3) * (x_t - alpha.sqrt() * mean)
 
 
-@eps_from_mean.wrong("the estimate is clipped to ±5", seen="no public source: noise is hardly ever larger")
+@eps_from_mean.wrong("the estimate is clipped to ±5", seen="no public source: noise is hardly ever larger", idea="edge")
 def _(schedule, x_t, mean, t):
     a, _, beta, alpha = _at(schedule, t)
     return ((1 - a).sqrt() / beta * (x_t - alpha.sqrt() * mean)).clamp(-5, 5)
@@ -679,23 +722,30 @@ def _(posterior, weight):
 @true_reverse_step.wrong(
     "the posterior at the mean of x_0, not the mean of the posteriors",
     seen="no public source: a plausible slip (the Gaussian that is sampled, taken for the truth)",
+    idea="exchange",
 )
 def _(posterior, weight):
     center = round(float((weight * np.arange(len(weight))).sum() / weight.sum()))
     return posterior[:, center]
 
 
-@true_reverse_step.wrong("all x_0 weighted alike", seen="no public source: a plausible slip (q(x_0|x_t) forgotten)")
+@true_reverse_step.wrong(
+    "all x_0 weighted alike", seen="no public source: a plausible slip (q(x_0|x_t) forgotten)", idea="term"
+)
 def _(posterior, weight):
     return posterior.mean(1)
 
 
-@true_reverse_step.wrong("densities of at most 10", seen="no public source: a density taken for a probability")
+@true_reverse_step.wrong(
+    "densities of at most 10", seen="no public source: a density taken for a probability", idea="edge"
+)
 def _(posterior, weight):
     return np.minimum(posterior, 10) @ weight
 
 
-@true_reverse_step.wrong("densities of at least 1e-8", seen="no public source: a floor for a later logarithm")
+@true_reverse_step.wrong(
+    "densities of at least 1e-8", seen="no public source: a floor for a later logarithm", idea="edge"
+)
 def _(posterior, weight):
     return np.maximum(posterior, 1e-8) @ weight
 
@@ -727,33 +777,40 @@ def _(schedule, t, x_0_var):
 @reverse_variance.wrong(
     "β̃_t only: x_0 is taken as known",
     seen="no public source: a plausible slip (the posterior taken for the reverse step)",
+    idea="term",
 )
 def _(schedule, t, x_0_var):
     return _weights(schedule, t)[2]
 
 
 @reverse_variance.wrong(
-    "β_t, whatever the data", seen="no public source: a plausible slip (the choice for N(0, 1) data taken for a law)"
+    "β_t, whatever the data",
+    seen="no public source: a plausible slip (the choice for N(0, 1) data taken for a law)",
+    idea="exchange",
 )
 def _(schedule, t, x_0_var):
     return schedule.beta[t]
 
 
 @reverse_variance.wrong(
-    "x_0's weight is not squared", seen="no public source: a plausible slip (variance and standard deviation mixed up)"
+    "x_0's weight is not squared",
+    seen="no public source: a plausible slip (variance and standard deviation mixed up)",
+    idea="power",
 )
 def _(schedule, t, x_0_var):
     on_x_0, _, var = _weights(schedule, t)
     return var + on_x_0 * x_0_var
 
 
-@reverse_variance.wrong("at most β_t", seen="no public source: true of N(0, 1) data, whose variance is 1 at most")
+@reverse_variance.wrong(
+    "at most β_t", seen="no public source: true of N(0, 1) data, whose variance is 1 at most", idea="edge"
+)
 def _(schedule, t, x_0_var):
     on_x_0, _, var = _weights(schedule, t)
     return min(var + on_x_0**2 * x_0_var, schedule.beta[t])
 
 
-@reverse_variance.wrong("at least 1e-8", seen="no public source: a clamp “for stability”")
+@reverse_variance.wrong("at least 1e-8", seen="no public source: a clamp “for stability”", idea="edge")
 def _(schedule, t, x_0_var):
     on_x_0, _, var = _weights(schedule, t)
     return max(var + on_x_0**2 * x_0_var, 1e-8)
@@ -785,6 +842,7 @@ def _(schedule, x_t, score, t):
 @reverse_mean.wrong(
     "the sign of the score",
     seen="the text of acids-ircam/diffusion_models, diffusion_02_model.ipynb: ∇ log q = (x̃ − x)/σ²",
+    idea="sign",
 )
 def _(schedule, x_t, score, t):
     return (x_t - schedule.beta[t] * score) / schedule.alpha[t].sqrt()
@@ -793,6 +851,7 @@ def _(schedule, x_t, score, t):
 @reverse_mean.wrong(
     "β_t/2, the step of Langevin dynamics",
     seen="no public source: a plausible slip (the drift of the probability-flow ODE taken for the reverse mean)",
+    idea="term",
 )
 def _(schedule, x_t, score, t):
     return (x_t + 0.5 * schedule.beta[t] * score) / schedule.alpha[t].sqrt()
@@ -801,11 +860,12 @@ def _(schedule, x_t, score, t):
 @reverse_mean.wrong(
     "not divided by √α_t",
     seen="no public source: a plausible slip (the variance-exploding formula in a variance-preserving chain)",
+    idea="term",
 )
 def _(schedule, x_t, score, t):
     return x_t + schedule.beta[t] * score
 
 
-@reverse_mean.wrong("the score is clipped to ±100", seen="no public source: a clamp “for stability”")
+@reverse_mean.wrong("the score is clipped to ±100", seen="no public source: a clamp “for stability”", idea="edge")
 def _(schedule, x_t, score, t):
     return (x_t + schedule.beta[t] * min(max(score, -100), 100)) / schedule.alpha[t].sqrt()

@@ -147,6 +147,7 @@ def _(path):
 @bound.wrong(
     "the ELBO under the name of a loss: the sign is turned",
     seen="no public source: a plausible slip (a bound and a loss mixed up)",
+    idea="sign",
 )
 def _(path):
     return path.p_end + sum(path.p_back[t] - path.q_step[t] for t in range(1, path.T + 1))
@@ -155,6 +156,7 @@ def _(path):
 @bound.wrong(
     "the reverse model is given x_0: p(x_{t−1}|x_t, x_0)",
     seen="no public source: a plausible slip (the posterior's condition copied to the model)",
+    idea="exchange",
 )
 def _(path):
     told = [None, path.p_back[1], *path.q_back[2:]]
@@ -164,23 +166,30 @@ def _(path):
 @bound.wrong(
     "the prior p(x_T) is left out",
     seen="no public source: a plausible slip (the sum over the steps is taken for the whole)",
+    idea="term",
 )
 def _(path):
     return sum(path.q_step[t] - path.p_back[t] for t in range(1, path.T + 1))
 
 
-@bound.wrong("the entropy of the noise is left out: −log p(x_{0:T})", seen="no public source: a plausible slip")
+@bound.wrong(
+    "the entropy of the noise is left out: −log p(x_{0:T})", seen="no public source: a plausible slip", idea="term"
+)
 def _(path):
     return -path.p_end - sum(path.p_back[1:])
 
 
-@bound.wrong("the first three steps only", seen="no public source: a sum written out for T = 3")
+@bound.wrong("the first three steps only", seen="no public source: a sum written out for T = 3", idea="axis")
 def _(path):
     steps = range(1, min(path.T, 3) + 1)
     return sum(path.q_step[t] - path.p_back[t] for t in steps) - path.p_end
 
 
-@bound.wrong("log-densities of at least −20", seen="no public source: log(p + ε), where the model is certain and wrong")
+@bound.wrong(
+    "log-densities of at least −20",
+    seen="no public source: log(p + ε), where the model is certain and wrong",
+    idea="edge",
+)
 def _(path):
     steps = range(1, path.T + 1)
     return sum(path.q_step[t] - np.maximum(path.p_back[t], -20) for t in steps) - path.p_end
@@ -200,6 +209,7 @@ def _(path):
 @telescoped.wrong(
     "log p(x_T) twice, and the sign of log p(x_0|x_1) turned",
     seen="no public source: a plausible slip (a term written twice, a sign lost)",
+    idea="term",
 )
 def _(path):
     steps = sum(path.q_back[t] - path.p_back[t] for t in range(2, path.T + 1))
@@ -209,6 +219,7 @@ def _(path):
 @telescoped.wrong(
     "q(x_t|x_{t−1}) is not turned round",
     seen="no public source: a plausible slip (KL between a forward and a reverse step)",
+    idea="sign",
 )
 def _(path):
     steps = sum(path.q_step[t] - path.p_back[t] for t in range(2, path.T + 1))
@@ -216,7 +227,9 @@ def _(path):
 
 
 @telescoped.wrong(
-    "the last step's q(x_T|x_{T−1}) in the place of q(x_T|x_0)", seen="no public source: a plausible slip"
+    "the last step's q(x_T|x_{T−1}) in the place of q(x_T|x_0)",
+    seen="no public source: a plausible slip",
+    idea="exchange",
 )
 def _(path):
     steps = sum(path.q_back[t] - path.p_back[t] for t in range(2, path.T + 1))
@@ -226,18 +239,21 @@ def _(path):
 @telescoped.wrong(
     "the reverse model is given x_0, so every step cancels",
     seen="no public source: a plausible slip (the posterior's condition copied to the model)",
+    idea="exchange",
 )
 def _(path):
     return (path.q_jump[path.T] - path.p_end) - path.p_back[1]
 
 
-@telescoped.wrong("t = 2 and 3 only", seen="no public source: a sum written out for T = 3")
+@telescoped.wrong("t = 2 and 3 only", seen="no public source: a sum written out for T = 3", idea="axis")
 def _(path):
     steps = sum(path.q_back[t] - path.p_back[t] for t in range(2, min(path.T, 3) + 1))
     return (path.q_jump[path.T] - path.p_end) + steps - path.p_back[1]
 
 
-@telescoped.wrong("q(x_{t−1}|x_0) for q(x_{t−1}|x_t, x_0)", seen="no public source: the condition on x_t, lost")
+@telescoped.wrong(
+    "q(x_{t−1}|x_0) for q(x_{t−1}|x_t, x_0)", seen="no public source: the condition on x_t, lost", idea="exchange"
+)
 def _(path):
     steps = sum(path.q_jump[t - 1] - path.p_back[t] for t in range(2, path.T + 1))
     return (path.q_jump[path.T] - path.p_end) + steps - path.p_back[1]
@@ -311,7 +327,7 @@ def _kl(mean_q, var_q, mean_p, var_p):
     return 0.5 * (torch.log(var_p / var_q) + (var_q + (mean_q - mean_p) ** 2) / var_p - 1)
 
 
-@prior.wrong("the divergence the other way round", seen="no public source: a plausible slip")
+@prior.wrong("the divergence the other way round", seen="no public source: a plausible slip", idea="exchange")
 def _(schedule, x_0, mean=0.0, var=1.0):
     return _kl(mean, torch.as_tensor(var).double(), *_end(schedule, x_0)).flatten(1).sum(1)
 
@@ -319,17 +335,20 @@ def _(schedule, x_0, mean=0.0, var=1.0):
 @prior.wrong(
     "the mean over the pixels instead of the sum",
     seen="no public source: a plausible slip (losses averaged over an image, read as nats)",
+    idea="axis",
 )
 def _(schedule, x_0, mean=0.0, var=1.0):
     return _kl(*_end(schedule, x_0), mean, var).flatten(1).mean(1)
 
 
-@prior.wrong("the image is forgotten: KL(N(0, 1 − ᾱ_T) ‖ p(x_T))", seen="no public source: a plausible slip")
+@prior.wrong(
+    "the image is forgotten: KL(N(0, 1 − ᾱ_T) ‖ p(x_T))", seen="no public source: a plausible slip", idea="term"
+)
 def _(schedule, x_0, mean=0.0, var=1.0):
     return _kl(*_end(schedule, 0 * x_0), mean, var).expand_as(x_0).flatten(1).sum(1)
 
 
-@prior.wrong("a standard deviation where the variance belongs", seen="no public source: a plausible slip")
+@prior.wrong("a standard deviation where the variance belongs", seen="no public source: a plausible slip", idea="power")
 def _(schedule, x_0, mean=0.0, var=1.0):
     m, v = _end(schedule, x_0)
     return _kl(m, v.sqrt(), mean, var).flatten(1).sum(1)
@@ -338,23 +357,28 @@ def _(schedule, x_0, mean=0.0, var=1.0):
 @prior.wrong(
     "taken one step before the end",
     seen="no public source: a plausible slip (tables with and without an entry for t = 0, mixed up)",
+    idea="time",
 )
 def _(schedule, x_0, mean=0.0, var=1.0):
     return _kl(*_end(schedule, x_0, schedule.T - 1), mean, var).flatten(1).sum(1)
 
 
-@prior.wrong("the mean over the channels, the sum over the pixels", seen="no public source: right for grey images")
+@prior.wrong(
+    "the mean over the channels, the sum over the pixels", seen="no public source: right for grey images", idea="axis"
+)
 def _(schedule, x_0, mean=0.0, var=1.0):
     return _kl(*_end(schedule, x_0), mean, var).mean(1).flatten(1).sum(1)
 
 
-@prior.wrong("1 − ᾱ_T of at least 1e-8", seen="no public source: a clamp “for stability”")
+@prior.wrong("1 − ᾱ_T of at least 1e-8", seen="no public source: a clamp “for stability”", idea="edge")
 def _(schedule, x_0, mean=0.0, var=1.0):
     m, v = _end(schedule, x_0)
     return _kl(m, v.clamp(min=1e-8), mean, var).flatten(1).sum(1)
 
 
-@prior.wrong("in the precision of the images", seen="no public source: sums over many pixels in single precision")
+@prior.wrong(
+    "in the precision of the images", seen="no public source: sums over many pixels in single precision", idea="edge"
+)
 def _(schedule, x_0, mean=0.0, var=1.0):
     m, v = (end.to(x_0.dtype) for end in _end(schedule, x_0))
     return _kl(m, v, mean, var).to(x_0.dtype).flatten(1).sum(1)
@@ -434,7 +458,7 @@ def _tilde(schedule, t):
     return (1 - before) / (1 - a) * beta
 
 
-@denoising.wrong("the divergence the other way round", seen="no public source: a plausible slip")
+@denoising.wrong("the divergence the other way round", seen="no public source: a plausible slip", idea="exchange")
 def _(schedule, x_0, x_t, mean, var, t):
     return _kl(mean, var, posterior_mean(schedule, x_0, x_t, t), _tilde(schedule, t)).flatten(1).sum(1)
 
@@ -442,12 +466,13 @@ def _(schedule, x_0, x_t, mean, var, t):
 @denoising.wrong(
     "only the means: (μ̃ − μ)²/(2σ²), although the variances differ",
     seen="no public source: a plausible slip (derivations for σ² = β̃, read with σ² = β)",
+    idea="term",
 )
 def _(schedule, x_0, x_t, mean, var, t):
     return ((posterior_mean(schedule, x_0, x_t, t) - mean) ** 2 / (2 * var)).flatten(1).sum(1)
 
 
-@denoising.wrong("the one half is lost", seen="no public source: a plausible slip")
+@denoising.wrong("the one half is lost", seen="no public source: a plausible slip", idea="term")
 def _(schedule, x_0, x_t, mean, var, t):
     return 2 * _kl(posterior_mean(schedule, x_0, x_t, t), _tilde(schedule, t), mean, var).flatten(1).sum(1)
 
@@ -455,6 +480,7 @@ def _(schedule, x_0, x_t, mean, var, t):
 @denoising.wrong(
     "β_t for the posterior's variance",
     seen="Ho et al. 2020, section 3.2: a choice for the model, taken for the posterior's variance",
+    idea="exchange",
 )
 def _(schedule, x_0, x_t, mean, var, t):
     beta = schedule.beta[t].reshape(-1, 1, 1, 1)
@@ -464,25 +490,30 @@ def _(schedule, x_0, x_t, mean, var, t):
 @denoising.wrong(
     "the mean over the pixels instead of the sum",
     seen="no public source: a plausible slip (losses averaged over an image, read as nats)",
+    idea="axis",
 )
 def _(schedule, x_0, x_t, mean, var, t):
     return _kl(posterior_mean(schedule, x_0, x_t, t), _tilde(schedule, t), mean, var).flatten(1).mean(1)
 
 
-@denoising.wrong("variances of at least 1e-8", seen="no public source: a clamp “for stability”")
+@denoising.wrong("variances of at least 1e-8", seen="no public source: a clamp “for stability”", idea="edge")
 def _(schedule, x_0, x_t, mean, var, t):
     tilde = _tilde(schedule, t).clamp(min=1e-8)
     var = torch.as_tensor(var, dtype=torch.float64).clamp(min=1e-8)
     return _kl(posterior_mean(schedule, x_0, x_t, t), tilde, mean, var).flatten(1).sum(1)
 
 
-@denoising.wrong("no gradient reaches the variance", seen="no public source: right for a variance that is not learned")
+@denoising.wrong(
+    "no gradient reaches the variance",
+    seen="no public source: right for a variance that is not learned",
+    idea="gradient",
+)
 def _(schedule, x_0, x_t, mean, var, t):
     var = torch.as_tensor(var, dtype=torch.float64).detach()
     return _kl(posterior_mean(schedule, x_0, x_t, t), _tilde(schedule, t), mean, var).flatten(1).sum(1)
 
 
-@denoising.wrong("at most 100 nats", seen="no public source: a clamp against outliers")
+@denoising.wrong("at most 100 nats", seen="no public source: a clamp against outliers", idea="edge")
 def _(schedule, x_0, x_t, mean, var, t):
     exact = _kl(posterior_mean(schedule, x_0, x_t, t), _tilde(schedule, t), mean, var).flatten(1).sum(1)
     return exact.clamp(max=100)
@@ -559,13 +590,16 @@ def log_mass(x_0, mean, var, levels):
 @discretised.wrong(
     "density times width of the bin",
     seen="no public source: a plausible slip (a continuous likelihood, discretised after the fact)",
+    idea="edge",
 )
 def _(x_0, mean, var, levels):
     return log_density(x_0, mean, var) + np.log(2 / (levels - 1))
 
 
 @discretised.wrong(
-    "the outermost bins are closed, so the probabilities do not sum to 1", seen="no public source: a plausible slip"
+    "the outermost bins are closed, so the probabilities do not sum to 1",
+    seen="no public source: a plausible slip",
+    idea="edge",
 )
 def _(x_0, mean, var, levels):
     return elbo.discretised_log_likelihood(torch.zeros_like(x_0), mean - x_0, var, levels)  # 0 is in no outermost bin
@@ -574,6 +608,7 @@ def _(x_0, mean, var, levels):
 @discretised.wrong(
     "bins of half the width, those of data in [0, 1]",
     seen="no public source: a plausible slip (data scaled to [−1, 1], bins not)",
+    idea="term",
 )
 def _(x_0, mean, var, levels):
     return elbo.discretised_log_likelihood(x_0, mean, var, 2 * levels - 1)
@@ -590,6 +625,7 @@ def _from_areas(cdf, x_0, mean, var, levels):
 @discretised.wrong(
     "log of the mass clamped at 1e-12: no error costs more than 28 nats",
     seen="hojonathanho/diffusion, utils.py; copied in openai/improved-diffusion and guided-diffusion, losses.py",
+    idea="edge",
 )
 def _(*arguments):
     return _from_areas(torch.special.ndtr, *arguments)
@@ -598,24 +634,29 @@ def _(*arguments):
 @discretised.wrong(
     "a tanh formula for the normal distribution's area (and the clamp)",
     seen="hojonathanho/diffusion, utils.py; copied in openai/improved-diffusion and guided-diffusion, losses.py",
+    idea="edge",
 )
 def _(*arguments):
     return _from_areas(lambda x: 0.5 * (1 + torch.tanh((2 / np.pi) ** 0.5 * (x + 0.044715 * x**3))), *arguments)
 
 
-@discretised.wrong("the open bins begin at ±0.999", seen="no public source: right for 256 levels, not for 4,096")
+@discretised.wrong(
+    "the open bins begin at ±0.999", seen="no public source: right for 256 levels, not for 4,096", idea="edge"
+)
 def _(x_0, mean, var, levels):
     ends = torch.where(x_0.abs() > 0.999, x_0.sign(), x_0)
     return elbo.discretised_log_likelihood(ends, mean, var, levels)
 
 
-@discretised.wrong("variances of at least 1e-20", seen="no public source: a clamp “for stability”")
+@discretised.wrong("variances of at least 1e-20", seen="no public source: a clamp “for stability”", idea="edge")
 def _(x_0, mean, var, levels):
     var = torch.as_tensor(var, dtype=torch.float64).clamp(min=1e-20)
     return elbo.discretised_log_likelihood(x_0, mean, var, levels)
 
 
-@discretised.wrong("no gradient far out in the tails", seen="no public source: a clamp of what is very unlikely")
+@discretised.wrong(
+    "no gradient far out in the tails", seen="no public source: a clamp of what is very unlikely", idea="gradient"
+)
 def _(x_0, mean, var, levels):
     log_p = elbo.discretised_log_likelihood(x_0, mean, var, levels)
     return torch.where(log_p < -1e6, log_p.detach(), log_p)
@@ -794,12 +835,14 @@ def on_average(got, exact) -> Iterator[float]:
     yield abs(together.var() / got[:, :-1].var(0).sum() - 1) / (2 / len(got)) ** 0.5
 
 
-@terms.wrong("the ELBO's sign", seen="no public source: a plausible slip (the ELBO, minimised)")
+@terms.wrong("the ELBO's sign", seen="no public source: a plausible slip (the ELBO, minimised)", idea="sign")
 def _(*arguments, **options):
     return -elbo.bound_terms(*arguments, **options)
 
 
-@terms.wrong("every term one place too late", seen="no public source: a plausible slip (L_{t−1} stored under t)")
+@terms.wrong(
+    "every term one place too late", seen="no public source: a plausible slip (L_{t−1} stored under t)", idea="time"
+)
 def _(*arguments, **options):
     return elbo.bound_terms(*arguments, **options).roll(1, 1)
 
@@ -807,6 +850,7 @@ def _(*arguments, **options):
 @terms.wrong(
     "the mean over the entries of an image",
     seen="no public source: a plausible slip (losses averaged over an image, read as nats)",
+    idea="axis",
 )
 def _(*arguments, **options):
     return elbo.bound_terms(*arguments, **options) / 2  # there are two entries
@@ -815,6 +859,7 @@ def _(*arguments, **options):
 @terms.wrong(
     "the model is given t − 1 where it was trained with t",
     seen="udlbook/udlbook, notebook 18.3: its models are trained with t where 18.2 has t + 1",
+    idea="time",
 )
 def _(model, schedule, x_0, generator, **options):
     return elbo.bound_terms(lambda x_t, t: model(x_t, t - 1), schedule, x_0, generator, **options)
@@ -823,6 +868,7 @@ def _(model, schedule, x_0, generator, **options):
 @terms.wrong(
     "one draw of the noise for all steps",
     seen="no public source: a plausible slip (right on average, and noisier in sum)",
+    idea="noise",
 )
 def _(model, schedule, x_0, generator, **options):
     eps = noise_like(x_0, generator)
@@ -831,7 +877,9 @@ def _(model, schedule, x_0, generator, **options):
     return torch.stack([*found, elbo.prior_term(schedule, x_0)], 1)
 
 
-@terms.wrong("‖ε − ε_θ‖² with no weight", seen="no public source: a plausible slip (L_simple taken for the bound)")
+@terms.wrong(
+    "‖ε − ε_θ‖² with no weight", seen="no public source: a plausible slip (L_simple taken for the bound)", idea="term"
+)
 def _(model, schedule, x_0, generator, **options):
     found = []
     for step in range(1, schedule.T + 1):
@@ -850,7 +898,11 @@ def _with_noise(draw, model, schedule, x_0, generator, **options):
     return torch.stack([*found, elbo.prior_term(schedule, x_0)], 1)
 
 
-@terms.wrong("±1 in the place of normal noise", seen="no public source: right mean, right variance, and a lower bound")
+@terms.wrong(
+    "±1 in the place of normal noise",
+    seen="no public source: right mean, right variance, and a lower bound",
+    idea="noise",
+)
 def _(*arguments, **options):
     return _with_noise(lambda x_0, generator: noise_like(x_0, generator).sign(), *arguments, **options)
 
@@ -858,6 +910,7 @@ def _(*arguments, **options):
 @terms.wrong(
     "uniform noise of variance 1",
     seen="of this kind: acids-ircam/diffusion_models (β·U(0, 1))",
+    idea="noise",
 )
 def _(*arguments, **options):
     def draw(x_0, generator):
@@ -866,7 +919,9 @@ def _(*arguments, **options):
     return _with_noise(draw, *arguments, **options)
 
 
-@terms.wrong("one number of noise for all pixels of an image", seen="no public source: noise of shape (B, 1, 1, 1)")
+@terms.wrong(
+    "one number of noise for all pixels of an image", seen="no public source: noise of shape (B, 1, 1, 1)", idea="noise"
+)
 def _(*arguments, **options):
     def draw(x_0, generator):
         return noise_like(x_0.flatten(1)[:, :1], generator).reshape(-1, *[1] * (x_0.ndim - 1)).expand_as(x_0)
@@ -874,17 +929,23 @@ def _(*arguments, **options):
     return _with_noise(draw, *arguments, **options)
 
 
-@terms.wrong("the generator is not heeded", seen="no public source: torch.randn_like takes none")
+@terms.wrong("the generator is not heeded", seen="no public source: torch.randn_like takes none", idea="noise")
 def _(*arguments, **options):
     return _with_noise(lambda x_0, generator: torch.randn_like(x_0), *arguments, **options)
 
 
-@terms.wrong("the model is given t as a real number", seen="no public source: no embedding can be read at 3.0")
+@terms.wrong(
+    "the model is given t as a real number", seen="no public source: no embedding can be read at 3.0", idea="edge"
+)
 def _(model, *arguments, **options):
     return elbo.bound_terms(lambda x_t, t: model(x_t, t.double()), *arguments, **options)
 
 
-@terms.wrong("all in the precision of the images", seen="no public source: differences of images in single precision")
+@terms.wrong(
+    "all in the precision of the images",
+    seen="no public source: differences of images in single precision",
+    idea="edge",
+)
 def _(model, schedule, x_0, generator=None, *, reverse_var=_lower_var, decoder=elbo.discretised_log_likelihood):
     found = []
     for step in range(1, schedule.T + 1):
@@ -917,12 +978,12 @@ def bits(f):
         yield slope_off(lambda n: f(n, dims), nats)  # noqa: B023
 
 
-@bits.wrong("not divided by log 2: nats under the name of bits", seen="no public source: a plausible slip")
+@bits.wrong("not divided by log 2: nats under the name of bits", seen="no public source: a plausible slip", idea="term")
 def _(nats, dims):
     return nats / dims
 
 
-@bits.wrong("multiplied by log 2", seen="no public source: a plausible slip")
+@bits.wrong("multiplied by log 2", seen="no public source: a plausible slip", idea="sign")
 def _(nats, dims):
     return nats / dims * np.log(2)
 
@@ -930,12 +991,13 @@ def _(nats, dims):
 @bits.wrong(
     "not divided by the number of dimensions",
     seen="no public source: a plausible slip (bits per image and bits per dimension mixed up)",
+    idea="term",
 )
 def _(nats, dims):
     return nats / np.log(2)
 
 
-@bits.wrong("at least 0", seen="no public source: true of probabilities, not of densities")
+@bits.wrong("at least 0", seen="no public source: true of probabilities, not of densities", idea="edge")
 def _(nats, dims):
     return (nats / dims / np.log(2)).clamp(min=0)
 
@@ -1019,37 +1081,44 @@ def _(gaps):
 @gap.wrong(
     "the bound's own terms are taken for the gap",
     seen="no public source: a plausible slip (a loss that is above 0 read as room for improvement)",
+    idea="exchange",
 )
 def _(gaps):
     return gaps.end_given_x_0 + gaps.steps[1] + sum(gaps.steps_given_x_0[2:])
 
 
 @gap.wrong(
-    "averaged over the steps", seen="no public source: a plausible slip (a loss averaged over t, read as a bound)"
+    "averaged over the steps",
+    seen="no public source: a plausible slip (a loss averaged over t, read as a bound)",
+    idea="axis",
 )
 def _(gaps):
     return gaps.end + sum(gaps.steps[1:]) / gaps.T
 
 
 @gap.wrong(
-    "the step from x_1 to x_0 is left out", seen="no public source: a plausible slip (sums from t = 2, with no L_0)"
+    "the step from x_1 to x_0 is left out",
+    seen="no public source: a plausible slip (sums from t = 2, with no L_0)",
+    idea="term",
 )
 def _(gaps):
     return gaps.end + sum(gaps.steps[2:])
 
 
 @gap.wrong(
-    "the prior's part is left out", seen="no public source: a plausible slip (L_T has no parameters, so it is dropped)"
+    "the prior's part is left out",
+    seen="no public source: a plausible slip (L_T has no parameters, so it is dropped)",
+    idea="term",
 )
 def _(gaps):
     return sum(gaps.steps[1:])
 
 
-@gap.wrong("the steps from x_1, x_2 and x_3", seen="no public source: a sum written out for T = 3")
+@gap.wrong("the steps from x_1, x_2 and x_3", seen="no public source: a sum written out for T = 3", idea="axis")
 def _(gaps):
     return gaps.end + sum(gaps.steps[1:4])
 
 
-@gap.wrong("no divergence above 10", seen="no public source: a clamp against outliers")
+@gap.wrong("no divergence above 10", seen="no public source: a clamp against outliers", idea="edge")
 def _(gaps):
     return min(gaps.end, 10) + sum(min(step, 10) for step in gaps.steps[1:])

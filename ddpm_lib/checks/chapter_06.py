@@ -95,34 +95,38 @@ def _tables(schedule, t):
     return schedule.beta[t], schedule.alpha[t], schedule.alpha_bar[t]
 
 
-@weight.wrong("no weight at all", seen="no public source: a plausible slip (L_simple taken for the bound)")
+@weight.wrong("no weight at all", seen="no public source: a plausible slip (L_simple taken for the bound)", idea="term")
 def _(schedule, t, reverse_var):
     return torch.ones(len(t), dtype=torch.float64)
 
 
 @weight.wrong(
-    "2·1 − ᾱ for 2·(1 − ᾱ)", seen="CompVis/latent-diffusion, ddpm.py, in the weight for x_0: its PR 404 and 406"
+    "2·1 − ᾱ for 2·(1 − ᾱ)",
+    seen="CompVis/latent-diffusion, ddpm.py, in the weight for x_0: its PR 404 and 406",
+    idea="term",
 )
 def _(schedule, t, reverse_var):
     beta, alpha, alpha_bar = _tables(schedule, t)
     return beta**2 / (reverse_var(schedule, t) * alpha * (2 * 1 - alpha_bar))
 
 
-@weight.wrong("β_t is not squared", seen="no public source: a plausible slip")
+@weight.wrong("β_t is not squared", seen="no public source: a plausible slip", idea="power")
 def _(schedule, t, reverse_var):
     beta, alpha, alpha_bar = _tables(schedule, t)
     return beta / (2 * reverse_var(schedule, t) * alpha * (1 - alpha_bar))
 
 
 @weight.wrong(
-    "σ_t for σ_t²", seen="no public source: a plausible slip (variance and standard deviation under one name)"
+    "σ_t for σ_t²",
+    seen="no public source: a plausible slip (variance and standard deviation under one name)",
+    idea="power",
 )
 def _(schedule, t, reverse_var):
     beta, alpha, alpha_bar = _tables(schedule, t)
     return beta**2 / (2 * reverse_var(schedule, t).sqrt() * alpha * (1 - alpha_bar))
 
 
-@weight.wrong("ᾱ_t for α_t", seen="no public source: a plausible slip (a bar too many)")
+@weight.wrong("ᾱ_t for α_t", seen="no public source: a plausible slip (a bar too many)", idea="exchange")
 def _(schedule, t, reverse_var):
     beta, _, alpha_bar = _tables(schedule, t)
     return beta**2 / (2 * reverse_var(schedule, t) * alpha_bar * (1 - alpha_bar))
@@ -133,17 +137,19 @@ def _weight(schedule, t, var):
     return beta**2 / (2 * var * alpha * (1 - alpha_bar))
 
 
-@weight.wrong("a weight of at most 1", seen="no public source: harmless for 1,000 steps, not for four")
+@weight.wrong("a weight of at most 1", seen="no public source: harmless for 1,000 steps, not for four", idea="edge")
 def _(schedule, t, reverse_var):
     return _weight(schedule, t, reverse_var(schedule, t)).clamp(max=1)
 
 
-@weight.wrong("β̃_t, whatever variance is asked for", seen="no public source: an argument that is not read")
+@weight.wrong(
+    "β̃_t, whatever variance is asked for", seen="no public source: an argument that is not read", idea="exchange"
+)
 def _(schedule, t, reverse_var):
     return _weight(schedule, t, posterior_var_clipped(schedule, t))
 
 
-@weight.wrong("1e-8 is added to the variance", seen="no public source: an ε “for stability”")
+@weight.wrong("1e-8 is added to the variance", seen="no public source: an ε “for stability”", idea="edge")
 def _(schedule, t, reverse_var):
     return _weight(schedule, t, reverse_var(schedule, t) + 1e-8)
 
@@ -168,27 +174,30 @@ def _(snr_prev, snr_t):
 @weight_from_snr.wrong(
     "the weight of the x_0 loss: ½·(SNR(t − 1) − SNR(t))",
     seen="no public source: a plausible slip (variational diffusion models, read for ε)",
+    idea="exchange",
 )
 def _(snr_prev, snr_t):
     return 0.5 * (snr_prev - snr_t)
 
 
-@weight_from_snr.wrong("the one half is lost", seen="no public source: a plausible slip")
+@weight_from_snr.wrong("the one half is lost", seen="no public source: a plausible slip", idea="term")
 def _(snr_prev, snr_t):
     return snr_prev / snr_t - 1
 
 
-@weight_from_snr.wrong("the ratio upside down", seen="no public source: a plausible slip (indices t and t − 1 swapped)")
+@weight_from_snr.wrong(
+    "the ratio upside down", seen="no public source: a plausible slip (indices t and t − 1 swapped)", idea="time"
+)
 def _(snr_prev, snr_t):
     return 0.5 * (1 - snr_t / snr_prev)
 
 
-@weight_from_snr.wrong("at most 5", seen="no public source: min-SNR's γ, where there is none")
+@weight_from_snr.wrong("at most 5", seen="no public source: min-SNR's γ, where there is none", idea="edge")
 def _(snr_prev, snr_t):
     return (0.5 * (snr_prev / snr_t - 1)).clamp(max=5)
 
 
-@weight_from_snr.wrong("1e-8 is added to the denominator", seen="no public source: an ε “for stability”")
+@weight_from_snr.wrong("1e-8 is added to the denominator", seen="no public source: an ε “for stability”", idea="edge")
 def _(snr_prev, snr_t):
     return 0.5 * (snr_prev / (snr_t + 1e-8) - 1)
 
@@ -266,6 +275,7 @@ def _noisy(schedule, x_0, eps, t):
 @l_simple.wrong(
     "the network is given t − 1, the noisy image is of t",
     seen="udlbook/udlbook, notebook 18.3: its models are trained with t where 18.2 has t + 1",
+    idea="time",
 )
 def _(model, schedule, x_0, eps, t):
     return (eps - model(_noisy(schedule, x_0, eps, t), t - 1)).square().flatten(1).mean(1)
@@ -274,13 +284,16 @@ def _(model, schedule, x_0, eps, t):
 @l_simple.wrong(
     "compared with the image, not with the noise",
     seen="no public source: a plausible slip (a network for ε, trained on x_0)",
+    idea="exchange",
 )
 def _(model, schedule, x_0, eps, t):
     return (x_0 - model(_noisy(schedule, x_0, eps, t), t)).square().flatten(1).mean(1)
 
 
 @l_simple.wrong(
-    "other noise in the image than in the loss", seen="no public source: a plausible slip (a second call of randn)"
+    "other noise in the image than in the loss",
+    seen="no public source: a plausible slip (a second call of randn)",
+    idea="noise",
 )
 def _(model, schedule, x_0, eps, t):
     other = noise_like(eps, torch.Generator().manual_seed(1))
@@ -290,6 +303,7 @@ def _(model, schedule, x_0, eps, t):
 @l_simple.wrong(
     "absolute values instead of squares",
     seen="loss_type='l1' in lucidrains/denoising-diffusion-pytorch, until May 2023",
+    idea="claim",
 )
 def _(model, schedule, x_0, eps, t):
     return (eps - model(_noisy(schedule, x_0, eps, t), t)).abs().flatten(1).mean(1)
@@ -298,6 +312,7 @@ def _(model, schedule, x_0, eps, t):
 @l_simple.wrong(
     "variances for roots in the noisy image",
     seen="of this kind: Ryota-Kawamura/How-Diffusion-Models-Work issue 1 (the noise's root only)",
+    idea="power",
 )
 def _(model, schedule, x_0, eps, t):
     scale, std = _ends(schedule, t)
@@ -307,28 +322,39 @@ def _(model, schedule, x_0, eps, t):
 @l_simple.wrong(
     "no gradient reaches the network",
     seen="no public source: a plausible slip (no_grad() or detach() left over from sampling)",
+    idea="gradient",
 )
 def _(model, schedule, x_0, eps, t):
     return (eps - model(_noisy(schedule, x_0, eps, t), t).detach()).square().flatten(1).mean(1)
 
 
-@l_simple.wrong("the sum over the channels, the mean over the pixels", seen="no public source: right for grey images")
+@l_simple.wrong(
+    "the sum over the channels, the mean over the pixels", seen="no public source: right for grey images", idea="axis"
+)
 def _(model, schedule, x_0, eps, t):
     return (eps - model(_noisy(schedule, x_0, eps, t), t)).square().sum(1).flatten(1).mean(1)
 
 
-@l_simple.wrong("Huber's loss: errors above 10 count linearly", seen="no public source: a robust loss by another name")
+@l_simple.wrong(
+    "Huber's loss: errors above 10 count linearly", seen="no public source: a robust loss by another name", idea="claim"
+)
 def _(model, schedule, x_0, eps, t):
     error = (eps - model(_noisy(schedule, x_0, eps, t), t)).abs()
     return torch.where(error < 10, error**2, 20 * error - 100).flatten(1).mean(1)
 
 
-@l_simple.wrong("the network is given t as a real number", seen="no public source: an embedding's table needs integers")
+@l_simple.wrong(
+    "the network is given t as a real number", seen="no public source: an embedding's table needs integers", idea="edge"
+)
 def _(model, schedule, x_0, eps, t):
     return (eps - model(_noisy(schedule, x_0, eps, t), t.double())).square().flatten(1).mean(1)
 
 
-@l_simple.wrong("the image is overwritten with the noisy one", seen="no public source: memory saved with mul_ and add_")
+@l_simple.wrong(
+    "the image is overwritten with the noisy one",
+    seen="no public source: memory saved with mul_ and add_",
+    idea="state",
+)
 def _(model, schedule, x_0, eps, t):
     x_0.copy_(_noisy(schedule, x_0, eps, t))
     return (eps - model(x_0, t)).square().flatten(1).mean(1)
@@ -412,6 +438,7 @@ def _uniform(low, high, n, generator):
 @random_step.wrong(
     "from 0 to T − 1, into tables that have an entry for the clean image",
     seen="no public source: a plausible slip (0-based code, copied)",
+    idea="time",
 )
 def _(schedule, batch, generator):
     return _uniform(0, schedule.T, batch, generator)
@@ -421,13 +448,16 @@ def _(schedule, batch, generator):
     "T is never drawn",
     seen="randint(1, T): its upper end is exclusive. Of this kind: dome272/Diffusion-Models-pytorch, ddpm.py "
     "(there, t counts from 0, so the first step is never drawn)",
+    idea="time",
 )
 def _(schedule, batch, generator):
     return _uniform(1, schedule.T, batch, generator)
 
 
 @random_step.wrong(
-    "a uniform real number, rounded: both ends come half as often", seen="no public source: a plausible slip"
+    "a uniform real number, rounded: both ends come half as often",
+    seen="no public source: a plausible slip",
+    idea="noise",
 )
 def _(schedule, batch, generator):
     return (1 + torch.rand(batch, generator=generator) * (schedule.T - 1)).round().long()
@@ -436,6 +466,7 @@ def _(schedule, batch, generator):
 @random_step.wrong(
     "in pairs t and T + 1 − t",
     seen="ermongroup/ddim, runners/diffusion.py, where they are meant: “antithetic sampling”",
+    idea="noise",
 )
 def _(schedule, batch, generator):
     half = _uniform(1, schedule.T + 1, batch // 2 + 1, generator)
@@ -443,29 +474,39 @@ def _(schedule, batch, generator):
 
 
 @random_step.wrong(
-    "the same t in every batch", seen="no public source: a plausible slip (a seed that is set inside the loop)"
+    "the same t in every batch",
+    seen="no public source: a plausible slip (a seed that is set inside the loop)",
+    idea="noise",
 )
 def _(schedule, batch, generator):
     return _uniform(1, schedule.T + 1, batch, torch.Generator().manual_seed(0))
 
 
-@random_step.wrong("real numbers", seen="no public source: whole numbers in float32, which no table can be read at")
+@random_step.wrong(
+    "real numbers", seen="no public source: whole numbers in float32, which no table can be read at", idea="edge"
+)
 def _(schedule, batch, generator):
     return _uniform(1, schedule.T + 1, batch, generator).float()
 
 
-@random_step.wrong("the generator is not heeded", seen="no public source: the argument, left out of the call")
+@random_step.wrong(
+    "the generator is not heeded", seen="no public source: the argument, left out of the call", idea="noise"
+)
 def _(schedule, batch, generator):
     return _uniform(1, schedule.T + 1, batch, None)
 
 
-@random_step.wrong("T + 1 once in ten thousand draws", seen="of this kind: TencentARC/T2I-Adapter issue 126")
+@random_step.wrong(
+    "T + 1 once in ten thousand draws", seen="of this kind: TencentARC/T2I-Adapter issue 126", idea="time"
+)
 def _(schedule, batch, generator):
     rare = torch.rand(batch, generator=generator) < 1e-4
     return torch.where(rare, schedule.T + 1, _uniform(1, schedule.T + 1, batch, generator))
 
 
-@random_step.wrong("every t once before any comes again", seen="no public source: a permutation, as for images")
+@random_step.wrong(
+    "every t once before any comes again", seen="no public source: a permutation, as for images", idea="noise"
+)
 def _(schedule, batch, generator):
     rounds = -(-batch // schedule.T)
     order = torch.rand(rounds, schedule.T, generator=generator).argsort(1)
@@ -484,25 +525,29 @@ def clean_image(f):
     )
 
 
-@clean_image.wrong("divided by ᾱ_t, not by its root", seen="no public source: a plausible slip")
+@clean_image.wrong("divided by ᾱ_t, not by its root", seen="no public source: a plausible slip", idea="power")
 def _(schedule, x_t, eps, t):
     scale, std = _ends(schedule, t)
     return (x_t - std * eps) / scale**2
 
 
-@clean_image.wrong("the noise is not scaled: (x_t − ε)/√ᾱ_t", seen="no public source: a plausible slip")
+@clean_image.wrong("the noise is not scaled: (x_t − ε)/√ᾱ_t", seen="no public source: a plausible slip", idea="term")
 def _(schedule, x_t, eps, t):
     return (x_t - eps) / _ends(schedule, t)[0]
 
 
 @clean_image.wrong(
-    "one step instead of t: α_t and β_t", seen="no public source: a plausible slip (a bar lost in copying)"
+    "one step instead of t: α_t and β_t",
+    seen="no public source: a plausible slip (a bar lost in copying)",
+    idea="exchange",
 )
 def _(schedule, x_t, eps, t):
     return (x_t - images(schedule.beta[t].sqrt()) * eps) / images(schedule.alpha[t].sqrt())
 
 
-@clean_image.wrong("tables read at t − 1", seen="no public source: a plausible slip (a 1-based t with a 0-based table)")
+@clean_image.wrong(
+    "tables read at t − 1", seen="no public source: a plausible slip (a 1-based t with a 0-based table)", idea="time"
+)
 def _(schedule, x_t, eps, t):
     scale, std = _ends(schedule, t - 1)
     return (x_t - std * eps) / scale
@@ -511,13 +556,14 @@ def _(schedule, x_t, eps, t):
 @clean_image.wrong(
     "clipped to [−1, 1]",
     seen="no public source: a plausible slip (samplers' code, where it may be wanted, in the formula itself)",
+    idea="edge",
 )
 def _(schedule, x_t, eps, t):
     scale, std = _ends(schedule, t)
     return ((x_t - std * eps) / scale).clamp(-1, 1)
 
 
-@clean_image.wrong("√ᾱ_t of at least 0.001", seen="no public source: a clamp “for stability”")
+@clean_image.wrong("√ᾱ_t of at least 0.001", seen="no public source: a clamp “for stability”", idea="edge")
 def _(schedule, x_t, eps, t):
     scale, std = _ends(schedule, t)
     return (x_t - std * eps) / scale.clamp(min=1e-3)
@@ -538,30 +584,31 @@ def _visible(image):
 @noise.wrong(
     "the image is not shrunk: (x_t − x_0)/√(1 − ᾱ_t)",
     seen="no public source: a plausible slip (noise taken for what was added)",
+    idea="term",
 )
 def _(schedule, x_t, x_0, t):
     return (x_t - x_0) / _ends(schedule, t)[1]
 
 
-@noise.wrong("divided by 1 − ᾱ_t, not by its root", seen="no public source: a plausible slip")
+@noise.wrong("divided by 1 − ᾱ_t, not by its root", seen="no public source: a plausible slip", idea="power")
 def _(schedule, x_t, x_0, t):
     scale, std = _ends(schedule, t)
     return (x_t - scale * x_0) / std**2
 
 
-@noise.wrong("the sign is turned", seen="no public source: a plausible slip (score and noise mixed up)")
+@noise.wrong("the sign is turned", seen="no public source: a plausible slip (score and noise mixed up)", idea="sign")
 def _(schedule, x_t, x_0, t):
     scale, std = _ends(schedule, t)
     return (scale * x_0 - x_t) / std
 
 
-@noise.wrong("1e-5 is added to the denominator", seen="no public source: an ε “for stability”")
+@noise.wrong("1e-5 is added to the denominator", seen="no public source: an ε “for stability”", idea="edge")
 def _(schedule, x_t, x_0, t):
     scale, std = _ends(schedule, t)
     return (x_t - scale * x_0) / (std + 1e-5)
 
 
-@noise.wrong("no gradient reaches x_0", seen="no public source: detach() left over from sampling")
+@noise.wrong("no gradient reaches x_0", seen="no public source: detach() left over from sampling", idea="gradient")
 def _(schedule, x_t, x_0, t):
     scale, std = _ends(schedule, t)
     return (x_t - scale * x_0.detach()) / std
@@ -586,13 +633,13 @@ def velocity(f):
     yield from linear_in_images(f, lambda batch: (_visible(batch.x_0), batch.eps), by_autograd)
 
 
-@velocity.wrong("the sign is turned", seen="no public source: a plausible slip")
+@velocity.wrong("the sign is turned", seen="no public source: a plausible slip", idea="sign")
 def _(schedule, x_0, eps, t):
     scale, std = _ends(schedule, t)
     return std * x_0 - scale * eps
 
 
-@velocity.wrong("the two factors are swapped", seen="no public source: a plausible slip")
+@velocity.wrong("the two factors are swapped", seen="no public source: a plausible slip", idea="exchange")
 def _(schedule, x_0, eps, t):
     scale, std = _ends(schedule, t)
     return std * eps - scale * x_0
@@ -601,12 +648,13 @@ def _(schedule, x_0, eps, t):
 @velocity.wrong(
     "ε − x_0, the velocity of a straight line",
     seen="no public source: a plausible slip (flow matching, where paths are not circles)",
+    idea="exchange",
 )
 def _(schedule, x_0, eps, t):
     return eps - x_0
 
 
-@velocity.wrong("the first channel's image for all", seen="no public source: right for grey images")
+@velocity.wrong("the first channel's image for all", seen="no public source: right for grey images", idea="axis")
 def _(schedule, x_0, eps, t):
     scale, std = _ends(schedule, t)
     return scale * eps - std * x_0[:, :1]
@@ -627,13 +675,15 @@ def noise_from_velocity(f):
     yield from linear_in_images(f, lambda batch: (_visible(batch.x_t), batch.eps), solved)
 
 
-@noise_from_velocity.wrong("the clean image's formula", seen="no public source: a plausible slip (ε and x_0 mixed up)")
+@noise_from_velocity.wrong(
+    "the clean image's formula", seen="no public source: a plausible slip (ε and x_0 mixed up)", idea="exchange"
+)
 def _(schedule, x_t, v, t):
     scale, std = _ends(schedule, t)
     return scale * x_t - std * v
 
 
-@noise_from_velocity.wrong("the two factors are swapped", seen="no public source: a plausible slip")
+@noise_from_velocity.wrong("the two factors are swapped", seen="no public source: a plausible slip", idea="exchange")
 def _(schedule, x_t, v, t):
     scale, std = _ends(schedule, t)
     return scale * x_t + std * v
@@ -642,13 +692,16 @@ def _(schedule, x_t, v, t):
 @noise_from_velocity.wrong(
     "the sign of v is turned",
     seen="no public source: a plausible slip (a v of the other sign, as some texts define it)",
+    idea="sign",
 )
 def _(schedule, x_t, v, t):
     scale, std = _ends(schedule, t)
     return std * x_t - scale * v
 
 
-@noise_from_velocity.wrong("by way of an x_0 that is clipped to [−1, 1]", seen="no public source: a sampler's line")
+@noise_from_velocity.wrong(
+    "by way of an x_0 that is clipped to [−1, 1]", seen="no public source: a sampler's line", idea="edge"
+)
 def _(schedule, x_t, v, t):
     scale, std = _ends(schedule, t)
     return (x_t - scale * (scale * x_t - std * v).clamp(-1, 1)) / std
@@ -672,14 +725,18 @@ def score(f):
 
 
 @score.wrong(
-    "the sign is lost", seen="the text of acids-ircam/diffusion_models, diffusion_02_model.ipynb: ∇ log q = (x̃ − x)/σ²"
+    "the sign is lost",
+    seen="the text of acids-ircam/diffusion_models, diffusion_02_model.ipynb: ∇ log q = (x̃ − x)/σ²",
+    idea="sign",
 )
 def _(schedule, eps, t):
     return eps / _ends(schedule, t)[1]
 
 
 @score.wrong(
-    "not divided by the noise's size", seen="no public source: a plausible slip (the score said to be minus the noise)"
+    "not divided by the noise's size",
+    seen="no public source: a plausible slip (the score said to be minus the noise)",
+    idea="term",
 )
 def _(schedule, eps, t):
     return -eps
@@ -688,12 +745,13 @@ def _(schedule, eps, t):
 @score.wrong(
     "divided by 1 − ᾱ_t, not by its root",
     seen="no public source: a plausible slip (the formula in x_t − √ᾱ_t·x_0, with ε put in)",
+    idea="power",
 )
 def _(schedule, eps, t):
     return -eps / _ends(schedule, t)[1] ** 2
 
 
-@score.wrong("1e-8 is added under the root", seen="no public source: an ε “for stability”")
+@score.wrong("1e-8 is added under the root", seen="no public source: an ε “for stability”", idea="edge")
 def _(schedule, eps, t):
     return -eps / (_ends(schedule, t)[1] ** 2 + 1e-8).sqrt()
 
@@ -726,24 +784,27 @@ def _(snr):
 @units.wrong(
     "v is weighted as ε is: min-SNR's min(SNR, γ)/SNR for v",
     seen="bmaltais/kohya_ss issue 1555 (min(1, γ/SNR) whatever the network predicts)",
+    idea="exchange",
 )
 def _(snr):
     return snr, snr, snr * (snr + 1)
 
 
-@units.wrong("deviations for variances: √SNR", seen="no public source: a plausible slip")
+@units.wrong("deviations for variances: √SNR", seen="no public source: a plausible slip", idea="power")
 def _(snr):
     return snr**0.5, snr + 1, snr * (snr + 1)
 
 
 @units.wrong(
-    "the score weighted as ε is", seen="no public source: a plausible slip (the score said to be minus the noise)"
+    "the score weighted as ε is",
+    seen="no public source: a plausible slip (the score said to be minus the noise)",
+    idea="exchange",
 )
 def _(snr):
     return snr, snr + 1, snr
 
 
-@units.wrong("no factor above 10,000", seen="no public source: a clamp “for stability”")
+@units.wrong("no factor above 10,000", seen="no public source: a clamp “for stability”", idea="edge")
 def _(snr):
     return tuple(min(factor, 1e4) for factor in (snr, snr + 1, snr * (snr + 1)))
 
@@ -824,29 +885,34 @@ def _(x_t, score, alpha_bar):
 @tweedie.wrong(
     "against the slope: x_t − (1 − ᾱ)·score",
     seen="no public source: a plausible slip (a sign lost between score and noise)",
+    idea="sign",
 )
 def _(x_t, score, alpha_bar):
     return (x_t - (1 - alpha_bar) * score) / alpha_bar**0.5
 
 
-@tweedie.wrong("the root of 1 − ᾱ", seen="no public source: a plausible slip (score and noise estimate mixed up)")
+@tweedie.wrong(
+    "the root of 1 − ᾱ", seen="no public source: a plausible slip (score and noise estimate mixed up)", idea="power"
+)
 def _(x_t, score, alpha_bar):
     return (x_t + (1 - alpha_bar) ** 0.5 * score) / alpha_bar**0.5
 
 
 @tweedie.wrong(
-    "not divided by √ᾱ_t", seen="no public source: a plausible slip (the formula for data that are not shrunk)"
+    "not divided by √ᾱ_t",
+    seen="no public source: a plausible slip (the formula for data that are not shrunk)",
+    idea="term",
 )
 def _(x_t, score, alpha_bar):
     return x_t + (1 - alpha_bar) * score
 
 
-@tweedie.wrong("ᾱ_t of at least 1e-8", seen="no public source: a clamp “for stability”")
+@tweedie.wrong("ᾱ_t of at least 1e-8", seen="no public source: a clamp “for stability”", idea="edge")
 def _(x_t, score, alpha_bar):
     return (x_t + (1 - alpha_bar) * score) / max(alpha_bar, 1e-8) ** 0.5
 
 
-@tweedie.wrong("clipped to ±10", seen="no public source: images are in [−1, 1], other data are not")
+@tweedie.wrong("clipped to ±10", seen="no public source: images are in [−1, 1], other data are not", idea="edge")
 def _(x_t, score, alpha_bar):
     return ((x_t + (1 - alpha_bar) * score) / alpha_bar**0.5).clip(-10, 10)
 
@@ -880,25 +946,27 @@ def _(denoising, conditional, marginal):
 
 
 @score_matching.wrong(
-    "the two losses said to be equal", seen="no public source: a plausible slip (the constant, forgotten)"
+    "the two losses said to be equal", seen="no public source: a plausible slip (the constant, forgotten)", idea="claim"
 )
 def _(denoising, conditional, marginal):
     return denoising
 
 
 @score_matching.wrong(
-    "the marginal score's part forgotten", seen="no public source: a plausible slip (the constant, half of it)"
+    "the marginal score's part forgotten",
+    seen="no public source: a plausible slip (the constant, half of it)",
+    idea="term",
 )
 def _(denoising, conditional, marginal):
     return denoising - conditional
 
 
-@score_matching.wrong("the constant's sign turned", seen="no public source: a plausible slip")
+@score_matching.wrong("the constant's sign turned", seen="no public source: a plausible slip", idea="sign")
 def _(denoising, conditional, marginal):
     return denoising + conditional - marginal
 
 
-@score_matching.wrong("no term above 100", seen="no public source: a clamp against the scores of small t")
+@score_matching.wrong("no term above 100", seen="no public source: a clamp against the scores of small t", idea="edge")
 def _(denoising, conditional, marginal):
     return min(denoising, 100) - min(conditional, 100) + min(marginal, 100)
 
@@ -1013,6 +1081,7 @@ def exact_denoiser(f):
 @exact_denoiser.wrong(
     "components treated as points",
     seen="no public source: a plausible slip (the formula for a finite data set, used for blobs)",
+    idea="term",
 )
 def _(mixture, schedule):
     points = GaussianMixture(mixture.weight, mixture.mean, torch.full_like(mixture.var, 1e-9))
@@ -1020,7 +1089,9 @@ def _(mixture, schedule):
 
 
 @exact_denoiser.wrong(
-    "all components count the same", seen="no public source: a plausible slip (mixture weights left out of Bayes' rule)"
+    "all components count the same",
+    seen="no public source: a plausible slip (mixture weights left out of Bayes' rule)",
+    idea="term",
 )
 def _(mixture, schedule):
     equal = torch.full_like(mixture.weight, 1 / len(mixture.weight))
@@ -1028,7 +1099,9 @@ def _(mixture, schedule):
 
 
 @exact_denoiser.wrong(
-    "the estimate of x_0 in the place of ε", seen="no public source: a plausible slip (x_0- and ε-prediction mixed up)"
+    "the estimate of x_0 in the place of ε",
+    seen="no public source: a plausible slip (x_0- and ε-prediction mixed up)",
+    idea="exchange",
 )
 def _(mixture, schedule):
     return ExactDenoiser(mixture, schedule).x_0_hat
@@ -1037,6 +1110,7 @@ def _(mixture, schedule):
 @exact_denoiser.wrong(
     "minus the score, not scaled by √(1 − ᾱ_t)",
     seen="no public source: a plausible slip (score and noise estimate mixed up)",
+    idea="term",
 )
 def _(mixture, schedule):
     exact = ExactDenoiser(mixture, schedule)
@@ -1046,6 +1120,7 @@ def _(mixture, schedule):
 @exact_denoiser.wrong(
     "the likeliest component only",
     seen="no public source: a plausible slip (a hard assignment in the place of the average)",
+    idea="exchange",
 )
 def _(mixture, schedule):
     exact = ExactDenoiser(mixture, schedule)
@@ -1076,22 +1151,26 @@ def _shares_from(densities):
     return denoiser
 
 
-@exact_denoiser.wrong("densities as they are, no log-sum-exp", seen="no public source: 0/0 far from all data")
+@exact_denoiser.wrong(
+    "densities as they are, no log-sum-exp", seen="no public source: 0/0 far from all data", idea="edge"
+)
 def _(mixture, schedule):
     return _shares_from(lambda w, x, v: w * log_density(x, 0.0, v).exp().prod(-1))(mixture, schedule)
 
 
-@exact_denoiser.wrong("densities of at least 1e-30", seen="no public source: an ε against 0/0")
+@exact_denoiser.wrong("densities of at least 1e-30", seen="no public source: an ε against 0/0", idea="edge")
 def _(mixture, schedule):
     return _shares_from(lambda w, x, v: w * log_density(x, 0.0, v).exp().prod(-1) + 1e-30)(mixture, schedule)
 
 
-@exact_denoiser.wrong("variances of at least 1e-4", seen="no public source: a clamp “for stability”")
+@exact_denoiser.wrong("variances of at least 1e-4", seen="no public source: a clamp “for stability”", idea="edge")
 def _(mixture, schedule):
     return ExactDenoiser(GaussianMixture(mixture.weight, mixture.mean, mixture.var.clamp(min=1e-4)), schedule)
 
 
-@exact_denoiser.wrong("labels are not read", seen="no public source: an argument that is accepted and forgotten")
+@exact_denoiser.wrong(
+    "labels are not read", seen="no public source: an argument that is accepted and forgotten", idea="term"
+)
 def _(mixture, schedule):
     exact = ExactDenoiser(mixture, schedule)
     return lambda x_t, t, labels=None: exact(x_t, t)
@@ -1122,13 +1201,16 @@ def _(alpha_bar, fisher, distance):
 @floor.wrong(
     "no floor: a perfect network has loss 0",
     seen="no public source: a plausible slip (a loss near 1 at small t taken for a failure)",
+    idea="claim",
 )
 def _(alpha_bar, fisher, distance):
     return distance
 
 
 @floor.wrong(
-    "the floor is 1: noise cannot be predicted", seen="no public source: a plausible slip (E ε² taken for Var(ε|x_t))"
+    "the floor is 1: noise cannot be predicted",
+    seen="no public source: a plausible slip (E ε² taken for Var(ε|x_t))",
+    idea="claim",
 )
 def _(alpha_bar, fisher, distance):
     return 1 + distance
@@ -1137,16 +1219,17 @@ def _(alpha_bar, fisher, distance):
 @floor.wrong(
     "the score's mean square is not scaled",
     seen="no public source: a plausible slip (score and noise estimate mixed up)",
+    idea="term",
 )
 def _(alpha_bar, fisher, distance):
     return 1 - fisher + distance
 
 
-@floor.wrong("a floor of at least 0.01", seen="no public source: a clamp “for stability”")
+@floor.wrong("a floor of at least 0.01", seen="no public source: a clamp “for stability”", idea="edge")
 def _(alpha_bar, fisher, distance):
     return max(1 - (1 - alpha_bar) * fisher, 0.01) + distance
 
 
-@floor.wrong("distances of at most 10", seen="no public source: a clamp against outliers")
+@floor.wrong("distances of at most 10", seen="no public source: a clamp against outliers", idea="edge")
 def _(alpha_bar, fisher, distance):
     return 1 - (1 - alpha_bar) * fisher + min(distance, 10)

@@ -67,7 +67,9 @@ def _angles(t, width, max_period, shift=1, gap=1):
 
 
 @time_embedding.wrong(
-    "t in place of t − 1", seen="no public source: networks whose steps count from 0, copied beside a t from 1"
+    "t in place of t − 1",
+    seen="no public source: networks whose steps count from 0, copied beside a t from 1",
+    idea="time",
 )
 def _(t, width, max_period):
     angle = _angles(t, width, max_period, shift=0)
@@ -75,7 +77,9 @@ def _(t, width, max_period):
 
 
 @time_embedding.wrong(
-    "cosines first", seen="openai/guided-diffusion and improved-diffusion, nn.py; right for their own weights only"
+    "cosines first",
+    seen="openai/guided-diffusion and improved-diffusion, nn.py; right for their own weights only",
+    idea="exchange",
 )
 def _(t, width, max_period):
     angle = _angles(t, width, max_period)
@@ -85,6 +89,7 @@ def _(t, width, max_period):
 @time_embedding.wrong(
     "half in place of half − 1 in the frequencies",
     seen="openai/guided-diffusion and improved-diffusion, nn.py; right for their own weights only",
+    idea="time",
 )
 def _(t, width, max_period):
     angle = _angles(t, width, max_period, gap=0)
@@ -92,7 +97,9 @@ def _(t, width, max_period):
 
 
 @time_embedding.wrong(
-    "sine and cosine alternate", seen="Vaswani et al. 2017, section 3.5, as printed; right for its own weights only"
+    "sine and cosine alternate",
+    seen="Vaswani et al. 2017, section 3.5, as printed; right for its own weights only",
+    idea="axis",
 )
 def _(t, width, max_period):
     angle = _angles(t, width, max_period)
@@ -102,6 +109,7 @@ def _(t, width, max_period):
 @time_embedding.wrong(
     "sine on even rows, cosine on odd rows, not on columns",
     seen="dataflowr/notebooks, Module18/ddpm_nano_sol.ipynb; BrianPulfer/PapersReimplementations issue 9",
+    idea="axis",
 )
 def _(t, width, max_period):
     table = _angles(torch.arange(1, 4001), width, max_period).repeat(1, 2)
@@ -111,7 +119,9 @@ def _(t, width, max_period):
 
 
 @time_embedding.wrong(
-    "t/T in place of t − 1", seen="no public source: a relative time, handed to frequencies made for whole steps"
+    "t/T in place of t − 1",
+    seen="no public source: a relative time, handed to frequencies made for whole steps",
+    idea="exchange",
 )
 def _(t, width, max_period):
     angle = _angles(t, width, max_period, shift=0) / 1000
@@ -121,13 +131,16 @@ def _(t, width, max_period):
 @time_embedding.wrong(
     "a table of 1,000 rows: longer chains begin again",
     seen="no public source: a chain of 4,000 steps given to code for 1,000",
+    idea="edge",
 )
 def _(t, width, max_period):
     angle = _angles((t.long() - 1) % 1000, width, max_period, shift=0)
     return torch.cat([angle.sin(), angle.cos()], 1).float()
 
 
-@time_embedding.wrong("in half precision", seen="no public source: a network in bfloat16, its embedding with it")
+@time_embedding.wrong(
+    "in half precision", seen="no public source: a network in bfloat16, its embedding with it", idea="edge"
+)
 def _(t, width, max_period):
     angle = _angles(t, width, max_period)
     return torch.cat([angle.sin(), angle.cos()], 1).bfloat16()
@@ -157,19 +170,23 @@ def _(omega, k):
     return _matrix([[c, s], [-s, c]])
 
 
-@shift_is_rotation.wrong("the matrix for pairs (cos, sin)", seen="no public source: the order of the pair mixed up")
+@shift_is_rotation.wrong(
+    "the matrix for pairs (cos, sin)", seen="no public source: the order of the pair mixed up", idea="exchange"
+)
 def _(omega, k):
     c, s = math.cos(omega * k), math.sin(omega * k)
     return _matrix([[c, -s], [s, c]])
 
 
-@shift_is_rotation.wrong("a reflection: determinant −1", seen="no public source: a sign lost in the addition theorems")
+@shift_is_rotation.wrong(
+    "a reflection: determinant −1", seen="no public source: a sign lost in the addition theorems", idea="sign"
+)
 def _(omega, k):
     c, s = math.cos(omega * k), math.sin(omega * k)
     return _matrix([[c, s], [s, -c]])
 
 
-@shift_is_rotation.wrong("the same angle k for every hand", seen="no public source: ω forgotten")
+@shift_is_rotation.wrong("the same angle k for every hand", seen="no public source: ω forgotten", idea="term")
 def _(omega, k):
     c, s = math.cos(k), math.sin(k)
     return _matrix([[c, s], [-s, c]])
@@ -178,6 +195,7 @@ def _(omega, k):
 @shift_is_rotation.wrong(
     "the first terms of the series: 1 − φ²/2 and φ",
     seen="no public source: a small angle taken for granted",
+    idea="edge",
 )
 def _(omega, k):
     angle = omega * k
@@ -202,24 +220,26 @@ def _(s, t, omega):
     return ((s - t) * omega).cos().sum()
 
 
-@gram.wrong("cos ω(s + t)", seen="no public source: a sign lost in the addition theorem")
+@gram.wrong("cos ω(s + t)", seen="no public source: a sign lost in the addition theorem", idea="sign")
 def _(s, t, omega):
     return ((s + t - 2) * omega).cos().sum()
 
 
 @gram.wrong(
-    "the mean over the hands, not the sum", seen="no public source: a cosine similarity taken for an inner product"
+    "the mean over the hands, not the sum",
+    seen="no public source: a cosine similarity taken for an inner product",
+    idea="axis",
 )
 def _(s, t, omega):
     return ((s - t) * omega).cos().mean()
 
 
-@gram.wrong("sin ω(s − t): 0 at s = t", seen="no public source: sine and cosine mixed up")
+@gram.wrong("sin ω(s − t): 0 at s = t", seen="no public source: sine and cosine mixed up", idea="exchange")
 def _(s, t, omega):
     return ((s - t) * omega).sin().sum()
 
 
-@gram.wrong("never below 0", seen="no public source: a likeness that must not be negative")
+@gram.wrong("never below 0", seen="no public source: a likeness that must not be negative", idea="edge")
 def _(s, t, omega):
     return ((s - t) * omega).cos().sum().clamp(min=0)
 
@@ -261,7 +281,9 @@ def _(kernels, strides):
 
 
 @receptive_field.wrong(
-    "the layer's own stride counts already", seen="no public source: size and jump updated in the wrong order"
+    "the layer's own stride counts already",
+    seen="no public source: size and jump updated in the wrong order",
+    idea="time",
 )
 def _(kernels, strides):
     size, jump = 1, 1
@@ -271,12 +293,14 @@ def _(kernels, strides):
     return size
 
 
-@receptive_field.wrong("strides ignored", seen="no public source: the rule for plain stacks, used for all")
+@receptive_field.wrong("strides ignored", seen="no public source: the rule for plain stacks, used for all", idea="term")
 def _(kernels, strides):
     return 1 + sum(k - 1 for k in kernels)
 
 
-@receptive_field.wrong("k in place of k − 1: shared pixels counted twice", seen="no public source: a plausible slip")
+@receptive_field.wrong(
+    "k in place of k − 1: shared pixels counted twice", seen="no public source: a plausible slip", idea="time"
+)
 def _(kernels, strides):
     size, jump = 1, 1
     for k, s in zip(kernels, strides, strict=True):
@@ -285,7 +309,9 @@ def _(kernels, strides):
 
 
 @receptive_field.wrong(
-    "the product of the kernels", seen="no public source: fields multiplied, as if no two neighbours overlapped"
+    "the product of the kernels",
+    seen="no public source: fields multiplied, as if no two neighbours overlapped",
+    idea="exchange",
 )
 def _(kernels, strides):
     return math.prod(kernels)
@@ -294,6 +320,7 @@ def _(kernels, strides):
 @receptive_field.wrong(
     "the pixels that count, not their extent",
     seen="no public source: the holes of strided layers left out",
+    idea="exchange",
 )
 def _(kernels, strides):
     return min(receptive_field.statement(kernels, strides), math.prod(kernels))
@@ -334,23 +361,27 @@ def _(x, groups, gain, bias, eps):
     return _normalised(x, groups, gain, bias, eps)
 
 
-@group_norm.wrong("the variance divides by n − 1", seen="torch.var, whose default divides by n − 1")
+@group_norm.wrong("the variance divides by n − 1", seen="torch.var, whose default divides by n − 1", idea="time")
 def _(x, groups, gain, bias, eps):
     return _normalised(x, groups, gain, bias, eps, correction=1)
 
 
-@group_norm.wrong("mean and variance run over the batch too", seen="no public source: batch norm taken for group norm")
+@group_norm.wrong(
+    "mean and variance run over the batch too", seen="no public source: batch norm taken for group norm", idea="axis"
+)
 def _(x, groups, gain, bias, eps):
     return _normalised(x, groups, gain, bias, eps, dims=(0, 2))
 
 
-@group_norm.wrong("every channel is a group", seen="no public source: instance norm taken for group norm")
+@group_norm.wrong("every channel is a group", seen="no public source: instance norm taken for group norm", idea="axis")
 def _(x, groups, gain, bias, eps):
     return _normalised(x, x.shape[1], gain, bias, eps)
 
 
 @group_norm.wrong(
-    "ε is added to the standard deviation", seen="no public source: a slip that is invisible while ε is tiny"
+    "ε is added to the standard deviation",
+    seen="no public source: a slip that is invisible while ε is tiny",
+    idea="edge",
 )
 def _(x, groups, gain, bias, eps):
     grouped = x.reshape(len(x), groups, -1)
@@ -360,7 +391,9 @@ def _(x, groups, gain, bias, eps):
 
 
 @group_norm.wrong(
-    "channel c belongs to group c mod G", seen="no public source: neighbouring channels dealt out like cards"
+    "channel c belongs to group c mod G",
+    seen="no public source: neighbouring channels dealt out like cards",
+    idea="axis",
 )
 def _(x, groups, gain, bias, eps):
     order = torch.arange(x.shape[1]).reshape(-1, groups).T.flatten()
@@ -369,7 +402,9 @@ def _(x, groups, gain, bias, eps):
     return out
 
 
-@group_norm.wrong("a variance below 1e-5 is raised to it", seen="no public source: a bound “for stability”")
+@group_norm.wrong(
+    "a variance below 1e-5 is raised to it", seen="no public source: a bound “for stability”", idea="edge"
+)
 def _(x, groups, gain, bias, eps):
     grouped = x.reshape(len(x), groups, -1)
     var = grouped.var(2, correction=0, keepdim=True).clamp(min=1e-5)
@@ -380,6 +415,7 @@ def _(x, groups, gain, bias, eps):
 @group_norm.wrong(
     "mean and variance without a gradient",
     seen="no public source: statistics under no_grad, as for running ones",
+    idea="gradient",
 )
 def _(x, groups, gain, bias, eps):
     grouped = x.reshape(len(x), groups, -1)
@@ -589,67 +625,77 @@ class _BlockOfPieces(ResidualBlock):
 
 
 @residual_block.wrong(
-    "scale in place of 1 + scale", seen="no public source: features multiplied by about 0 at the start"
+    "scale in place of 1 + scale", seen="no public source: features multiplied by about 0 at the start", idea="term"
 )
 def _(*sizes, **options):
     return _BlockOfPieces(sizes, options, film=lambda b, h, scale, shift: b.norm_2(h) * scale + shift)
 
 
 @residual_block.wrong(
-    "scale and shift swapped", seen="no public source: the halves of one linear layer, taken in the other order"
+    "scale and shift swapped",
+    seen="no public source: the halves of one linear layer, taken in the other order",
+    idea="exchange",
 )
 def _(*sizes, **options):
     return _BlockOfPieces(sizes, options, film=lambda b, h, shift, scale: b.norm_2(h) * (1 + scale) + shift)
 
 
 @residual_block.wrong(
-    "scale and shift before the norm, which undoes part of them", seen="no public source: a plausible slip"
+    "scale and shift before the norm, which undoes part of them",
+    seen="no public source: a plausible slip",
+    idea="exchange",
 )
 def _(*sizes, **options):
     return _BlockOfPieces(sizes, options, film=lambda b, h, scale, shift: b.norm_2(h * (1 + scale) + shift))
 
 
 @residual_block.wrong(
-    "the embedding is added after the second norm", seen="no public source: the two ways of telling the time mixed up"
+    "the embedding is added after the second norm",
+    seen="no public source: the two ways of telling the time mixed up",
+    idea="exchange",
 )
 def _(*sizes, **options):
     return _BlockOfPieces(sizes, options, add=lambda b, h, told: b.norm_2(h) + told)
 
 
-@residual_block.wrong("no SiLU on the embedding", seen="no public source: a plausible slip")
+@residual_block.wrong("no SiLU on the embedding", seen="no public source: a plausible slip", idea="term")
 def _(*sizes, **options):
     return _BlockOfPieces(sizes, options, told=lambda b, embedding: b.embedding(embedding))
 
 
-@residual_block.wrong("no shortcut", seen="no public source: a plain stack of convolutions")
+@residual_block.wrong("no shortcut", seen="no public source: a plain stack of convolutions", idea="term")
 def _(*sizes, **options):
     return _BlockOfPieces(sizes, options, join=lambda b, x, branch: branch)
 
 
 @residual_block.wrong(
-    "the shortcut starts after the norm", seen="no public source: one variable, x, overwritten on the way"
+    "the shortcut starts after the norm",
+    seen="no public source: one variable, x, overwritten on the way",
+    idea="exchange",
 )
 def _(*sizes, **options):
     return _BlockOfPieces(sizes, options, join=lambda b, x, branch: b.shortcut(b.norm_1(x)) + branch)
 
 
-@residual_block.wrong("SiLU before the norm", seen="no public source: a plausible slip")
+@residual_block.wrong("SiLU before the norm", seen="no public source: a plausible slip", idea="exchange")
 def _(*sizes, **options):
     return _BlockOfPieces(sizes, options, first=lambda b, x: b.conv_1(b.norm_1(F.silu(x))))
 
 
-@residual_block.wrong("ReLU in place of SiLU", seen="no public source: the blocks of ResNet, copied")
+@residual_block.wrong("ReLU in place of SiLU", seen="no public source: the blocks of ResNet, copied", idea="exchange")
 def _(*sizes, **options):
     return _BlockOfPieces(sizes, options, second=lambda b, h: b.conv_2(b.dropout(F.relu(h))))
 
 
-@residual_block.wrong("dropout after the last convolution", seen="no public source: a plausible slip")
+@residual_block.wrong("dropout after the last convolution", seen="no public source: a plausible slip", idea="exchange")
 def _(*sizes, **options):
     return _BlockOfPieces(sizes, options, second=lambda b, h: b.dropout(b.conv_2(F.silu(h))))
 
 
 @residual_block.wrong(
-    "the last convolution does not start at zero", seen="no public source: a layer left as PyTorch makes it"
+    "the last convolution does not start at zero",
+    seen="no public source: a layer left as PyTorch makes it",
+    idea="state",
 )
 def _(*sizes, **options):
     block = ResidualBlock(*sizes, **options)
@@ -657,7 +703,7 @@ def _(*sizes, **options):
     return block
 
 
-@residual_block.wrong("1×1 convolutions", seen="no public source: a kernel size left out")
+@residual_block.wrong("1×1 convolutions", seen="no public source: a kernel size left out", idea="term")
 def _(*sizes, **options):
     block = ResidualBlock(*sizes, **options)
     block.conv_1 = nn.Conv2d(*sizes[:2], 1)
@@ -665,7 +711,7 @@ def _(*sizes, **options):
     return block
 
 
-@residual_block.wrong("ε = 1e-5 in the norms", seen="the default of torch's GroupNorm")
+@residual_block.wrong("ε = 1e-5 in the norms", seen="the default of torch's GroupNorm", idea="edge")
 def _(*sizes, **options):
     block = ResidualBlock(*sizes, **options)
     block.norm_1.eps = block.norm_2.eps = 1e-5
@@ -675,6 +721,7 @@ def _(*sizes, **options):
 @residual_block.wrong(
     "whole channels are dropped",
     seen="no public source: Dropout2d, since images have two dimensions",
+    idea="noise",
 )
 def _(*sizes, **options):
     block = ResidualBlock(*sizes, **options)
@@ -682,7 +729,7 @@ def _(*sizes, **options):
     return block
 
 
-@residual_block.wrong("nothing is dropped", seen="no public source: a keyword that nothing reads")
+@residual_block.wrong("nothing is dropped", seen="no public source: a keyword that nothing reads", idea="noise")
 def _(*sizes, **options):
     block = ResidualBlock(*sizes, **options)
     block.dropout = nn.Identity()
@@ -692,13 +739,16 @@ def _(*sizes, **options):
 @residual_block.wrong(
     "dropout also in eval mode",
     seen="no public source: F.dropout, which is in training unless told otherwise",
+    idea="noise",
 )
 def _(*sizes, **options):
     p = options["dropout"]
     return _BlockOfPieces(sizes, options, second=lambda b, h: b.conv_2(F.dropout(F.silu(h), p)))
 
 
-@residual_block.wrong("the time layer starts at zero, and does not learn", seen="no public source: a frozen layer")
+@residual_block.wrong(
+    "the time layer starts at zero, and does not learn", seen="no public source: a frozen layer", idea="state"
+)
 def _(*sizes, **options):
     block = ResidualBlock(*sizes, **options)
     zero(block.embedding).requires_grad_(False)
@@ -708,6 +758,7 @@ def _(*sizes, **options):
 @residual_block.wrong(
     "the second norm's gain starts at zero: never a gradient but for the last bias",
     seen="no public source: zero at the start in two places in a row",
+    idea="state",
 )
 def _(*sizes, **options):
     block = ResidualBlock(*sizes, **options)
@@ -715,7 +766,9 @@ def _(*sizes, **options):
     return block
 
 
-@residual_block.wrong("no gradient flows into the embedding", seen="no public source: a detach() too many")
+@residual_block.wrong(
+    "no gradient flows into the embedding", seen="no public source: a detach() too many", idea="gradient"
+)
 def _(*sizes, **options):
     return _BlockOfPieces(sizes, options, told=lambda b, embedding: b.embedding(F.silu(embedding.detach())))
 
@@ -750,25 +803,31 @@ def _(d):
 
 
 @scale_of_the_scores.wrong(
-    "√d, which is the standard deviation", seen="no public source: variance and standard deviation mixed up"
+    "√d, which is the standard deviation",
+    seen="no public source: variance and standard deviation mixed up",
+    idea="power",
 )
 def _(d):
     return d**0.5
 
 
 @scale_of_the_scores.wrong(
-    "d²: standard deviations are added", seen="no public source: the terms taken for one and the same number"
+    "d²: standard deviations are added",
+    seen="no public source: the terms taken for one and the same number",
+    idea="power",
 )
 def _(d):
     return d**2
 
 
-@scale_of_the_scores.wrong("2·d: the variance of q·q", seen="no public source: key and query taken for the same vector")
+@scale_of_the_scores.wrong(
+    "2·d: the variance of q·q", seen="no public source: key and query taken for the same vector", idea="exchange"
+)
 def _(d):
     return 2 * d
 
 
-@scale_of_the_scores.wrong("64 at most", seen="no public source: a bound “for stability”")
+@scale_of_the_scores.wrong("64 at most", seen="no public source: a bound “for stability”", idea="edge")
 def _(d):
     return min(d, 64)
 
@@ -861,29 +920,31 @@ class _LayerOfPieces(SelfAttention):
         return p["join"](self, x, self.out(p["merge"](self, weights @ v, x.shape[2])))
 
 
-@self_attention.wrong("the scores are not scaled", seen="no public source: a plausible slip")
+@self_attention.wrong("the scores are not scaled", seen="no public source: a plausible slip", idea="term")
 def _(c, **options):
     return _LayerOfPieces(c, options, scale=lambda a, q: 1.0)
 
 
-@self_attention.wrong("divided by d, not by √d", seen="no public source: variance and standard deviation mixed up")
+@self_attention.wrong(
+    "divided by d, not by √d", seen="no public source: variance and standard deviation mixed up", idea="power"
+)
 def _(c, **options):
     return _LayerOfPieces(c, options, scale=lambda a, q: 1 / q.shape[-1])
 
 
 @self_attention.wrong(
-    "scaled with all channels, not with a head's", seen="no public source: a layer of one head, given more"
+    "scaled with all channels, not with a head's", seen="no public source: a layer of one head, given more", idea="axis"
 )
 def _(c, **options):
     return _LayerOfPieces(c, options, scale=lambda a, q: c**-0.5)
 
 
-@self_attention.wrong("the softmax runs over the queries", seen="no public source: dim=-2 for dim=-1")
+@self_attention.wrong("the softmax runs over the queries", seen="no public source: dim=-2 for dim=-1", idea="axis")
 def _(c, **options):
     return _LayerOfPieces(c, options, weights=lambda a, scores: scores.softmax(-2))
 
 
-@self_attention.wrong("queries and keys swapped", seen="no public source: the scores transposed")
+@self_attention.wrong("queries and keys swapped", seen="no public source: the scores transposed", idea="exchange")
 def _(c, **options):
     return _LayerOfPieces(c, options, weights=lambda a, scores: scores.transpose(-1, -2).softmax(-1))
 
@@ -891,13 +952,14 @@ def _(c, **options):
 @self_attention.wrong(
     "heads outermost, q, k and v within",
     seen="openai/guided-diffusion, QKVAttentionLegacy; right for its own weights only",
+    idea="axis",
 )
 def _(c, **options):
     order = "b (n three c) h w -> three b n (h w) c"
     return _LayerOfPieces(c, options, split=lambda a, qkv: rearrange(qkv, order, three=3, n=a.heads))
 
 
-@self_attention.wrong("scores are cut off at ±50", seen="no public source: a bound “for stability”")
+@self_attention.wrong("scores are cut off at ±50", seen="no public source: a bound “for stability”", idea="edge")
 def _(c, **options):
     return _LayerOfPieces(c, options, weights=lambda a, scores: scores.clamp(-50, 50).softmax(-1))
 
@@ -905,6 +967,7 @@ def _(c, **options):
 @self_attention.wrong(
     "a 3×3 convolution for queries, keys and values",
     seen="no public source: the kernel of the other layers",
+    idea="term",
 )
 def _(c, **options):
     layer = SelfAttention(c, **options)
@@ -915,6 +978,7 @@ def _(c, **options):
 @self_attention.wrong(
     "queries and keys start at zero",
     seen="no public source: zero at the start in two places in a row",
+    idea="state",
 )
 def _(c, **options):
     layer = SelfAttention(c, **options)
@@ -922,13 +986,17 @@ def _(c, **options):
     return layer
 
 
-@self_attention.wrong("no gradient flows through the weights", seen="no public source: a detach() too many")
+@self_attention.wrong(
+    "no gradient flows through the weights", seen="no public source: a detach() too many", idea="gradient"
+)
 def _(c, **options):
     return _LayerOfPieces(c, options, weights=lambda a, scores: scores.softmax(-1).detach())
 
 
 @self_attention.wrong(
-    "heads merged in the wrong order", seen="no public source: a reshape without the transposition that belongs to it"
+    "heads merged in the wrong order",
+    seen="no public source: a reshape without the transposition that belongs to it",
+    idea="axis",
 )
 def _(c, **options):
     return _LayerOfPieces(
@@ -939,14 +1007,14 @@ def _(c, **options):
 
 
 @self_attention.wrong(
-    "no shortcut", seen="no public source: attention in the place of the residual block, not after it"
+    "no shortcut", seen="no public source: attention in the place of the residual block, not after it", idea="term"
 )
 def _(c, **options):
     return _LayerOfPieces(c, options, join=lambda a, x, branch: branch)
 
 
 @self_attention.wrong(
-    "the last layer does not start at zero", seen="no public source: a layer left as PyTorch makes it"
+    "the last layer does not start at zero", seen="no public source: a layer left as PyTorch makes it", idea="state"
 )
 def _(c, **options):
     layer = SelfAttention(c, **options)
@@ -986,30 +1054,38 @@ def _(cov, second_moment):
     return 1 - 2 * cov + second_moment
 
 
-@loss_of_a_network.wrong("the covariance counted once", seen="no public source: a plausible slip")
+@loss_of_a_network.wrong("the covariance counted once", seen="no public source: a plausible slip", idea="term")
 def _(cov, second_moment):
     return 1 - cov + second_moment
 
 
-@loss_of_a_network.wrong("the covariance's sign", seen="no public source: the rule for a sum, used for a difference")
+@loss_of_a_network.wrong(
+    "the covariance's sign", seen="no public source: the rule for a sum, used for a difference", idea="sign"
+)
 def _(cov, second_moment):
     return 1 + 2 * cov + second_moment
 
 
 @loss_of_a_network.wrong(
-    "the estimate's size taken off, not added", seen="no public source: the loss of the perfect network, used for all"
+    "the estimate's size taken off, not added",
+    seen="no public source: the loss of the perfect network, used for all",
+    idea="claim",
 )
 def _(cov, second_moment):
     return 1 - second_moment
 
 
 @loss_of_a_network.wrong(
-    "the network's output taken for independent of the noise", seen="no public source: its start taken for all of it"
+    "the network's output taken for independent of the noise",
+    seen="no public source: its start taken for all of it",
+    idea="noise",
 )
 def _(cov, second_moment):
     return 1 + second_moment
 
 
-@loss_of_a_network.wrong("at most 1", seen="no public source: “no network is worse than one that answers 0”")
+@loss_of_a_network.wrong(
+    "at most 1", seen="no public source: “no network is worse than one that answers 0”", idea="edge"
+)
 def _(cov, second_moment):
     return (1 - 2 * cov + second_moment).clamp(max=1)

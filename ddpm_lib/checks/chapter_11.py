@@ -168,6 +168,7 @@ def _shuffled(n, *seed):
 @batches.wrong(
     "drawn with replacement: a third of the images is missed in an epoch",
     seen="no public source: randint for the indices",
+    idea="noise",
 )
 def _(n, batch, seed, start):
     draws = np.random.default_rng((seed, start))
@@ -176,25 +177,33 @@ def _(n, batch, seed, start):
 
 
 @batches.wrong(
-    "the same order in every epoch", seen="no public source: a seed that is set at the beginning of each epoch"
+    "the same order in every epoch",
+    seen="no public source: a seed that is set at the beginning of each epoch",
+    idea="noise",
 )
 def _(n, batch, seed, start):
     return _epochs(n, batch, lambda epoch: _shuffled(n, seed), start)
 
 
-@batches.wrong("a new order in the second epoch, and from then on the same", seen="no public source: a plausible slip")
+@batches.wrong(
+    "a new order in the second epoch, and from then on the same",
+    seen="no public source: a plausible slip",
+    idea="noise",
+)
 def _(n, batch, seed, start):
     return _epochs(n, batch, lambda epoch: _shuffled(n, seed, min(epoch, 1)), start)
 
 
 @batches.wrong(
-    "a resumed run begins with batch 0 again", seen="openai/guided-diffusion: the loader of a resumed run starts afresh"
+    "a resumed run begins with batch 0 again",
+    seen="openai/guided-diffusion: the loader of a resumed run starts afresh",
+    idea="state",
 )
 def _(n, batch, seed, start):
     return _epochs(n, batch, lambda epoch: _shuffled(n, seed, epoch), 0)
 
 
-@batches.wrong("the rest of an epoch is dropped", seen="torch's DataLoader with drop_last=True")
+@batches.wrong("the rest of an epoch is dropped", seen="torch's DataLoader with drop_last=True", idea="edge")
 def _(n, batch, seed, start):
     whole = max(1, n // batch)
     while True:
@@ -206,18 +215,21 @@ def _(n, batch, seed, start):
 @batches.wrong(
     "only a random beginning, then in the order of the data",
     seen="no public source: a shuffle by rolling, cheap on a disk",
+    idea="noise",
 )
 def _(n, batch, seed, start):
     return _epochs(n, batch, lambda epoch: np.roll(np.arange(n), _shuffled(n, seed, epoch)[0]), start)
 
 
-@batches.wrong("drawn from torch's global generator", seen="torch's DataLoader with shuffle=True")
+@batches.wrong("drawn from torch's global generator", seen="torch's DataLoader with shuffle=True", idea="noise")
 def _(n, batch, seed, start):
     drawn = {}
     return _epochs(n, batch, lambda epoch: drawn.setdefault(epoch, torch.randperm(n).numpy()), start)
 
 
-@batches.wrong("shuffled within blocks of 1,024", seen="no public source: a shuffle that need not hold all indices")
+@batches.wrong(
+    "shuffled within blocks of 1,024", seen="no public source: a shuffle that need not hold all indices", idea="noise"
+)
 def _(n, batch, seed, start):
     def order(epoch):
         draws = np.random.default_rng((seed, epoch))
@@ -226,12 +238,14 @@ def _(n, batch, seed, start):
     return _epochs(n, batch, order, start)
 
 
-@batches.wrong("orders repeat after 8 epochs", seen="no public source: a few orders drawn beforehand")
+@batches.wrong("orders repeat after 8 epochs", seen="no public source: a few orders drawn beforehand", idea="noise")
 def _(n, batch, seed, start):
     return _epochs(n, batch, lambda epoch: _shuffled(n, seed, epoch % 8), start)
 
 
-@batches.wrong("seed + epoch: the epochs of seed 1 are those of seed 0, one later", seen="torch's DistributedSampler")
+@batches.wrong(
+    "seed + epoch: the epochs of seed 1 are those of seed 0, one later", seen="torch's DistributedSampler", idea="noise"
+)
 def _(n, batch, seed, start):
     return _epochs(n, batch, lambda epoch: _shuffled(n, seed + epoch), start)
 
@@ -239,6 +253,7 @@ def _(n, batch, seed, start):
 @batches.wrong(
     "everybody's generator is set anew in each epoch",
     seen="no public source: torch.manual_seed, so that a run repeats",
+    idea="state",
 )
 def _(n, batch, seed, start):
     def order(epoch):
@@ -248,7 +263,7 @@ def _(n, batch, seed, start):
     return _epochs(n, batch, order, start)
 
 
-@batches.wrong("indices in 32 bits", seen="no public source: half the memory")
+@batches.wrong("indices in 32 bits", seen="no public source: half the memory", idea="edge")
 def _(n, batch, seed, start):
     return _epochs(n, batch, lambda epoch: _shuffled(n, seed, epoch).astype(np.int32), start)
 
@@ -303,25 +318,29 @@ def _(theta, gradient, m, v, k, rate, beta_1, beta_2, eps, decay):
     return theta - rate * (m_hat / (v_hat.sqrt() + eps) + decay * theta), m, v
 
 
-@adamw.wrong("L2: the decay is added to the gradient", seen="torch.optim.Adam with weight_decay")
+@adamw.wrong("L2: the decay is added to the gradient", seen="torch.optim.Adam with weight_decay", idea="exchange")
 def _(theta, gradient, m, v, k, rate, beta_1, beta_2, eps, decay):
     return adamw.statement(theta, gradient + decay * theta, m, v, k, rate, beta_1, beta_2, eps, 0.0)
 
 
-@adamw.wrong("no correction for the start: m and v themselves", seen="google-research/bert, optimization.py")
+@adamw.wrong(
+    "no correction for the start: m and v themselves", seen="google-research/bert, optimization.py", idea="term"
+)
 def _(theta, gradient, m, v, k, rate, beta_1, beta_2, eps, decay):
     m, v = beta_1 * m + (1 - beta_1) * gradient, beta_2 * v + (1 - beta_2) * gradient**2
     return theta - rate * (m / (v.sqrt() + eps) + decay * theta), m, v
 
 
-@adamw.wrong("ε inside the root", seen="no public source: batch norm's formula")
+@adamw.wrong("ε inside the root", seen="no public source: batch norm's formula", idea="edge")
 def _(theta, gradient, m, v, k, rate, beta_1, beta_2, eps, decay):
     m, v = beta_1 * m + (1 - beta_1) * gradient, beta_2 * v + (1 - beta_2) * gradient**2
     m_hat, v_hat = m / (1 - beta_1**k), v / (1 - beta_2**k)
     return theta - rate * (m_hat / (v_hat + eps).sqrt() + decay * theta), m, v
 
 
-@adamw.wrong("ε added before v is corrected", seen="Kingma and Ba 2015, end of section 2: its ε̂ taken for ε")
+@adamw.wrong(
+    "ε added before v is corrected", seen="Kingma and Ba 2015, end of section 2: its ε̂ taken for ε", idea="edge"
+)
 def _(theta, gradient, m, v, k, rate, beta_1, beta_2, eps, decay):
     m, v = beta_1 * m + (1 - beta_1) * gradient, beta_2 * v + (1 - beta_2) * gradient**2
     scaled = rate * (1 - beta_2**k) ** 0.5 / (1 - beta_1**k)
@@ -329,19 +348,21 @@ def _(theta, gradient, m, v, k, rate, beta_1, beta_2, eps, decay):
 
 
 @adamw.wrong(
-    "the decay is not multiplied by the rate", seen="Loshchilov and Hutter 2019: their λ, put into torch's AdamW"
+    "the decay is not multiplied by the rate",
+    seen="Loshchilov and Hutter 2019: their λ, put into torch's AdamW",
+    idea="term",
 )
 def _(theta, gradient, m, v, k, rate, beta_1, beta_2, eps, decay):
     moved, m, v = adamw.statement(theta, gradient, m, v, k, rate, beta_1, beta_2, eps, 0.0)
     return moved - decay * theta, m, v
 
 
-@adamw.wrong("the two memories are exchanged", seen="no public source: betas=(0.999, 0.9)")
+@adamw.wrong("the two memories are exchanged", seen="no public source: betas=(0.999, 0.9)", idea="exchange")
 def _(theta, gradient, m, v, k, rate, beta_1, beta_2, eps, decay):
     return adamw.statement(theta, gradient, m, v, k, rate, beta_2, beta_1, eps, decay)
 
 
-@adamw.wrong("v never falls", seen="torch's AdamW with amsgrad=True")
+@adamw.wrong("v never falls", seen="torch's AdamW with amsgrad=True", idea="exchange")
 def _(theta, gradient, m, v, k, rate, beta_1, beta_2, eps, decay):
     _, m, now = adamw.statement(theta, gradient, m, v, k, rate, beta_1, beta_2, eps, decay)
     v = torch.maximum(v, now)
@@ -351,6 +372,7 @@ def _(theta, gradient, m, v, k, rate, beta_1, beta_2, eps, decay):
 @adamw.wrong(
     "after 1,000 steps the correction is left out",
     seen="no public source: “it is 1 by then”",
+    idea="edge",
 )
 def _(theta, gradient, m, v, k, rate, beta_1, beta_2, eps, decay):
     m, v = beta_1 * m + (1 - beta_1) * gradient, beta_2 * v + (1 - beta_2) * gradient**2
@@ -418,34 +440,41 @@ def _(gradients, c):
 @clipping.wrong(
     "each tensor is clipped by itself, which turns the gradient",
     seen="no public source: clip_grad_norm_(p, c) in a loop",
+    idea="axis",
 )
 def _(gradients, c):
     return tuple(part * (c / max(c, float(_norm([part])))) for part in gradients)
 
 
-@clipping.wrong("each number is clipped by itself", seen="no public source: clip_grad_value_ taken for clip_grad_norm_")
+@clipping.wrong(
+    "each number is clipped by itself", seen="no public source: clip_grad_value_ taken for clip_grad_norm_", idea="axis"
+)
 def _(gradients, c):
     return tuple(part.clamp(-c, c) for part in gradients)
 
 
 @clipping.wrong(
-    "short gradients are stretched to length c, too", seen="no public source: normalising taken for clipping"
+    "short gradients are stretched to length c, too",
+    seen="no public source: normalising taken for clipping",
+    idea="exchange",
 )
 def _(gradients, c):
     return tuple(part * c / _norm(gradients) for part in gradients)
 
 
-@clipping.wrong("divided by the square of the norm", seen="no public source: a root forgotten")
+@clipping.wrong("divided by the square of the norm", seen="no public source: a root forgotten", idea="power")
 def _(gradients, c):
     return tuple(part * min(1.0, c / max(float(_norm(gradients)) ** 2, 1e-300)) for part in gradients)
 
 
-@clipping.wrong("c/(‖g‖ + 1e-6)", seen="torch's clip_grad_norm_; felt only where gradients are as small as that")
+@clipping.wrong(
+    "c/(‖g‖ + 1e-6)", seen="torch's clip_grad_norm_; felt only where gradients are as small as that", idea="edge"
+)
 def _(gradients, c):
     return tuple(part * min(1.0, c / (float(_norm(gradients)) + 1e-6)) for part in gradients)
 
 
-@clipping.wrong("never to less than a tenth", seen="no public source: a bound “for stability”")
+@clipping.wrong("never to less than a tenth", seen="no public source: a bound “for stability”", idea="edge")
 def _(gradients, c):
     return tuple(part * max(0.1, c / max(c, float(_norm(gradients)))) for part in gradients)
 
@@ -475,27 +504,35 @@ def _fall(done, warmup, steps, final):
     return 1 + (final - 1) * (done - warmup) / (steps - warmup)
 
 
-@course.wrong("the first step has the rate 0", seen="huggingface/transformers, get_linear_schedule_with_warmup")
+@course.wrong(
+    "the first step has the rate 0", seen="huggingface/transformers, get_linear_schedule_with_warmup", idea="time"
+)
 def _(warmup, steps, final):
     return lambda k: k / warmup if k < warmup else max(min(1.0, final), _fall(k, warmup, steps, final))
 
 
 @course.wrong(
-    "the fall takes `steps` steps after the warm-up, so it is never finished", seen="no public source: a plausible slip"
+    "the fall takes `steps` steps after the warm-up, so it is never finished",
+    seen="no public source: a plausible slip",
+    idea="time",
 )
 def _(warmup, steps, final):
     return lambda k: (k + 1) / (warmup + 1) if k < warmup else max(final, _fall(k, warmup, steps + warmup + 1, final))
 
 
 @course.wrong(
-    "the line goes on after `steps`, below its end and below 0", seen="no public source: a missing max(0, ...)"
+    "the line goes on after `steps`, below its end and below 0",
+    seen="no public source: a missing max(0, ...)",
+    idea="edge",
 )
 def _(warmup, steps, final):
     return lambda k: (k + 1) / (warmup + 1) if k < warmup else _fall(k, warmup, steps, final)
 
 
 @course.wrong(
-    "falls to 0, and stops there at `final`", seen="no public source: max(final, 1 − progress): a plateau, not a line"
+    "falls to 0, and stops there at `final`",
+    seen="no public source: max(final, 1 − progress): a plateau, not a line",
+    idea="edge",
 )
 def _(warmup, steps, final):
     return lambda k: (k + 1) / (warmup + 1) if k < warmup else max(final, _fall(k, warmup, steps, 0.0))
@@ -504,6 +541,7 @@ def _(warmup, steps, final):
 @course.wrong(
     "counts its own calls, not the steps",
     seen="no public source: a closure that remembers; a resumed run warms up again",
+    idea="state",
 )
 def _(warmup, steps, final):
     calls = itertools.count()
@@ -515,7 +553,7 @@ def _(warmup, steps, final):
     return rate
 
 
-@course.wrong("begins again after the last step", seen="no public source: done modulo steps")
+@course.wrong("begins again after the last step", seen="no public source: done modulo steps", idea="edge")
 def _(warmup, steps, final):
     def rate(done):
         k = done % (steps + 1)
@@ -649,32 +687,38 @@ class _Average:
 
 
 @moving_average.wrong(
-    "θ in the place of its average: d·θ_old + (1 − d)·θ_new", seen="no public source: a formula whose hats were lost"
+    "θ in the place of its average: d·θ_old + (1 − d)·θ_new",
+    seen="no public source: a formula whose hats were lost",
+    idea="exchange",
 )
 def _(model, decay):
     return _Average(model, decay, lambda average, old, new, d, decay: d * old + (1 - d) * new)
 
 
 @moving_average.wrong(
-    "no warm-up of d", seen="openai/improved-diffusion 43, 59: noise, where 0.9999 holds from the first step"
+    "no warm-up of d",
+    seen="openai/improved-diffusion 43, 59: noise, where 0.9999 holds from the first step",
+    idea="term",
 )
 def _(model, decay):
     return _Average(model, decay, lambda average, old, new, d, decay: decay * average + (1 - decay) * new)
 
 
 @moving_average.wrong(
-    "d and 1 − d are exchanged", seen="no public source: decay and momentum mixed up, 0.9999 for 0.0001"
+    "d and 1 − d are exchanged",
+    seen="no public source: decay and momentum mixed up, 0.9999 for 0.0001",
+    idea="exchange",
 )
 def _(model, decay):
     return _Average(model, decay, lambda average, old, new, d, decay: (1 - d) * average + d * new)
 
 
-@moving_average.wrong("buffers are not copied", seen="no public source: a loop over parameters() alone")
+@moving_average.wrong("buffers are not copied", seen="no public source: a loop over parameters() alone", idea="state")
 def _(model, decay):
     return _Average(model, decay, lambda average, old, new, d, decay: d * average + (1 - d) * new, buffers=False)
 
 
-@moving_average.wrong("no copy: the average is the network itself", seen="no public source: ema = model")
+@moving_average.wrong("no copy: the average is the network itself", seen="no public source: ema = model", idea="state")
 def _(model, decay):
     return _Average(model, decay, lambda average, old, new, d, decay: d * average + (1 - d) * new, alias=True)
 
@@ -690,6 +734,7 @@ class _Forgetful(_Average):
 @moving_average.wrong(
     "the decay is overwritten with that of the warm-up, 0.1, and stays there",
     seen="huggingface/diffusers 1864",
+    idea="state",
 )
 def _(model, decay):
     return _Forgetful(model, decay, lambda average, old, new, d, decay: d * average + (1 - d) * new)
@@ -708,6 +753,7 @@ class _CopiedBack(_Average):
 @moving_average.wrong(
     "the average is copied back into the network",
     seen="of this kind: harubaru/waifu-diffusion PR 31 (whenever a checkpoint is saved)",
+    idea="state",
 )
 def _(model, decay):
     return _CopiedBack(model, decay, lambda average, old, new, d, decay: d * average + (1 - d) * new)
@@ -727,6 +773,7 @@ class _OfTheFirst(_Average):
 @moving_average.wrong(
     "follows the network that it was made of, not the one that it is handed",
     seen="no public source: a reference kept",
+    idea="state",
 )
 def _(model, decay):
     return _OfTheFirst(model, decay, lambda average, old, new, d, decay: d * average + (1 - d) * new)
@@ -746,6 +793,7 @@ class _ByName(_Average):
 @moving_average.wrong(
     "over the state dict: buffers too, and weights with two names twice",
     seen="no public source: a shorter loop",
+    idea="state",
 )
 def _(model, decay):
     return _ByName(model, decay, None)
@@ -782,24 +830,29 @@ def _(decays):
 @memory.wrong(
     "the first weights count like all others: the shares do not sum to 1",
     seen="no public source: a sum that starts at k = 1",
+    idea="time",
 )
 def _(decays):
     return torch.cat([1 - decays[:1], 1 - decays]) * _products(decays)
 
 
-@memory.wrong("the oldest weights count most", seen="no public source: an index turned round")
+@memory.wrong("the oldest weights count most", seen="no public source: an index turned round", idea="sign")
 def _(decays):
     added = torch.cat([torch.ones(1, dtype=decays.dtype), 1 - decays])
     return (added * _products(decays)).flip(0)
 
 
-@memory.wrong("one step too old: d_k itself is among the factors of θ_k", seen="no public source: a plausible slip")
+@memory.wrong(
+    "one step too old: d_k itself is among the factors of θ_k", seen="no public source: a plausible slip", idea="time"
+)
 def _(decays):
     added = torch.cat([torch.ones(1, dtype=decays.dtype), 1 - decays])
     return added * torch.cat([_products(decays)[:1], _products(decays)[:-1]])
 
 
-@memory.wrong("a plain mean of all weights", seen="no public source: “averaged weights” taken at their word")
+@memory.wrong(
+    "a plain mean of all weights", seen="no public source: “averaged weights” taken at their word", idea="exchange"
+)
 def _(decays):
     return torch.full((len(decays) + 1,), 1 / (len(decays) + 1), dtype=decays.dtype)
 
@@ -807,6 +860,7 @@ def _(decays):
 @memory.wrong(
     "by dividing all by the decays before: 0/0 where one of them is 0",
     seen="no public source: a product turned into a quotient",
+    idea="edge",
 )
 def _(decays):
     added = torch.cat([torch.ones(1, dtype=decays.dtype), 1 - decays])
@@ -835,27 +889,33 @@ def _(p):
 
 
 @unbiased.wrong(
-    "no factor: what is drawn often counts more", seen="no public source: importance sampling without its weights"
+    "no factor: what is drawn often counts more",
+    seen="no public source: importance sampling without its weights",
+    idea="term",
 )
 def _(p):
     return torch.ones_like(p)
 
 
-@unbiased.wrong("1/p: the loss and the learning rate grow by the factor T", seen="no public source: a plausible slip")
+@unbiased.wrong(
+    "1/p: the loss and the learning rate grow by the factor T", seen="no public source: a plausible slip", idea="term"
+)
 def _(p):
     return 1 / p
 
 
-@unbiased.wrong("T·p, upside down", seen="no public source: a plausible slip")
+@unbiased.wrong("T·p, upside down", seen="no public source: a plausible slip", idea="sign")
 def _(p):
     return len(p) * p
 
 
-@unbiased.wrong("the factors are scaled to the mean 1 over t", seen="no public source: “normalised” weights")
+@unbiased.wrong(
+    "the factors are scaled to the mean 1 over t", seen="no public source: “normalised” weights", idea="axis"
+)
 def _(p):
     return (1 / p) / (1 / p).mean()
 
 
-@unbiased.wrong("the factor is at most 10", seen="no public source: a bound “for stability”")
+@unbiased.wrong("the factor is at most 10", seen="no public source: a bound “for stability”", idea="edge")
 def _(p):
     return (1 / (len(p) * p)).clamp(max=10)

@@ -9,6 +9,19 @@ from dataclasses import dataclass, field
 from ddpm_lib import CHAPTER
 
 NO_SOURCE = "no public source"
+IDEAS = {  # what a person got wrong, the root of it
+    "power": "a root, a square or a logarithm too few or too many",
+    "sign": "a sign or a direction",
+    "time": "a time, an index or a count off by one",
+    "term": "a term, a factor or a bracket missing, twice, or of the wrong size",
+    "exchange": "one quantity in the place of another",
+    "axis": "sums and means over the wrong numbers, axes and examples mixed up",
+    "noise": "what is random: its law, its independence, its generator",
+    "edge": "clamps and an ε “for stability”, precision, and the ends",
+    "gradient": "detached, or flowing where it must not",
+    "state": "kept between calls, written into, forgotten, or begun wrongly",
+    "claim": "a statement that is not so",
+}
 
 
 @dataclass(frozen=True)
@@ -17,10 +30,12 @@ class Wrong:
 
     seen: a public place (owner/repository with the number of a thread, a paper, a library's default), or a text that
     begins with NO_SOURCE, where none is known and the slip is only plausible.
+    idea: one of IDEAS.
     """
 
     what: str
     seen: str
+    idea: str
     function: Callable
 
 
@@ -49,11 +64,13 @@ class Check:
         self.statement = function
         return function
 
-    def wrong(self, what: str, seen: str) -> Callable[[Callable], Callable]:
-        """Decorator: this function is a wrong version, seen there."""
+    def wrong(self, what: str, seen: str, idea: str) -> Callable[[Callable], Callable]:
+        """Decorator: this function is a wrong version, seen there; idea is one of IDEAS."""
+        if idea not in IDEAS:
+            raise ValueError(f"idea must be one of {', '.join(IDEAS)}; got {idea!r}")
 
         def register(function: Callable) -> Callable:
-            self.wrong_versions.append(Wrong(what, seen, function))
+            self.wrong_versions.append(Wrong(what, seen, idea, function))
             return function
 
         return register

@@ -27,7 +27,7 @@ def doubling(kind="implementation", to=0.001, number="99.1", name="doubling"):
     def measure(f):
         return abs(f(3.0) - (3.0 + 3.0))
 
-    measure.wrong("squares", seen="a common slip")(lambda x: x * x)
+    measure.wrong("squares", seen="a common slip", idea="power")(lambda x: x * x)
     return measure
 
 
@@ -59,8 +59,8 @@ def test_a_wrong_version_that_crashes_does_not_hide_the_hint():
     def measure(f):
         return abs(f(3.0) - 6.0)
 
-    measure.wrong("crashes", seen="here")(lambda x: x / 0)
-    measure.wrong("squares", seen="a common slip")(lambda x: x * x)
+    measure.wrong("crashes", seen="here", idea="power")(lambda x: x / 0)
+    measure.wrong("squares", seen="a common slip", idea="power")(lambda x: x * x)
     with pytest.raises(AssertionError, match="squares"):
         verify("doubling", lambda x: x**2)
 
@@ -80,23 +80,23 @@ def test_a_function_passes_up_to_the_tolerance_and_no_further(to, allowed, too_f
 def test_a_wrong_version_counts_as_rejected_from_ten_tolerances_or_15_deviations_on(to, caught, survives):
     found = doubling(to=to)
     found.wrong_versions.clear()
-    found.wrong("far off", seen="here")(off_by(caught))
+    found.wrong("far off", seen="here", idea="power")(off_by(caught))
     verify("doubling", double)
-    found.wrong("nearly right", seen="here")(off_by(survives))
+    found.wrong("nearly right", seen="here", idea="power")(off_by(survives))
     with pytest.raises(AssertionError, match=r"Eq\. 99\.1 \(doubling\): the check does not reject .*'nearly right'"):
         verify("doubling", double)
 
 
 def test_a_check_that_accepts_a_wrong_version_fails():
     found = doubling()
-    found.wrong("right in disguise", seen="nowhere")(lambda x: x + x)
+    found.wrong("right in disguise", seen="nowhere", idea="power")(lambda x: x + x)
     with pytest.raises(AssertionError, match="does not reject the wrong version 'right in disguise': off by 0"):
         verify("doubling", double)
 
 
 def test_a_wrong_version_that_raises_is_broken_not_rejected():
     found = doubling()
-    found.wrong("divides by zero", seen="here")(lambda x: x / 0)
+    found.wrong("divides by zero", seen="here", idea="power")(lambda x: x / 0)
     with pytest.raises(AssertionError, match="'divides by zero' crashed instead of being rejected") as error:
         verify("doubling", double)
     assert isinstance(error.value.__cause__, ZeroDivisionError)
@@ -106,7 +106,7 @@ def test_nan_neither_passes_nor_counts_as_a_rejection():
     found = doubling()
     with pytest.raises(AssertionError, match="off by nan"):
         verify("doubling", lambda x: math.nan)
-    found.wrong("not a number", seen="here")(lambda x: math.nan)
+    found.wrong("not a number", seen="here", idea="power")(lambda x: math.nan)
     with pytest.raises(AssertionError, match="does not reject the wrong version 'not a number'"):
         verify("doubling", double)
 
@@ -134,7 +134,7 @@ def test_holds_prints_one_line_that_counts_the_rejections(capsys):
     said = "Eq. 99.1 (doubling) holds: adding a number to itself, to 0.001."
     holds("doubling", double)
     assert capsys.readouterr().out == f"{said} 1 wrong version rejected.\n"
-    found.wrong("cubes", seen="here")(lambda x: x**3)
+    found.wrong("cubes", seen="here", idea="power")(lambda x: x**3)
     holds("doubling", double)
     assert capsys.readouterr().out == f"{said} 2 wrong versions rejected.\n"
     found.wrong_versions.clear()
