@@ -15,9 +15,10 @@ os.environ.pop("MPLBACKEND", None)
 
 def pytest_collection_modifyitems(items):
     """Notebooks first, the longest (the capstone, the last one) before all: then no worker waits for it at the end."""
+    from tools.links import APPENDIX, chapter, place
 
-    def place(item):
+    def turn(item):
         notebook = item.path.suffix == ".ipynb"
-        return (not notebook, -int(item.path.name[:2]) if notebook else 0)
+        return (not notebook, -(place(chapter(item.path.name)) % APPENDIX) if notebook else 0)
 
-    items.sort(key=place)
+    items.sort(key=turn)

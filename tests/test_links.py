@@ -24,6 +24,16 @@ def test_no_link_of_the_book_is_dead():
     assert links.Book().dead() == []
 
 
+def test_an_appendix_of_another_work_is_no_link():
+    made = links.Book()
+    appendices = "|".join(re.escape(name) for number, name in made.chapters.items() if not number.isdecimal())
+    for name, notebook in made.notebooks.items():
+        for line in (line for cell in notebook.cells for line in cell.source.splitlines()):
+            cites = re.search(r"arxiv\.org|doi\.org", line)
+            linked = appendices and re.search(rf"\((?:\.\./)?(?:{appendices})\)", line)
+            assert not (cites and linked), f"{name}: write §B where another work's appendix is meant: {line}"
+
+
 def test_every_numbered_equation_and_solution_can_be_linked_to():
     places = links.Book().places
     for (kind, number), (name, cell, _) in places.items():
@@ -49,6 +59,7 @@ def book(tmp_path, first="", second="", solution="", extra=()):
         "00_start.ipynb": ["# 0. Start", "## Contents"],
         "01_one.ipynb": ["# 1. One", "## 1.1 It's first\n\nText.", "**Eq. 1.1 (a name)**\n\n$$x \\tag{1.1}$$", first],
         "02_two.ipynb": ["# 2. Two", "## Exercises", "## 2.1 Second", second, *extra],
+        "A_more.ipynb": ["# A. More", "## A.1 Further\n\nSee section A.1 and appendix A."],
         "solutions/02_two.ipynb": ["# Solutions to chapter 2, Two", f"## Solution 2.1\n\n{solution}"],
     }
     for name, cells in texts.items():
@@ -76,6 +87,13 @@ AWAY, OWN = "01_one.ipynb#cell-id=eq-1-1", "#Eq.-1.1-(a-name)"
         ("Sections 1.1 and 2.1 say", "[Sections 1.1](01_one.ipynb#cell-id=sec-1-1) and [2.1](#2.1-Second) say"),
         ("Eq. 1.1, 1.1 and 1.1", f"[Eq. 1.1]({AWAY}), [1.1]({AWAY}) and [1.1]({AWAY})"),
         ("chapters 1 to 2", "[chapters 1](01_one.ipynb) to 2"),  # no link to where one is
+        ("Appendix A, B", "[Appendix A](A_more.ipynb), B"),  # the second is not written yet
+        ("appendix A of a book, appendix B", "[appendix A](A_more.ipynb) of a book, appendix B"),
+        (
+            "appendices A and B; section A.1",
+            "[appendices A](A_more.ipynb) and B; [section A.1](A_more.ipynb#cell-id=sec-A-1)",
+        ),
+        ("Appendix All, section A.12, appendix A.5", "Appendix All, section A.12, appendix A.5"),
         ("Chapter 7 and Eq. 7.1", "Chapter 7 and Eq. 7.1"),  # not written yet
         ("Eq. 7 holds our 1.1", f"Eq. 7 holds [our 1.1]({AWAY})"),  # of a paper
         ("| 1.1 | a name |", f"| [1.1]({AWAY}) | a name |"),
@@ -126,9 +144,24 @@ def test_head_and_foot_lead_to_the_chapters_before_and_after(tmp_path):
     line = f"[← 0. Start](00_start.ipynb) · [Contents]({contents}) · [2. Two →](02_two.ipynb)"
     assert made.notebooks["01_one.ipynb"].cells[0].source == made.notebooks["01_one.ipynb"].cells[-1].source == line
     listed = made.notebooks["00_start.ipynb"].cells[2].source
-    assert listed == "## Contents\n\n- [0. Start](00_start.ipynb)\n- [1. One](01_one.ipynb)\n- [2. Two](02_two.ipynb)"
+    assert (
+        listed
+        == "## Contents\n\n- [0. Start](00_start.ipynb)\n- [1. One](01_one.ipynb)\n- [2. Two](02_two.ipynb)\n- [A. More](A_more.ipynb)"
+    )
     back = f"[← Chapter 2. Two](../02_two.ipynb#cell-id=exercises) · [Contents](../{contents})"
     assert made.notebooks["solutions/02_two.ipynb"].cells[0].source == back
+
+
+def test_appendices_come_after_the_chapters_under_their_letters(tmp_path):
+    made = book(tmp_path)
+    contents = "00_start.ipynb#cell-id=contents"
+    cells = made.notebooks["A_more.ipynb"].cells
+    assert cells[0].source == f"[← 2. Two](02_two.ipynb) · [Contents]({contents})"
+    assert cells[2].id == "sec-A-1" and cells[2].source.endswith("See [section A.1](#A.1-Further) and appendix A.")
+    assert "[A. More →](A_more.ipynb)" in made.notebooks["02_two.ipynb"].cells[0].source
+    names = ["00_start.ipynb", "16_capstone.ipynb", "solutions/A_more.ipynb", "B_check.ipynb"]
+    assert [links.chapter(name) for name in names] == ["0", "16", "A", "B"]
+    assert [links.place(number) for number in ("0", "16", "A", "B")] == [0, 16, 90, 91]
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,6 @@
 """Writes and checks the book's links: python tools/links.py (with --check it writes nothing and names what is off).
 
-Authors write "Eq. 4.6", "section 6.5", "chapter 5", "arXiv:2006.11239". This makes links of them, gives the cells that
+Authors write "Eq. 4.6", "section 6.5", "chapter 5", "appendix B", "arXiv:2006.11239". This makes links of them, gives the cells that
 they lead to an id, and renews what stands at the head and the foot of each notebook. Run again, it changes nothing.
 
 JupyterLab finds another notebook's place by a cell's id (`#cell-id=eq-4-6`), at the first click too, and so does the
@@ -16,16 +16,19 @@ import nbformat
 from nbformat import NotebookNode
 
 CHAPTERS = Path(__file__).parents[1] / "chapters"
+APPENDIX = 90  # appendices come after all chapters, A first
 EQUATION = re.compile(r"^(?:#{5} )?\*\*(Eq\. (\d+\.\d+) \(.+\))\*\*$", re.MULTILINE)
-SECTION = re.compile(r"^## (\d+\.\d+) .+$", re.MULTILINE)
-TITLE = re.compile(r"^# (?:Solutions to chapter )?(\d+)[.,] (.+)$", re.MULTILINE)
+SECTION = re.compile(r"^## ((?:\d+|[A-Z])\.\d+) .+$", re.MULTILINE)
+TITLE = re.compile(r"^# (?:Solutions to (?:chapter|appendix) )?(\d+|[A-Z])[.,] (.+)$", re.MULTILINE)
 EXERCISE = re.compile(r"^\*\*(\d+\.\d+) \((?:easy|medium|hard)\)")
 SOLUTION = re.compile(r"^## Solution (\d+\.\d+)")
 
-NUMBERS = r"\d+\.\d+(?:(?:,| and|, and| to| or) (?:\d+\.\d+))*"
+NUMBER = r"(?:\d+|[A-Z])\.\d+"
+NUMBERS = rf"{NUMBER}(?:(?:,| and|, and| to| or) {NUMBER})*"
 CITATION = re.compile(
     rf"\b(?P<kind>Eqs?\.|[Ss]ections?|[Ee]xercises?|our) (?P<numbers>{NUMBERS})"
-    r"|\b(?P<chapter>[Cc]hapters?) (?P<chapters>\d+(?:(?:,| and|, and| to| or) \d+)*)"
+    r"|\b(?P<chapter>[Cc]hapters?|[Aa]ppendix|[Aa]ppendices) "
+    r"(?P<chapters>(?:\d+|[A-Z]\b(?!\.\d))(?:(?:,| and|, and| to| or) (?:\d+|[A-Z]\b(?!\.\d)))*)"
     r"|^\| (?P<row>\d+\.\d+) \|"
     r"|(?P<arxiv>arXiv:(?:\d{4}\.\d{4,5}|[a-z-]+/\d{7}))|(?P<doi>doi:10\.\d{4,9}/[^\s,;\]]*[^\s,;.:\])])",
     re.MULTILINE,
@@ -36,10 +39,22 @@ PROTECTED = re.compile(
     re.DOTALL | re.MULTILINE,
 )
 OWN = re.compile(
-    r"\[((?:Eqs?\. |[Ss]ections? |[Cc]hapters? |[Ee]xercises? |our )?\d+(?:\.\d+)?|arXiv:[^\]]+|doi:[^\]]+)\]"
+    r"\[((?:Eqs?\. |[Ss]ections? |[Cc]hapters? |[Aa]ppendi(?:x|ces) |[Ee]xercises? |our )?(?:\d+|[A-Z])(?:\.\d+)?"
+    r"|arXiv:[^\]]+|doi:[^\]]+)\]"
     r"\([^()\s]*(?:\([^()]*\)[^()\s]*)*\)"
 )
 LINK = re.compile(r"\[[^\]]*\]\(([^()\s]*(?:\([^()]*\)[^()\s]*)*)\)")
+
+
+def chapter(name: str) -> str:
+    """What a notebook is called by in the text, from its name: "4" for 04_posterior.ipynb, "B" for B_check.ipynb."""
+    first = Path(name).name.partition("_")[0]
+    return str(int(first)) if first.isdecimal() else first
+
+
+def place(chapter: str) -> int:
+    """Where it stands in the book's order: 4 for "4", 90 for "A", 91 for "B"."""
+    return int(chapter) if chapter.isdecimal() else APPENDIX + ord(chapter) - ord("A")
 
 
 class Book:
@@ -49,7 +64,7 @@ class Book:
         paths = [path for path in sorted(folder.rglob("*.ipynb")) if ".ipynb_checkpoints" not in path.parts]
         self.folder = folder
         self.notebooks = {path.relative_to(folder).as_posix(): nbformat.read(path, 4) for path in paths}
-        self.chapters = {int(name[:2]): name for name in self.notebooks if "/" not in name}
+        self.chapters = {chapter(name): name for name in self.notebooks if "/" not in name}
         self.places: dict[tuple[str, str], tuple[str, str, str]] = {}  # (kind, number): notebook, cell, heading or ""
         for name, notebook in self.notebooks.items():
             notebook.cells = [part for cell in notebook.cells for part in _parts(cell)]
@@ -68,7 +83,7 @@ class Book:
         if cell.source.startswith(("## Exercises", "## Contents")):
             cell.id = cell.source.split("\n")[0].removeprefix("## ").lower()
 
-    def title(self, chapter: int) -> str:
+    def title(self, chapter: str) -> str:
         """`4. The posterior`."""
         cells = self.notebooks[self.chapters[chapter]].cells
         number, title = next(found.groups() for cell in cells if (found := TITLE.match(cell.source)))
@@ -78,7 +93,7 @@ class Book:
         """Where a link in the notebook `here` leads; None for what is not written yet."""
         up = "../" if "/" in here else ""
         if kind == "chapter":
-            name = self.chapters.get(int(number))
+            name = self.chapters.get(number)
             return up + name if name and name != here else None
         if (kind, number) not in self.places:
             return None
@@ -106,7 +121,7 @@ class Book:
             if found["row"]:
                 return f"| {link(found['row'], 'eq', found['row'])} |"
             word, numbers = found["kind"] or found["chapter"], found["numbers"] or found["chapters"]
-            kind = {"e": "eq", "o": "eq", "s": "sec", "c": "chapter"}[word[0].lower()]
+            kind = {"e": "eq", "o": "eq", "s": "sec", "c": "chapter", "a": "chapter"}[word[0].lower()]
             kind = "exercise" if word.lower().startswith("exercise") else kind
             first, *rest = re.split(r"((?:,| and|, and| to| or) )", numbers)
             others = [link(part, kind, part) if i % 2 else part for i, part in enumerate(rest)]
@@ -134,14 +149,18 @@ class Book:
 
     def _line(self, name: str) -> str:
         """Before, contents, after: what stands at the head and the foot."""
-        number, contents = int(Path(name).name[:2]), f"{self.chapters[0]}#cell-id=contents"
+        number, contents = chapter(name), f"{self.chapters['0']}#cell-id=contents"
         if "/" in name:
-            back = f"../{self.chapters[number]}#cell-id=exercises"
-            return f"[← Chapter {self.title(number)}]({back}) · [Contents](../{contents})"
-        before = max((n for n in self.chapters if n < number), default=None)
-        after = min((n for n in self.chapters if n > number), default=None)
+            word, back = (
+                "Chapter" if number.isdecimal() else "Appendix",
+                f"../{self.chapters[number]}#cell-id=exercises",
+            )
+            return f"[← {word} {self.title(number)}]({back}) · [Contents](../{contents})"
+        here = place(number)
+        before = max((n for n in self.chapters if place(n) < here), key=place, default=None)
+        after = min((n for n in self.chapters if place(n) > here), key=place, default=None)
         parts = [] if before is None else [f"[← {self.title(before)}]({self.chapters[before]})"]
-        parts += [f"[Contents]({'#Contents' if number == 0 else contents})"]
+        parts += [f"[Contents]({'#Contents' if number == '0' else contents})"]
         parts += [] if after is None else [f"[{self.title(after)} →]({self.chapters[after]})"]
         return " · ".join(parts)
 
