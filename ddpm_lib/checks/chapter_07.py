@@ -329,7 +329,6 @@ STARTS = [  # schedule, shape, size of x_T
     (SHORT, (3, 1, 2, 4), 40.0),
     (STRONG, (3, 1, 2, 2), 1.0),
     (FAINT, (2, 3, 1, 2), UNIT),
-    (LONG, (3, 1, 2, 1), 1.0),
 ]
 
 
@@ -346,26 +345,42 @@ def ancestral_sample(f):
     What is no matter of chance counts as |z| = 5 if it is off by 1e-9. Unless told otherwise, the variance is β̃_t, and
     x_0_hat is clipped to [−1, 1].
     """
-    for schedule, shape, size in STARTS:
-        x_T = size * some_images(*shape)
-        for clip in (True, False):
-            chain = Chain(f, schedule, x_T, reverse_var=_no_var, clip=clip, generator=_seeded(1))
-            yield chain.faults(x_T)
-            for _, rest, unit in chain.rests(clip):
-                yield 5 * off(rest, torch.zeros_like(rest), unit) / LIMIT
+    for start in STARTS:
+        yield from _means_of_steps(f, *start)
     yield from _promises(f)
     for schedule, shape, size in STARTS:
-        for var, clip in ((posterior_var, True), (forward_var, False), (_some_var, True))[
-            : 1 if schedule is LONG else 3
-        ]:
+        for var, clip in ((posterior_var, True), (forward_var, False), (_some_var, True)):
             yield from _noise_of_steps(f, schedule, (*shape[:-1], -(-3000 // math.prod(shape[:-1]))), size, var, clip)
-    for var, shape in ((posterior_var, (1, 2, 2)), (forward_var, (3, 1, 1))):
+    yield from _means_of_steps(f, LONG, (3, 1, 2, 1), 1.0)
+    yield from _noise_of_steps(f, LONG, (3, 1, 2, 400), 1.0, posterior_var, True)
 
-        def draw(n, generator, var=var, shape=shape):
-            chain = Chain(f, SHORT, some_images(n, *shape), reverse_var=var, clip=True, generator=generator)
-            return torch.stack([z for _, z in _standardised(chain, var, True)], 1)
+    def draw(n, generator):
+        x_T = some_images(n, 2, 1, 2)
+        chain = Chain(f, SHORT, x_T, reverse_var=posterior_var, clip=True, generator=generator)
+        return torch.stack([z for _, z in _standardised(chain, posterior_var, True)], 1)
 
-        yield noise_score(draw, (3, *shape))
+    yield noise_score(draw, (3, 2, 1, 2))
+
+
+def _means_of_steps(f, schedule, shape, size):
+    """Where no step adds noise, each must come to its mean, and the last one to x_0_hat."""
+    x_T = size * some_images(*shape)
+    for clip in (True, False):
+        chain = Chain(f, schedule, x_T, reverse_var=_no_var, clip=clip, generator=_seeded(1))
+        yield chain.faults(x_T)
+        for t, rest, unit in chain.rests(clip):
+            yield 5 * _exactly(t, rest, unit, "no step shall add noise here") / LIMIT
+
+
+def _exactly(t, rest, unit, when):
+    """The distance of a step from its mean, where it must not add noise; and what is to be said of it."""
+    gap = off(rest, torch.zeros_like(rest), unit)
+    note(
+        gap,
+        f"The step from t = {t} does not come to its mean ({when}): x_{t - 1} is off by {float(rest.abs().max()):.3g}.",
+        "Look at x_0_hat, where and whether it is clipped, at both weights of the mean, and for noise at t = 1.",
+    )
+    return gap
 
 
 def _seeded(seed):
@@ -392,7 +407,7 @@ def _noise_of_steps(f, schedule, shape, size, var, clip):
     chain = Chain(f, schedule, x_T, reverse_var=var, clip=clip, generator=_seeded(97))
     yield chain.faults(x_T)
     *_, (_, rest, unit) = chain.rests(clip)
-    yield 5 * off(rest, torch.zeros_like(rest), unit) / LIMIT
+    yield 5 * _exactly(1, rest, unit, "the last step adds no noise") / LIMIT
     few = schedule.T < 10
     every = [z.flatten() for t, z in _standardised(chain, var, clip) if few or t in SOME_STEPS]
     for z, x_t, eps_hat in zip(every, chain.states, chain.eps_hat, strict=False):

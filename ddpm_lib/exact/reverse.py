@@ -13,7 +13,7 @@ from ddpm_lib.gaussian import log_density
 
 Step = Callable[[Tensor, int], tuple[Tensor, Tensor | float]]  # (x_t, t) → mean and variance of x_{t−1}
 START_REACH, START_PLACES = 8.0, 2001  # the grid for x_T, in deviations: less than 1e-14 lies outside
-PLACES = 400  # that a grid has at least
+PLACES, FINAL_PLACES = 200, 1001  # that a grid has at least, and the last one, from which the law is read
 NOISE_REACH = 7.0  # deviations of a step's noise that are looked at
 NEGLIGIBLE = 1e-14  # of the largest probability
 
@@ -86,8 +86,8 @@ def law_of_samples(step: Step, T: int, *, points: float = 3.0) -> tuple[Tensor, 
     """Eq. 7.10 (law of the samples). p_{t−1}(y) = ∫ N(y; mean_t(x), var_t(x))·p_t(x) dx, from p_T = N(0, 1) to p_0.
 
     The law of what a sampler returns where data are single numbers: by quadrature, without a random draw.
-    step: called as step(x_t, t) with x_t (n, 1), float64, and t = T, ..., 1, each once or twice; returns mean and variance
-    of the sampler's x_{t−1}: (n, 1) each, or one number for all as the variance. A variance of 0: no noise.
+    step: called as step(x_t, t) with x_t (n, 1), float64, and t = T, ..., 1, each once or twice; returns the mean of
+    its x_{t−1}, (n, 1), and the variance, (n, 1) or one number for all. A variance of 0: a step without noise.
     points: how close the grid is, in places to a deviation of the noise that a step adds.
     Returns places in ascending order, (n,), and the probability of each, (n,), which sum to 1.
     Raises ValueError for variances that are 0 in some places and not in others, or negative.
@@ -95,42 +95,51 @@ def law_of_samples(step: Step, T: int, *, points: float = 3.0) -> tuple[Tensor, 
     """
     x = torch.linspace(-START_REACH, START_REACH, START_PLACES, dtype=torch.float64)
     mass = torch.exp(log_density(x, 0.0, 1.0))
+    mean, var = _moments(step, x, T)
     for t in range(T, 0, -1):
-        mean, var = _moments(step, x, t)
-        if not (var > 0).any():
+        if (var > 0).any():
+            kept = mass > NEGLIGIBLE * mass.max()
+            mean, order = mean[kept].sort()
+            var, mass = var[kept][order], mass[kept][order]
+            std, reach = var.min().sqrt(), NOISE_REACH * var.max().sqrt()
+            x, after = _grid(step, float(mean[0] - reach), float(mean[-1] + reach), float(std), points, t - 1)
+            height, arrived = mass / var.sqrt(), []
+            for part in x.split(128):  # only places from where it can be reached
+                near = slice(*torch.searchsorted(mean, torch.stack([part[0] - reach, part[-1] + reach])).tolist())
+                arrived.append(torch.exp((part[:, None] - mean[near]) ** 2 * (-0.5 / var[near])) @ height[near])
+            mass = torch.cat(arrived)
+            mean, var = after
+        else:
             x = mean
-            continue
-        kept = mass > NEGLIGIBLE * mass.max()
-        mean, order = mean[kept].sort()
-        var, mass = var[kept][order], mass[kept][order]
-        std, reach = var.min().sqrt(), NOISE_REACH * var.max().sqrt()
-        x = _grid(step, mean[0] - reach, mean[-1] + reach, std / points, points, t - 1)
-        arrived = []
-        for part in x.split(128):  # only places from where it can be reached
-            near = slice(*torch.searchsorted(mean, torch.stack([part[0] - reach, part[-1] + reach])).tolist())
-            arrived.append(torch.exp(log_density(part[:, None], mean[near], var[near])) @ mass[near])
-        mass = torch.cat(arrived)
+            mean, var = _moments(step, x, t - 1)
         mass = mass / mass.sum()
     x, order = x.sort()
-    return x, mass[order] / mass.sum()
+    return x, mass[order]
 
 
 def _moments(step: Step, x: Tensor, t: int) -> tuple[Tensor, Tensor]:
-    """Means and variances, (n,) each, of a step from each of the places x (n,)."""
-    mean, var = step(x[:, None], t)
+    """Means and variances, (n,) each, of a step from each of the places x (n,). At t = 0 nothing moves."""
+    mean, var = step(x[:, None], t) if t > 0 else (x[:, None], 0.0)
     var = torch.as_tensor(var, dtype=x.dtype).expand(len(x), 1)[:, 0]
     if (var < 0).any() or ((var > 0).any() and (var == 0).any()):
         raise ValueError(f"expected variances that are all positive or all 0 at t = {t}; got {float(var.min()):g}")
     return mean.expand(len(x), 1)[:, 0], var
 
 
-def _grid(step: Step, low: Tensor, high: Tensor, spacing: Tensor, points: float, t: int) -> Tensor:
-    """Places from low to high, at most `spacing` apart, and so close that the next step's bells overlap as closely."""
-    count = max(PLACES, math.ceil(float((high - low) / spacing)))
-    x = torch.linspace(float(low), float(high), count, dtype=torch.float64)
-    if t > 0:
-        mean, var = _moments(step, x, t)
-        if (var > 0).all():
-            closer = float(mean.diff().abs().max() / (var.min().sqrt() / points))
-            x = torch.linspace(float(low), float(high), max(count, math.ceil(count * closer)), dtype=torch.float64)
-    return x
+def _grid(
+    step: Step, low: float, high: float, std: float, points: float, t: int
+) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    """Places from low to high for x_t, which came with noise of deviation `std`, and the moments of the step from them.
+
+    To that deviation there are `points` places or more; and so many that the bells of the next step, too, have their
+    centres no farther apart.
+    """
+    count = max(PLACES if t > 1 else FINAL_PLACES, math.ceil((high - low) / std * points))
+    x = torch.linspace(low, high, count, dtype=torch.float64)
+    mean, var = _moments(step, x, t)
+    if (var > 0).all():
+        closer = float(mean.diff().abs().max() / (var.min().sqrt() / points))
+        if closer > 1:
+            x = torch.linspace(low, high, math.ceil(count * closer), dtype=torch.float64)
+            mean, var = _moments(step, x, t)
+    return x, (mean, var)
