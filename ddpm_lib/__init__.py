@@ -56,6 +56,8 @@ CHAPTER = {
     "exact.toy": 6,
     "checks.chapter_06": 6,
     "samplers.ancestral": 7,
+    "exact.reverse": 7,
+    "checks.chapter_07": 7,
     "samplers.ddim": 8,
     "diffusion.cosine": 9,
     "diffusion.timesteps": 9,

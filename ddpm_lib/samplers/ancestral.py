@@ -8,11 +8,39 @@ from tqdm.auto import tqdm
 
 from ddpm_lib.diffusion.forward import Generators, noise_like
 from ddpm_lib.diffusion.posterior import ReverseVar, posterior_mean, posterior_var
-from ddpm_lib.diffusion.schedule import Schedule
+from ddpm_lib.diffusion.schedule import Schedule, coefficient
 from ddpm_lib.diffusion.targets import x_0_from_eps
 
 GOLDEN = 0x9E3779B9  # 2³² over the golden ratio, an odd number: no seed comes twice
 OnStep = Callable[[int, Tensor, Tensor], None]
+
+
+def ancestral_step(
+    schedule: Schedule,
+    x_t: Tensor,
+    x_0_hat: Tensor,
+    t: int | Tensor,
+    z: Tensor | None,
+    reverse_var: ReverseVar = posterior_var,
+) -> Tensor:
+    """Eq. 7.1 (ancestral step). x_{t−1} = μ̃_t(x_0_hat, x_t) + σ_t·z, with μ̃_t of Eq. 4.4; no noise at t = 1.
+
+    x_t, x_0_hat: (B, ...), the second in [−1, 1] for images; t: an int or shape (B,), in 1..T (ValueError otherwise).
+    z: from N(0, I), shape (B, ...); None where t is the int 1. reverse_var: the coefficient that gives σ_t²:
+    `posterior_var` (β̃_t) or `forward_var` (β_t), variances; what it says of t = 1 is not heeded.
+    Returns x_{t−1}, (B, ...). Source: Ho et al. 2020, Algorithm 2, line 4, with their Eq. 7 for the mean.
+    """
+    mean = posterior_mean(schedule, x_0_hat, x_t, t)
+    if isinstance(t, int) and t == 1:
+        return mean
+    std = reverse_var(schedule, t, like=x_t).sqrt()
+    return mean + torch.where(_is_last(schedule, t, like=x_t) > 0, torch.zeros_like(std), std) * z
+
+
+@coefficient
+def _is_last(schedule: Schedule, t: Tensor) -> Tensor:
+    """1 for the step from x_1 to x_0, which adds no noise, else 0."""
+    return (t == 1).double()
 
 
 @torch.no_grad()
@@ -27,7 +55,7 @@ def ancestral_sample(
     progress: bool = False,
     on_step: OnStep | None = None,
 ) -> Tensor:
-    """All T steps: x_{t−1} = μ̃_t(x_0_hat, x_t) + σ_t·z with z ~ N(0, I), and no noise at t = 1.
+    """Eq. 7.3 (ancestral sampling). From x_T by Eq. 7.1 for t = T, ..., 1, each with x_0_hat by Eq. 6.5 and a fresh z.
 
     eps_model: called as eps_model(x_t, t) with t of shape (B,), returns ε_θ, shape (B, ...).
     x_T: the noise to start from, (B, ...); its dtype and device are used throughout.
@@ -40,9 +68,8 @@ def ancestral_sample(
     x_t = x_T
     for t in progress_bar(range(schedule.T, 0, -1), progress):
         x_0_hat = predict_x_0(eps_model, schedule, x_t, t, clip)
-        x_t = posterior_mean(schedule, x_0_hat, x_t, t)
-        if t > 1:
-            x_t = x_t + reverse_var(schedule, t, like=x_t).sqrt() * noise_like(x_t, generator)
+        z = noise_like(x_t, generator) if t > 1 else None
+        x_t = ancestral_step(schedule, x_t, x_0_hat, t, z, reverse_var)
         if on_step is not None:
             on_step(t - 1, x_t, x_0_hat)
     return x_t

@@ -14,7 +14,7 @@ from ddpm_lib.diffusion.forward import forward_var
 from ddpm_lib.diffusion.posterior import posterior_var
 from ddpm_lib.diffusion.schedule import Schedule
 from ddpm_lib.exact.oracle import ExactDenoiser, GaussianMixture
-from ddpm_lib.samplers.ancestral import ancestral_sample
+from ddpm_lib.samplers.ancestral import ancestral_sample, ancestral_step
 from ddpm_lib.samplers.ddim import ddim_sample, strided_t
 
 MEAN, VAR = 0.4, 0.09  # of the data
@@ -200,3 +200,55 @@ def test_a_step_uses_the_clipped_estimate_and_the_noise_that_goes_with_it():
     for s, (x_t, x_s), x_0_hat in zip(times, pairwise([x_T, *states]), estimates, strict=True):
         on_x_0, on_x_t = regress(cov, s, [0, s + 1])[0]
         assert (x_s - (on_x_0 * x_0_hat + on_x_t * x_t)).abs().max() < 1e-10
+
+
+def coefficient(value):
+    return lambda schedule, t, like: torch.full((), value, dtype=like.dtype)
+
+
+def test_a_step_is_a_link_of_the_chain_whatever_it_is_given():
+    """Independent route: the weights by conditioning in the covariance of x_0, ..., x_T."""
+    cov, (x_t, x_0_hat, z) = covariance(SCHEDULE), (noise(6, seed) for seed in (1, 2, 3))
+    for t in (1, 2, 11, 20):
+        (on_x_0, on_x_t), left = regress(cov, t - 1, [0, t])
+        for variance, fresh in ((posterior_var, left), (forward_var, float(SCHEDULE.beta[t])), (coefficient(4.0), 4.0)):
+            expected = on_x_0 * x_0_hat + on_x_t * x_t + (fresh**0.5 * z if t > 1 else 0.0)
+            got = ancestral_step(SCHEDULE, x_t, x_0_hat, t, z, variance)
+            assert (got - expected).abs().max() < 1e-12
+
+
+def test_a_step_takes_one_t_an_image_and_adds_no_noise_where_it_is_1():
+    x_t, x_0_hat, z = (noise(5, seed).reshape(5, 1, 1, 1) for seed in (1, 2, 3))
+    t = torch.tensor([1, 20, 1, 2, 7])
+    got = ancestral_step(SCHEDULE, x_t, x_0_hat, t, z, forward_var)
+    alone = [
+        ancestral_step(SCHEDULE, x_t[i : i + 1], x_0_hat[i : i + 1], int(step), z[i : i + 1], forward_var)
+        for i, step in enumerate(t)
+    ]
+    assert (got - torch.cat(alone)).abs().max() < 1e-15
+    assert (got - x_0_hat)[[0, 2]].abs().max() < 1e-13
+
+
+def test_the_last_step_needs_no_noise_and_heeds_no_variance():
+    x_t, x_0_hat = noise(5, 1), noise(5, 2)
+    assert (ancestral_step(SCHEDULE, x_t, x_0_hat, 1, None) - x_0_hat).abs().max() < 1e-13
+    for variance in (coefficient(float("nan")), coefficient(9.0)):
+        got = ancestral_step(SCHEDULE, x_t, x_0_hat, torch.ones(5, dtype=torch.int64), noise(5, 3), variance)
+        assert (got - x_0_hat).abs().max() < 1e-13
+
+
+@pytest.mark.parametrize("t", [0, 21])
+def test_a_step_from_outside_the_chain_is_refused(t):
+    with pytest.raises(ValueError, match=rf"1\.\.20.*got {t}"):
+        ancestral_step(SCHEDULE, noise(2), noise(2), t, noise(2))
+
+
+def test_sampling_is_one_step_after_another_on_the_noise_of_the_generator():
+    model, x = mixture(SCHEDULE), noise(50)
+    got = ancestral_sample(model, SCHEDULE, x, reverse_var=forward_var, generator=torch.Generator().manual_seed(4))
+    generator, a = torch.Generator().manual_seed(4), SCHEDULE.alpha_bar
+    for t in range(20, 0, -1):
+        x_0_hat = ((x - (1 - a[t]).sqrt() * model(x, t)) / a[t].sqrt()).clamp(-1, 1)
+        z = torch.randn(x.shape, generator=generator, dtype=x.dtype) if t > 1 else None
+        x = ancestral_step(SCHEDULE, x, x_0_hat, t, z, forward_var)
+    assert (got - x).abs().max() < 1e-12
