@@ -34,7 +34,8 @@ def checked_times(T: int, steps: int, times: Sequence[int] | None) -> list[int]:
     whole = all(isinstance(t, int) for t in times)
     falling = all(later < earlier for earlier, later in pairwise(times))
     if not (whole and falling and len(times) > 1 and times[0] <= T and times[-1] == 0):
-        raise ValueError(f"expected times that fall from at most T = {T} to 0, whole numbers; got {times}")
+        shown = ", ".join(map(str, times if len(times) <= 12 else [*times[:6], "…", *times[-5:]]))
+        raise ValueError(f"expected times that fall from at most T = {T} to 0, whole numbers; got [{shown}]")
     return times
 
 
