@@ -26,7 +26,7 @@ from ddpm_lib.checks.record import note
 from ddpm_lib.diffusion.schedule import Schedule
 
 # Little noise, where an ε or a clamp shows, and where a difference of two ᾱ still has ten digits.
-PALE = Schedule([2.0**-16, 2.0**-18, 2.0**-15, 2.0**-17])
+PALE = Schedule([2.0**-20, 2.0**-21, 2.0**-19, 2.0**-20])
 PAIRS = [
     *((SHORT, t, s) for t in range(1, 5) for s in range(t)),
     *((LONG, t, s) for t, s in ((1, 0), (2, 1), (2, 0), (50, 49), (500, 100), (1000, 999), (1000, 500), (1000, 0))),
@@ -461,7 +461,7 @@ def replays(f: Callable, clips=(False, True), **options) -> Iterator[Replay | fl
     for schedule, steps, shape in CASES:
         for clip in clips:
             asked, seen = Asked(), []
-            x = torch.randn(shape, generator=_seed(steps), dtype=torch.float64)
+            x = 2 * torch.randn(shape, generator=_seed(steps), dtype=torch.float64)  # beyond any clip
             given, beta = x.clone(), schedule.beta.clone()
             told = {"on_step": lambda s, x, x_0: seen.append((s, x.clone(), x_0.clone()))} if offers else {}  # noqa: B023
             end = f(asked, schedule, given, steps=steps, clip=clip, **options, **told)
@@ -1160,8 +1160,10 @@ def spherical(f):
         ((4, 1, 2, 5), 3.0, 1.0),
         ((2, 7), 1e-3, 1.0),
         ((3, 2, 2), 1.0, 0.02),  # nearly parallel: where a cosine has lost its digits
+        ((2, 1, 3, 2), 1.0, 3e-3),
         ((2, 1, 3, 2), 1.0, 1e-4),
         ((1, 2), 1.0, 2.6),
+        ((2, 5), 1.0, 3.138),  # nearly opposite
     ):
         x = size * random.standard_normal(shape)
         y = size * random.standard_normal(shape) * np.linspace(0.5, 3, shape[0]).reshape(-1, *[1] * (len(shape) - 1))
