@@ -151,8 +151,8 @@ def test_what_the_library_cites_exists():
 
 def without_numbers(value):
     """The same value with NaN in the place of every number; of a function or network, one that returns such values."""
-    if isinstance(value, tuple):
-        return tuple(without_numbers(part) for part in value)
+    if isinstance(value, (tuple, list)):
+        return type(value)(without_numbers(part) for part in value)
     if isinstance(value, Schedule):
         broken = copy.copy(value)
         broken.beta = value.beta * math.nan

@@ -15,6 +15,9 @@ from ddpm_lib.diffusion.posterior import eps_from_posterior_mean, posterior_mean
 from ddpm_lib.diffusion.schedule import Schedule, linear_schedule
 from ddpm_lib.diffusion.targets import as_eps_model, eps_from_v, v_from_eps, x_0_from_eps
 from ddpm_lib.samplers.ancestral import ancestral_sample
+from ddpm_lib.samplers.ddim import ddim_sample, ddim_step, strided_t
+from ddpm_lib.samplers.grids import grid_of_t
+from ddpm_lib.samplers.second_order import dpm_solver_sample, heun_sample
 
 diffusers = pytest.importorskip("diffusers")
 
@@ -240,3 +243,118 @@ def test_the_whole_bound_is_assembled_from_their_steps(monkeypatch):
     end = Normal(a.sqrt() * x_0, (1 - a).sqrt().expand_as(x_0))
     agree(got[:, 6], kl_divergence(end, Normal(0.0, 1.0)).flatten(1).sum(1))
     assert (got[:, 0] == 0).all()
+
+
+# Fast samplers, chapter 8
+
+
+def waves(x_t, t):
+    return torch.sin(3 * x_t) + 0.02 * t.reshape(-1, 1, 1, 1)
+
+
+def at(t, x):
+    return torch.full((len(x),), t)
+
+
+def fast(kind, T, name, steps, **options):
+    """Their scheduler with its grid of `steps` trailing times, and our schedule, on the same β, in float64."""
+    theirs = getattr(diffusers, name)(T, beta_schedule=NAME[kind], timestep_spacing="trailing", **options)
+    beta = theirs.betas.double()
+    theirs.alphas_cumprod = torch.cumprod(1 - beta, 0)
+    theirs.set_timesteps(steps)
+    if hasattr(theirs, "sigmas"):  # kept in float32: made again, with their own places
+        ratio = ((1 - theirs.alphas_cumprod) / theirs.alphas_cumprod).sqrt()
+        theirs.sigmas = torch.cat([ratio[theirs.timesteps.long()], torch.zeros(1, dtype=torch.float64)])
+    return theirs, Schedule(beta)
+
+
+@CASES
+@pytest.mark.parametrize("eta", [0.0, 0.4, 1.0])
+@pytest.mark.parametrize("clip", [False, True])
+def test_a_ddim_step_is_theirs(kind, T, eta, clip):
+    """Independent route: `DDIMScheduler.step`, where T/n is a whole number; clipped, with use_clipped_model_output."""
+    theirs, ours = fast(kind, T, "DDIMScheduler", 5, clip_sample=clip)
+    eps, x_t, _ = images(10)
+    for t, s in zip(strided_t(T, 5), strided_t(T, 5)[1:], strict=False):
+        x_0_hat = x_0_from_eps(ours, x_t, eps, t)
+        x_0_hat = x_0_hat.clamp(-1, 1) if clip else x_0_hat
+        one, other = (torch.Generator().manual_seed(3) for _ in range(2))
+        expected = theirs.step(eps, t - 1, x_t, eta=eta, use_clipped_model_output=clip, generator=one).prev_sample
+        agree(ddim_step(ours, x_0_hat, x_t, t, s, eta, other), expected, rel=1e-7, abs=1e-9)
+
+
+@pytest.mark.parametrize("kind", OURS)
+@pytest.mark.parametrize("steps", [1, 4, 20])
+@pytest.mark.parametrize("eta", [0.0, 1.0])
+def test_a_whole_ddim_run_is_theirs_where_the_steps_divide_T(kind, steps, eta):
+    """Independent route: `DDIMScheduler`, step after step, on its trailing grid."""
+    theirs, ours = fast(kind, 20, "DDIMScheduler", steps)
+    x, _, _ = images(11, n=2)
+    got = ddim_sample(waves, ours, x, steps=steps, eta=eta, generator=torch.Generator().manual_seed(6))
+    generator = torch.Generator().manual_seed(6)
+    for index in theirs.timesteps.tolist():
+        options = {"eta": eta, "use_clipped_model_output": True, "generator": generator}
+        x = theirs.step(waves(x, at(index + 1, x)), index, x, **options).prev_sample
+    agree(got, x, rel=1e-6, abs=1e-8)
+
+
+@pytest.mark.parametrize(("spacing", "steps"), [("trailing", 7), ("linspace", 10), ("linspace", 7)])
+def test_elsewhere_their_step_does_not_end_where_the_next_one_begins(spacing, steps):
+    """Reported in diffusers 11347 and 5921. When they mend it, this test says so, and chapter 8 is to follow."""
+    theirs = diffusers.DDIMScheduler(100, timestep_spacing=spacing, clip_sample=False)
+    theirs.set_timesteps(steps)
+    asked = theirs.timesteps.tolist()
+    goes_to = [index - 100 // steps for index in asked]
+    assert goes_to[:-1] != asked[1:]
+    eps, x, _ = images(12, n=2)
+    ours = Schedule(theirs.betas.double())
+    theirs.alphas_cumprod = ours.alpha_bar[1:]
+    for index, end in zip(asked[:-1], goes_to, strict=False):
+        got = theirs.step(eps, index, x).prev_sample
+        agree(ddim_step(ours, x_0_from_eps(ours, x, eps, index + 1), x, index + 1, end + 1), got, rel=1e-6, abs=1e-8)
+
+
+@pytest.mark.parametrize("spacing", ["trailing", "leading", "linspace"])
+@pytest.mark.parametrize("T", [10, 100, 1000])
+def test_the_published_grids_are_theirs_but_for_the_rounding_of_floats(spacing, T):
+    """Independent route: `set_timesteps`. A time of theirs is at most 1 from ours, or below 0 and one too many."""
+    same, tried = 0, range(1, T + 1, max(1, T // 100))
+    for steps in tried:
+        theirs = diffusers.DDIMScheduler(T, timestep_spacing=spacing)
+        theirs.set_timesteps(steps)
+        got, expected = grid_of_t(T, steps, spacing)[:-1], [t + 1 for t in theirs.timesteps.tolist()]
+        extra = expected[steps:]
+        assert extra in ([], [0])
+        assert all(abs(a - b) <= 1 for a, b in zip(got, expected, strict=False))
+        same += got == expected
+    assert same > 0.7 * len(tried)
+
+
+@pytest.mark.parametrize("kind", OURS)
+@pytest.mark.parametrize(("T", "steps"), [(1000, 10), (1000, 1), (1000, 2), (20, 20), (20, 5)])
+def test_a_whole_dpm_solver_run_is_theirs(kind, T, steps):
+    """Independent route: `DPMSolverMultistepScheduler`, second order, with σ = 0 at the end; it works in float32."""
+    options = {"algorithm_type": "dpmsolver++", "solver_order": 2, "final_sigmas_type": "zero"}
+    theirs, ours = fast(kind, T, "DPMSolverMultistepScheduler", steps, **options)
+    x, _, _ = images(13, n=2)
+    got = dpm_solver_sample(waves, ours, x, steps=steps, clip=False)
+    for index in theirs.timesteps.tolist():
+        x = theirs.step(waves(x, at(index + 1, x)), index, x).prev_sample
+    agree(got, x, rel=1e-5, abs=1e-6 * float(x.abs().max()))
+
+
+@pytest.mark.parametrize("kind", OURS)
+@pytest.mark.parametrize(("T", "steps"), [(1000, 10), (1000, 1), (20, 5)])
+@pytest.mark.parametrize("clip", [False, True])
+def test_a_whole_heun_run_is_theirs(kind, T, steps, clip):
+    """Independent route: `HeunDiscreteScheduler`, whose image is our x/√ᾱ."""
+    theirs, ours = fast(kind, T, "HeunDiscreteScheduler", steps, clip_sample=clip)
+    x, _, _ = images(14, n=2)
+    got = heun_sample(waves, ours, x, steps=steps, clip=clip)
+    times = theirs.timesteps.long().tolist()
+    assert len(times) == 2 * steps - 1
+    y = x / ours.alpha_bar[-1].sqrt()
+    for index in times:
+        x = theirs.scale_model_input(y, index)
+        y = theirs.step(waves(x, at(index + 1, x)), index, y).prev_sample
+    agree(got, y, rel=1e-6, abs=1e-7 * float(y.abs().max()))
