@@ -115,6 +115,14 @@ def _(T, beta_1, beta_T):
     return Schedule(torch.full((T,), beta_T / T, dtype=torch.float64))
 
 
+@scaled_linear.wrong(
+    "squares of the ends, squared again",
+    seen="quadratic_beta_schedule of huggingface/blog, annotated-diffusion.md, as first published",
+)
+def _(T, beta_1, beta_T):
+    return Schedule(_steps(beta_1**2, beta_T**2, T) ** 2)
+
+
 @scaled_linear.wrong("log β is linear", seen="no public source: a plausible slip (another curve between the same ends)")
 def _(T, beta_1, beta_T):
     return Schedule(torch.exp(_steps(math.log(beta_1), math.log(beta_T), T)))
@@ -227,9 +235,7 @@ def _(T, s, beta_max):
     return Schedule(1 - a[1:] / a[:-1], zero_terminal=True)
 
 
-@cosine.wrong(
-    "β of at least 1e-4", seen="the annotated diffusion model of huggingface/blog: clip(betas, 0.0001, 0.9999)"
-)
+@cosine.wrong("β of at least 1e-4", seen="huggingface/blog, annotated-diffusion.md: clip(betas, 0.0001, 0.9999)")
 def _(T, s, beta_max):
     a = _cos(T, s)
     return Schedule((1 - a[1:] / a[:-1]).clamp(1e-4, beta_max))
@@ -290,7 +296,8 @@ def _(T, beta_1, beta_T):
 
 
 @sigmoid_in_beta.wrong(
-    "the S-curve in ᾱ", seen="the other schedule of this name: sigmoid_beta_schedule of lucidrains' library"
+    "the S-curve in ᾱ",
+    seen="lucidrains/denoising-diffusion-pytorch, sigmoid_beta_schedule: the other schedule of this name",
 )
 def _(T, beta_1, beta_T):
     left = torch.sigmoid(_steps(3, -3, T + 1)) - torch.sigmoid(torch.tensor(-3.0, dtype=torch.float64))
@@ -400,7 +407,7 @@ def _(T, start, end, tau, beta_max):
 
 
 @sigmoid_in_alpha_bar.wrong(
-    "the S-curve in β", seen="the other schedule of this name: beta_schedule=“sigmoid” of huggingface/diffusers"
+    "the S-curve in β", seen="huggingface/diffusers, beta_schedule “sigmoid”: the other schedule of this name"
 )
 def _(T, start, end, tau, beta_max):
     return _between(1e-4, 0.02, torch.sigmoid(_steps(-6, 6, T)))
@@ -1278,8 +1285,9 @@ def drawn(sampler, n, seed, T) -> tuple[torch.Tensor, torch.Tensor] | None:
     """t and its factors, 1 where they are None; nothing where type, shape or range are not as they should be."""
     t, factor = sampler.draw(n, _seeded(seed))
     good = t.dtype == torch.int64 and t.shape == (n,) and 1 <= int(t.min()) and int(t.max()) <= T
-    factor = torch.ones(n, dtype=torch.float64) if factor is None else factor.double()
-    return (t, factor) if good and factor.shape == (n,) else None
+    if factor is None:
+        factor = torch.ones(n)
+    return (t, factor.double()) if good and isinstance(factor, torch.Tensor) and factor.shape == (n,) else None
 
 
 def spread_as(counts, p):
@@ -1427,85 +1435,90 @@ class _Changed(LossSecondMoment):
         return (1 / (len(p) * p[index])).float()
 
 
+def _variant(schedule, **methods):
+    """A sampler with some of its methods replaced."""
+    return type("Variant", (_Changed,), methods)(schedule)
+
+
 @second_moment.wrong("no factors: the mean loss is biased", seen="no public source: a plausible slip (draws alone)")
-class _(_Changed):
-    def factor(self, p, index):
-        return torch.ones(len(index))
+def _(schedule):
+    return _variant(schedule, factor=lambda self, p, index: torch.ones(len(index)))
 
 
 @second_moment.wrong("factors p·T, upside down", seen="no public source: a plausible slip")
-class _(_Changed):
-    def factor(self, p, index):
-        return (len(p) * p[index]).float()
+def _(schedule):
+    return _variant(schedule, factor=lambda self, p, index: (len(p) * p[index]).float())
 
 
 @second_moment.wrong("factors 1/p, without T", seen="no public source: a plausible slip (the mean taken for the sum)")
-class _(_Changed):
-    def factor(self, p, index):
-        return (1 / p[index]).float()
+def _(schedule):
+    return _variant(schedule, factor=lambda self, p, index: (1 / p[index]).float())
 
 
 @second_moment.wrong("factors divided by the batch's mean of them", seen="no public source: self-normalised weights")
-class _(_Changed):
-    def factor(self, p, index):
-        factor = 1 / (len(p) * p[index])
-        return (factor / factor.mean()).float()
+def _(schedule):
+    return _variant(schedule, factor=lambda self, p, index: (1 / p[index] / (1 / p[index]).mean()).float())
 
 
 @second_moment.wrong("the mean loss, not the root of its square", seen="no public source: a plausible slip")
-class _(_Changed):
-    def root(self):
-        return self.losses.mean(1)
+def _(schedule):
+    return _variant(schedule, root=lambda self: self.losses.mean(1))
 
 
 @second_moment.wrong("the mean square, without the root", seen="no public source: a plausible slip")
-class _(_Changed):
-    def root(self):
-        return self.losses.square().mean(1)
+def _(schedule):
+    return _variant(schedule, root=lambda self: self.losses.square().mean(1))
+
+
+@second_moment.wrong("the deviation of the losses", seen="no public source: a plausible slip (central moments)")
+def _(schedule):
+    return _variant(schedule, root=lambda self: self.losses.std(1) + 1e-9)
 
 
 @second_moment.wrong("nothing is drawn uniformly: a step without loss is forgotten", seen="no public source: u = 0")
-class _(_Changed):
+def _(schedule):
     def probabilities(self):
-        p = super().probabilities()
-        p = (p - self.uniform / len(p)) / (1 - self.uniform) if self.ready() else p
-        return p.clamp(min=1e-12)
+        p = _Changed.probabilities(self)
+        return ((p - self.uniform / len(p)) / (1 - self.uniform)).clamp(min=1e-12) if self.ready() else p
+
+    return _variant(schedule, probabilities=probabilities)
 
 
 @second_moment.wrong("starts to learn when one step has its ten", seen="no public source: any() for all()")
-class _(_Changed):
-    def ready(self):
-        return bool((self.count >= self.losses.shape[1]).any())
+def _(schedule):
+    return _variant(schedule, ready=lambda self: bool((self.count >= self.losses.shape[1]).any()))
 
 
 @second_moment.wrong(
     "t counted from 0", seen="openai/improved-diffusion, resample.py: right there, where t is 0..T − 1"
 )
-class _(_Changed):
+def _(schedule):
     def draw(self, batch, generator):
-        t, factor = super().draw(batch, generator)
+        t, factor = _Changed.draw(self, batch, generator)
         return t - 1, factor
+
+    return _variant(schedule, draw=draw)
 
 
 @second_moment.wrong("the first ten losses, never the latest", seen="no public source: a memory that is full")
-class _(_Changed):
+def _(schedule):
     def update(self, t, loss):
         self._read()
         keep = self.count[t - 1] < self.losses.shape[1]
-        super().update(t[keep], loss[keep])
+        _Changed.update(self, t[keep], loss[keep])
         self._read()
+
+    return _variant(schedule, update=update)
 
 
 @second_moment.wrong("the generator is not heeded", seen="openai/improved-diffusion, resample.py: np.random.choice")
-class _(_Changed):
+def _(schedule):
     def draw(self, batch, generator):
-        return super().draw(batch, torch.Generator().manual_seed(int(torch.randint(2**31, (1,)))))
+        return _Changed.draw(self, batch, torch.Generator().manual_seed(int(torch.randint(2**31, (1,)))))
+
+    return _variant(schedule, draw=draw)
 
 
 @second_moment.wrong("the state is not stored: a resumed run learns anew", seen="no public source: a plausible slip")
-class _(_Changed):
-    def state(self):
-        return {}
-
-    def load_state(self, state):
-        pass
+def _(schedule):
+    return _variant(schedule, state=lambda self: {}, load_state=lambda self, state: None)

@@ -12,7 +12,7 @@ def zero_snr_schedule(schedule: Schedule, alpha_bar_T: float = 0.0) -> Schedule:
 
     alpha_bar_T: what ᾱ'_T becomes instead; the map of √ᾱ is then the one with these two ends. With 0, β'_T = 1 and ε
     says nothing of x_0 at T: a network must predict v or x_0. Code that goes by way of ε, as our samplers do, wants
-    2**-24, where float32 keeps x_0 to 1e-3.
+    2**-24, where float32 keeps x_0 to a few thousandths.
     Raises ValueError for T < 2, or an alpha_bar_T that is neither 0 nor in 2**-40..ᾱ_1: 1 − β_T would lose it.
     Source: Lin et al. 2023, Algorithm 1; 2**-24 is what diffusers' EulerDiscreteScheduler takes.
     """
