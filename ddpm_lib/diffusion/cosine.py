@@ -8,7 +8,7 @@ from ddpm_lib.diffusion.schedule import Schedule
 
 
 def cosine_schedule(T: int = 1000, s: float = 0.008, beta_max: float = 0.999) -> Schedule:
-    """ᾱ_t = f(t)/f(0) with f(t) = cos²((t/T + s)/(1 + s)·π/2), and β_t = 1 − ᾱ_t/ᾱ_{t−1}, at most `beta_max`.
+    """Eq. 9.2 (cosine schedule). ᾱ_t = f(t)/f(0), f(t) = cos²((t/T + s)/(1 + s)·π/2), β_t = 1 − ᾱ_t/ᾱ_{t−1} ≤ beta_max.
 
     Where β is clipped, ᾱ is recomputed from it, so ᾱ_T > 0 and every step stays finite.
     s keeps β_t from getting too small near t = 0. Raises ValueError for T < 1, s < 0 or beta_max outside (0, 1).

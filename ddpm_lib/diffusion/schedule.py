@@ -16,12 +16,17 @@ class Schedule:
     `alpha_bar[0] = 1`. Read them through a `coefficient`, which checks t and casts after computing.
     """
 
-    def __init__(self, beta: Tensor | Sequence[float]):
-        """`beta`: the T values β_1..β_T, each in (0, 1). Raises ValueError otherwise."""
+    def __init__(self, beta: Tensor | Sequence[float], *, zero_terminal: bool = False):
+        """`beta`: the T values β_1..β_T, each in (0, 1). Raises ValueError otherwise.
+
+        zero_terminal: β_T may be 1. Then ᾱ_T = 0 and x_T is noise alone, in which no ε tells what the image was.
+        """
         beta = torch.as_tensor(beta, dtype=torch.float64, device="cpu").detach()
         if beta.ndim != 1 or len(beta) < 1:
             raise ValueError(f"beta must be the T values beta_1..beta_T, shape (T,); got shape {tuple(beta.shape)}")
         outside = ~((beta > 0) & (beta < 1))
+        if zero_terminal:
+            outside[-1] &= beta[-1] != 1
         if outside.any():
             t = int(outside.nonzero()[0]) + 1
             raise ValueError(

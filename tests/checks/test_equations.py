@@ -16,6 +16,7 @@ from torch import nn
 from ddpm_lib import CHAPTER
 from ddpm_lib.checks import KINDS, NO_SOURCE, load_all
 from ddpm_lib.diffusion.schedule import Schedule
+from ddpm_lib.diffusion.timesteps import LossSecondMoment
 from ddpm_lib.training.ema import EMA
 
 ROOT = Path(__file__).parents[2]
@@ -163,6 +164,10 @@ def without_numbers(value):
     if isinstance(value, EMA):
         for parameter in value.model.parameters():
             parameter.fill_(math.nan)
+        return value
+    if isinstance(value, LossSecondMoment):
+        draw = value.draw
+        value.draw = lambda *a: tuple(math.nan * (1 if part is None else part) for part in draw(*a))
         return value
     if isinstance(value, Iterator):
         return map(without_numbers, value)
