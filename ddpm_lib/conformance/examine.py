@@ -55,7 +55,9 @@ def examine(name: str, function: Any) -> Verdict:
     try:
         found = find(name)
     except NothingToCheck as error:
-        return Verdict(name, label, "unknown", str(error).partition("; ")[2], help=str(error))
+        meant = str(error).partition("; ")[2]
+        line = meant if meant.startswith("did you mean") else "no equation has this name; conformance --list shows all"
+        return Verdict(name, label, "unknown", line)
     error, distance = None, math.inf
     try:
         distance = float(found.measure(function))
@@ -101,7 +103,7 @@ def conforms(name: str, function: Any, float32: bool = False) -> None:
     __tracebackhide__ = True  # pytest shows the message, and where it was asked for
     found = examine(name, function)
     if found.status == "unknown":
-        raise NothingToCheck(found.help)
+        find(name)
     if not found.accepted(float32):
         raise DoesNotHold(found.help)
 
@@ -110,13 +112,14 @@ def conforms(name: str, function: Any, float32: bool = False) -> None:
 class Trace:
     """All cases of a check, beyond the first that fails: the distances, and the calls that were made on the way."""
 
+    function: Callable
     distances: list[float] = field(default_factory=list)
     calls: list[Call] = field(default_factory=list)
     ended: bool = True
 
     @classmethod
     def of(cls, found: Check, function: Callable) -> "Trace":
-        trace = cls()
+        trace = cls(function)
 
         @functools.wraps(function, updated=())
         def heard(*args: Any, **options: Any) -> Any:
@@ -180,7 +183,7 @@ def as_in_float32(found: Check, trace: Trace) -> tuple[float, float]:
     if own is None or found.precision.startswith("|z|") or not trace.ended:
         return math.inf, math.inf
 
-    @functools.wraps(own, updated=())
+    @functools.wraps(trace.function, updated=())  # a check tries what is optional where it is offered
     def twin(*args: Any, **options: Any) -> Any:
         return own(*map(rounded, args), **{name: rounded(value) for name, value in options.items()})
 
