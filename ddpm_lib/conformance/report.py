@@ -23,10 +23,10 @@ WORDS = {
     "unknown": "have a name that no equation has",
 }
 CONVENTIONS = """\
-t runs from 1 to T: an int, or int64 of shape (B,). A schedule has T and the tables beta, alpha and
-alpha_bar: float64, shape (T+1,), where entry 0 is the clean image, so alpha_bar[0] is 1 and
-alpha_bar[t] is what its name says. Images are (B, C, H, W), float64 and sometimes float32, and so
-is what is returned. A name that ends in var is a variance, in std a deviation, in log_var a
+t runs from 1 to T: an int, or int64 of shape (B,). A schedule has T and the tables beta, alpha
+and alpha_bar: float64, shape (T+1,), where entry 0 is the clean image, so alpha_bar[0] is 1 and
+alpha_bar[t] is what its name says. Images are (B, C, H, W), float64 and sometimes float32, and
+so is what is returned. A name that ends in var is a variance, in std a deviation, in log_var a
 logarithm. Arguments come by place, in this order; those with a = by name. Results depend on the
 arguments alone (and on a generator's state); arguments stay as they are; gradients pass.
 Where your code counts from 0, or has tables of length T: ddpm_lib/conformance/adapt.py."""
