@@ -6,6 +6,7 @@ Their t is ours − 1. Their tables are float32. With exact=True they are filled
 is their formulas; with exact=False it is all of it, as it comes. The package is imported where it is used.
 """
 
+import warnings
 from collections.abc import Callable, Iterable
 from typing import Any
 from unittest.mock import patch
@@ -28,7 +29,8 @@ def scheduler(kind: str, schedule: Schedule, *, exact: bool = True, **options: A
 
     if kind != "DPMSolverMultistepScheduler":
         options = {"clip_sample": False, **options}
-    theirs = getattr(diffusers, kind)(schedule.T, trained_betas=betas(schedule).tolist(), **options)
+    with warnings.catch_warnings(action="ignore"):  # of a kind of DPM-Solver that is to go
+        theirs = getattr(diffusers, kind)(schedule.T, trained_betas=betas(schedule).tolist(), **options)
     if exact:
         theirs.betas, theirs.alphas_cumprod = betas(schedule), alphas_cumprod(schedule)
         theirs.alphas = 1 - theirs.betas
@@ -146,7 +148,8 @@ def dpm_solver(exact: bool = True, **options: Any) -> Dictionary:
 
 def with_timesteps(theirs: Any, times: int | Iterable[int], *, exact: bool = True) -> Any:
     """The scheduler, told its times: how many, or which, counted from 0. exact: in float64, what it makes of them."""
-    theirs.set_timesteps(times) if isinstance(times, int) else theirs.set_timesteps(timesteps=list(times))
+    with warnings.catch_warnings(action="ignore"):  # of log 0, where float32 has no noise left
+        theirs.set_timesteps(times) if isinstance(times, int) else theirs.set_timesteps(timesteps=list(times))
     if exact and hasattr(theirs, "sigmas"):
         a, last = theirs.alphas_cumprod[theirs.timesteps], theirs.sigmas[-1:].double()
         theirs.sigmas = torch.cat([((1 - a) / a).sqrt(), last])

@@ -62,7 +62,7 @@ def conformance(
     """Examines all functions that `source` registers, a line each as soon as it is known.
 
     source: a Python file, a dotted name, a module, or a dictionary of equations' names and functions. float32: accept
-    what holds to float32's precision. say: takes each line (None: print nothing). explain: after the lines, the checks'
+    what holds to float32's precision. say: takes each line. explain: after the lines, the checks'
     messages on what is not accepted. Raises NotLoaded where nothing can be loaded, or nothing is registered.
     """
     found = registered(load(source) if isinstance(source, (str, Path)) else source)
@@ -89,6 +89,22 @@ def in_a_line(verdict: Verdict, width: int = 0) -> str:
     """Status, name, and what was found, in at most 96 characters."""
     start = f"{verdict.status:8} {verdict.name:{width}}  "
     return start + textwrap.shorten(verdict.line, max(20, WIDTH - len(start)), placeholder=" …")
+
+
+def table(reports: Mapping[str, Report]) -> str:
+    """Several libraries side by side: equations as rows, a column for each, the statuses in between."""
+    names = list(dict.fromkeys(verdict.name for report in reports.values() for verdict in report.verdicts))
+    rows = [["", *reports]]
+    for name in names:
+        found = [[v.status for v in report.verdicts if v.name == name][:1] for report in reports.values()]
+        rows.append([name, *(status[0] if status else "" for status in found)])
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join("   ".join(f"{x:{w}}" for x, w in zip(row, widths, strict=True)).rstrip() for row in rows)
+
+
+def near(distance: float) -> str:
+    """A distance between two samples in a word, or in two digits: "equal" up to 1e-8, "float32" up to 1e-5."""
+    return "equal" if distance < 1e-8 else "float32" if distance < 1e-5 else f"{distance:.2g}"
 
 
 def in_total(report: Report) -> str:

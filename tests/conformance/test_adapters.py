@@ -96,12 +96,10 @@ def test_the_formulas_of_ddpm_scheduler_in_float64():
 @NEEDS_DIFFUSERS
 def test_the_formulas_of_the_other_schedulers_in_float64():
     assert set(statuses(peer.ddim()).values()) == {"holds", "float32"}
-    with pytest.warns(FutureWarning, match="dpmsolver"):
-        assert set(statuses(peer.dpm_solver()).values()) == {"holds"}
+    assert set(statuses(peer.dpm_solver()).values()) == {"holds"}
 
 
 @NEEDS_DIFFUSERS
-@pytest.mark.filterwarnings("ignore")
 def test_as_they_come_they_hold_to_float32():
     assert set(statuses(peer.ddim(exact=False)).values()) == {"float32"}
     assert set(statuses(peer.dpm_solver(exact=False)).values()) == {"float32"}

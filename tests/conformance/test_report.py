@@ -9,7 +9,7 @@ from ddpm_lib.__main__ import main
 from ddpm_lib.checks import load_all
 from ddpm_lib.checks.message import WIDTH
 from ddpm_lib.conformance import NotLoaded
-from ddpm_lib.conformance.report import conformance, in_words
+from ddpm_lib.conformance.report import conformance, in_words, near, table
 from ddpm_lib.diffusion.posterior import posterior_mean, posterior_var
 
 RIGHT = """
@@ -112,6 +112,17 @@ def test_in_python_it_takes_a_dictionary_and_returns_what_it_found(capsys):
         report["velocity"]
     with pytest.raises(NotLoaded, match="the dictionary registers no function"):
         conformance({})
+
+
+def test_libraries_stand_side_by_side(capsys):
+    right, wrong = {"posterior variance": posterior_var}, {"posterior variance": lambda s, t: s.beta[t], "x": abs}
+    shown = table({"A": conformance(right), "Library": conformance(wrong, explain=False)})
+    assert shown.splitlines() == [
+        "                     A       Library",
+        "posterior variance   holds   off",
+        "x                            unknown",
+    ]
+    assert [near(x) for x in (0.0, 1e-9, 3e-7, 0.0162)] == ["equal", "equal", "float32", "0.016"]
 
 
 def test_no_line_is_longer_than_the_page(capsys):
