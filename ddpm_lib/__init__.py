@@ -89,6 +89,7 @@ CHAPTER = {
     "runs.arguments": 16,
     # appendices count as after all chapters
     "conformance": 90,
+    "conformance.trace": 90,
     "conformance.examine": 90,
     "conformance.report": 90,
     "conformance.pytest_plugin": 90,

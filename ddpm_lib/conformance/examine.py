@@ -1,28 +1,20 @@
 """One function against its equation's check: whether it holds, by how much it does not, and which mistake it makes."""
 
-import copy
 import functools
-import inspect
+import itertools
 import math
 import textwrap
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-import torch
-from torch import Tensor, nn
-
 from ddpm_lib.checks import find
-from ddpm_lib.checks.compare import gap
+from ddpm_lib.checks.compare import a_type
 from ddpm_lib.checks.equation import Check, Wrong
-from ddpm_lib.checks.message import DoesNotHold, NothingToCheck, a_type, name_of
+from ddpm_lib.checks.message import DoesNotHold, NothingToCheck, name_of
 from ddpm_lib.checks.raised import said
-from ddpm_lib.checks.record import Call, kept
 from ddpm_lib.checks.report import failure
-from ddpm_lib.diffusion.schedule import Schedule
+from ddpm_lib.conformance.trace import Trace, between, result_of, rounded
 
-CALLS = 300  # that are kept of one function: more than any check of a formula makes
 SINGLE = 2.0**-23  # float32's distance from 1 to the next number
 ROOM = 16.0  # times worse than the right formula in float32 may be what computes in float32: four of 24 bits
 
@@ -43,6 +35,11 @@ class Verdict:
     distance: float = math.nan
     help: str = ""
     known: Wrong | None = None
+
+    @property
+    def advice(self) -> str:
+        """The help's last sentence: what to look at."""
+        return self.help.replace("\n  ", " ").split("\n")[-1]
 
     def accepted(self, float32: bool = False) -> bool:
         """Whether it holds; with float32, also whether it holds as far as float32 reaches."""
@@ -68,9 +65,11 @@ def examine(name: str, function: Any) -> Verdict:
     if distance <= found.passes:
         return Verdict(name, label, "holds", f"{found.precision}: {found.route}", distance)
     told = failure(found, function, distance)
-    if error is not None or not callable(function):
-        line = f"{type(error).__name__}: {said(error)}" if callable(function) else f"{label} is no function"
-        return Verdict(name, label, "raised", line, distance, told)
+    sentences = told.replace("\n  ", " ").split("\n")
+    if not callable(function):
+        return Verdict(name, label, "raised", f"{label} is no function", distance, told)
+    if error is not None and "the function raised" in sentences[0]:
+        return Verdict(name, label, "raised", f"{type(error).__name__}: {said(error)}", distance, told)
     trace = Trace.of(found, function)
     known = known_mistake(found, trace, distance)
     reached, times = as_in_float32(found, trace) if known is None else (distance, math.inf)
@@ -89,7 +88,7 @@ def examine(name: str, function: Any) -> Verdict:
     elif size:
         line = f"{size} from {found.route}"
     else:  # nothing finite came, or a promise is broken that has no size: what the message says of it
-        line = (told.replace("\n  ", " ").split("\n")[2:3] or ["beyond measure"])[0]
+        line = (sentences[2:3] or ["beyond measure"])[0]
     if known and known.what not in " ".join(told.split()):
         told += "\n" + textwrap.fill(f"A known wrong version does the same: {known.what}.", 96, subsequent_indent="  ")
     return Verdict(name, label, "off", line, distance, told, known)
@@ -108,57 +107,22 @@ def conforms(name: str, function: Any, float32: bool = False) -> None:
         raise DoesNotHold(found.help)
 
 
-@dataclass
-class Trace:
-    """All cases of a check, beyond the first that fails: the distances, and the calls that were made on the way."""
-
-    function: Callable
-    distances: list[float] = field(default_factory=list)
-    calls: list[Call] = field(default_factory=list)
-    ended: bool = True
-
-    @classmethod
-    def of(cls, found: Check, function: Callable) -> "Trace":
-        trace = cls(function)
-
-        @functools.wraps(function, updated=())
-        def heard(*args: Any, **options: Any) -> Any:
-            call = Call(tuple(map(kept, args)), {name: kept(value) for name, value in options.items()})
-            result = call.result = function(*args, **options)
-            call.result = kept(result)
-            if len(trace.calls) < CALLS:
-                trace.calls.append(call)
-            return result
-
-        cases = getattr(found.measure, "__wrapped__", lambda f: [found.measure(f)])
-        try:
-            for distance in cases(heard):
-                trace.distances.append(float(distance))
-        except KeyboardInterrupt:
-            raise
-        except BaseException:
-            trace.ended = False
-        return trace
-
-
 def known_mistake(found: Check, trace: Trace, distance: float, loose: bool = False) -> Wrong | None:
     """The registered wrong version that gives what the function gave, in every call of the check that can be compared.
 
     loose: to float32's precision, or what is left of it. Where results are not numbers, or are right: the wrong version
     that is off by as much.
     """
-    exact = [_result(call, found.own) for call in trace.calls]
-    right = [_gap(call.result, result) for call, result in zip(trace.calls, exact, strict=True)]
-    noise = [_gap(_result(call, found.own, rounded), result) for call, result in zip(trace.calls, exact, strict=True)]
+    right, noise = trace.against(found.own)
     room = [max(ROOM * (n or 0.0), ROOM * SINGLE) if loose else 1e-9 for n in noise]
     usable = [i for i, size in enumerate(right) if size is not None and room[i] < 1e-2]
     telling = [i for i in usable if right[i] > 100 * room[i]]
     alike = []
     for wrong in found.wrong_versions if telling else ():
-        sizes = {i: _gap(trace.calls[i].result, _result(trace.calls[i], wrong.function)) for i in usable}
-        if all(size is None or size <= room[i] for i, size in sizes.items()):
-            if any(sizes[i] is not None for i in telling):
-                alike.append(wrong)
+        sizes = ((i, between(trace.calls[i].result, result_of(trace.calls[i], wrong.function))) for i in usable)
+        told = list(itertools.takewhile(lambda pair: pair[1] is None or pair[1] <= room[pair[0]], sizes))
+        if len(told) == len(usable) and any(size is not None and i in telling for i, size in told):
+            alike.append(wrong)
     if not alike and not loose and not telling:
         alike = [wrong for wrong in found.wrong_versions if _farther(found, wrong, distance) < 1e-6]
     return min(alike, key=lambda wrong: _farther(found, wrong, distance), default=None)
@@ -196,48 +160,3 @@ def as_in_float32(found: Check, trace: Trace) -> tuple[float, float]:
             reached = max(reached, distance)
             times = max(times, distance / max(can, found.passes / ROOM, SINGLE))
     return reached, times
-
-
-def rounded(value: Any) -> Any:
-    """The same value with all its numbers in float32; a schedule with tables that were computed in float32.
-
-    NaN for a schedule with less noise than float32 can tell from none, or less signal. A function, or a network, keeps
-    its own precision, and its results are rounded.
-    """
-    if isinstance(value, nn.Module) or inspect.isroutine(value):
-        return lambda *args: rounded(
-            value(*(x.double() if isinstance(x, Tensor) and x.is_floating_point() else x for x in args))
-        )
-    if isinstance(value, Tensor):
-        return value.float() if value.is_floating_point() else value
-    if isinstance(value, np.ndarray):
-        return value.astype(np.float32) if value.dtype == np.float64 else value
-    if isinstance(value, float):
-        return float(np.float32(value))
-    if isinstance(value, (tuple, list)):
-        return type(value)(map(rounded, value))
-    if isinstance(value, Schedule):
-        single = copy.copy(value)
-        beta = value.beta.float()
-        single.beta, single.alpha = beta.double(), (1 - beta).double()
-        single.alpha_bar = torch.cumprod(1 - beta, 0).double()
-        if not ((single.alpha_bar[1:] > 0) & (single.alpha_bar[1:] < 1)).all():  # no schedule any more
-            single.beta, single.alpha, single.alpha_bar = (x * math.nan for x in (beta, beta, beta.double()))
-        return single
-    return value
-
-
-def _result(call: Call, function: Callable | None, change: Callable[[Any], Any] = lambda value: value) -> Any:
-    """What another function returns for the same arguments, or for changed ones; None where it raises an exception."""
-    other = Call(tuple(map(change, call.args)), {name: change(value) for name, value in call.options.items()})
-    try:
-        return None if function is None else other.replay(function)
-    except Exception:
-        return None
-
-
-def _gap(value: Any, other: Any) -> float | None:
-    try:
-        return None if value is None or other is None else gap(value, other)
-    except Exception:  # of a result that raises when it is looked at
-        return None
