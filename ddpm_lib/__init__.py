@@ -21,7 +21,8 @@ ROOMS = {
     "evaluation": (*GROUND, "images", "samplers"),
     "runs": (*GROUND, "diffusion", "images", "networks", "samplers", "training", "evaluation"),
     "checks": (*GROUND, "diffusion", "exact", "images", "networks", "samplers", "training", "evaluation"),
-    "__main__": (*GROUND, "networks", "samplers", "training", "runs"),
+    "conformance": (*GROUND, "diffusion", "samplers", "checks"),
+    "__main__": (*GROUND, "networks", "samplers", "training", "runs", "conformance"),
 }
 
 CHAPTER = {
@@ -100,5 +101,14 @@ CHAPTER = {
     "runs.run": 16,
     "runs.selftest": 16,
     "runs.arguments": 16,
-    "__main__": 16,
+    # appendices count as after all chapters
+    "conformance": 90,
+    "conformance.trace": 90,
+    "conformance.examine": 90,
+    "conformance.report": 90,
+    "conformance.pytest_plugin": 90,
+    "conformance.adapt": 90,
+    "conformance.diffusers": 90,
+    "conformance.gaussian_diffusion": 90,
+    "__main__": 90,
 }

@@ -1,4 +1,4 @@
-"""The command line: python -m ddpm_lib list | check | train | resume | sample | export."""
+"""The command line: python -m ddpm_lib list | check | train | resume | sample | export | conformance."""
 
 import argparse
 import math
@@ -142,6 +142,12 @@ def _export(options: argparse.Namespace) -> int:
     return 0
 
 
+def _conformance(options: argparse.Namespace) -> int:
+    from ddpm_lib.conformance.report import command as examine_all  # SciPy takes a while, and no other command needs it
+
+    return examine_all(options.sources, float32=options.float32, quiet=options.quiet, listing=options.list)
+
+
 def _list(options: argparse.Namespace) -> int:
     print(recipes_in_words())
     return 0
@@ -154,6 +160,7 @@ COMMANDS = {
     "resume": _resume,
     "sample": _sample,
     "export": _export,
+    "conformance": _conformance,
 }
 
 

@@ -1,7 +1,8 @@
 """Writes and checks the book's links: python tools/links.py (with --check it writes nothing and names what is off).
 
-Authors write "Eq. 4.6", "section 6.5", "chapter 5", "appendix B", "arXiv:2006.11239". This makes links of them, gives the cells that
-they lead to an id, and renews what stands at the head and the foot of each notebook. Run again, it changes nothing.
+Authors write "Eq. 4.6", "section 6.5", "chapter 5", "appendix B", "arXiv:2006.11239". This makes links of them, gives
+the cells that they lead to an id, and renews what stands at the head and the foot of each notebook. Run again, it
+changes nothing.
 
 JupyterLab finds another notebook's place by a cell's id (`#cell-id=eq-4-6`), at the first click too, and so does the
 HTML that nbconvert writes. Within a notebook both know headings alone: an equation's line is one.

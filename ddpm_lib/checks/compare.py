@@ -78,14 +78,25 @@ def same(call: Call, function: Callable) -> bool | None:
         other = call.replay(function)
     except Exception:
         return None
-    got, there = items(call.result), items(other)
+    size, got, there = gap(call.result, other), items(call.result), items(other)
+    if size is None or got is None or there is None:
+        return None
+    return size <= 1e-9 and all(x.dtype == there[name].dtype for name, x in got.items())
+
+
+def gap(value: Any, other: Any) -> float | None:
+    """By how much two results differ, relative to the largest number of the other; None where they hold no numbers.
+
+    Infinite where they do not hold the same things, or not in the same shapes. Dtypes may differ.
+    """
+    got, there = items(value), items(other)
     if got is None or there is None:
         return None
     if got.keys() != there.keys():
-        return False
-    if any((x.shape, x.dtype) != (there[name].shape, there[name].dtype) for name, x in got.items()):
-        return False
-    return all(_size(x, there[name]) <= 1e-9 for name, x in got.items())
+        return math.inf
+    if any(x.shape != there[name].shape for name, x in got.items()):
+        return math.inf
+    return max((_size(x, there[name]) for name, x in got.items()), default=0.0)
 
 
 def _kind(value: Any, parts: dict[str, Tensor] | None) -> str:

@@ -19,7 +19,20 @@ EXAMPLES = {
         "sample runs/fashion --labels bag,sandal --which best --out bags.png",
     ],
     "export": ["export runs/digits digits.safetensors", "export runs/digits exported --diffusers"],
+    "conformance": ["conformance mycode.py", "conformance mypackage.diffusion --float32", "conformance --list"],
 }
+
+REGISTER = """\
+a function is registered by a decorator, or by a dictionary in its file:
+  from ddpm_lib.conformance import implements
+
+  @implements("posterior mean")
+  def mean(schedule, x_0, x_t, t): ...
+
+  CONFORMANCE = {"posterior variance": variance}
+the exit status is 0 only if all functions hold
+
+"""
 
 
 def parser(words: Sequence[str] = ()) -> argparse.ArgumentParser:
@@ -86,6 +99,16 @@ def parser(words: Sequence[str] = ()) -> argparse.ArgumentParser:
     export.add_argument("run", type=Path, help="a run folder or a checkpoint")
     export.add_argument("out", type=Path, help="the new file (NAME.safetensors), or with --diffusers the new folder")
     export.add_argument("--diffusers", action="store_true", help="a folder that diffusers' from_pretrained loads")
+    conformance = add("conformance", "check functions of your own by the book's checks", REGISTER)
+    conformance.add_argument(
+        "sources",
+        nargs="*",
+        metavar="SOURCE",
+        help="a Python file, or a module's dotted name, that registers functions",
+    )
+    conformance.add_argument("--list", action="store_true", help="the equations' names, arguments and conventions")
+    conformance.add_argument("--float32", action="store_true", help="accept what holds to float32's precision")
+    conformance.add_argument("--quiet", action="store_true", help="a line for each function, and no help below")
     for command in (sample, export):
         command.add_argument(
             "--weights", default="ema", help="ema, another average (ema.0.999, say) or model, the raw weights"
