@@ -207,17 +207,20 @@ def test_a_child_that_never_ends_is_killed_and_what_the_tool_itself_does_wrong_i
 # Results
 
 
-def test_a_stopped_run_goes_on_and_another_library_begins_anew(tmp_path):
+def test_a_stopped_run_goes_on_and_what_rests_on_other_files_is_forgotten(tmp_path):
     path = tmp_path / "kept" / "results.jsonl"
     results = command.Results(path)
-    results.add("caught", check="posterior variance")
-    results.add("survived")
-    assert command.Results(path).known == results.known and len(results.known) == 2
+    results.judged("by a check", "posterior variance", "")
+    results.judged("by a test", "", "tests/exact/test_vae.py::test_it")
+    results.judged("survived", "", "")
+    assert command.Results(path).known == results.known and len(results.known) == 3
     text = path.read_text(encoding="utf-8")
-    path.write_text(text.replace(results.tests, "other tests"), encoding="utf-8")
-    assert command.Results(path).known.keys() == {"caught"}  # a check has caught it, whatever the tests are
-    path.write_text(text.replace(results.library, "another library"), encoding="utf-8")
-    assert not command.Results(path).known and not path.read_text(encoding="utf-8")
+    path.write_text(text.replace(results.everything, "of other tests"), encoding="utf-8")
+    assert command.Results(path).known.keys() == {"by a check", "by a test"}
+    path.write_text(text.replace(results.files["tests/exact/test_vae.py"], "of another test_vae.py"), encoding="utf-8")
+    assert command.Results(path).known.keys() == {"by a check", "survived"}
+    path.write_text(text.replace(results.library, "of another library"), encoding="utf-8")
+    assert command.Results(path).known.keys() == {"by a test", "survived"}  # whose stamps hold the library's
 
 
 @pytest.mark.parametrize(("caught", "listed", "code"), [(20, 0, 0), (19, 1, 0), (18, 2, 1), (20, 1, 1)])

@@ -16,7 +16,7 @@ import platform
 import sys
 import tempfile
 import tomllib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import torch
@@ -62,52 +62,58 @@ def equivalent() -> dict[str, str]:
 
 
 class Results:
-    """What is known of each mutant, kept in a file: a line each, as soon as it is known."""
+    """What is known, kept in a file: a line each, as soon as it is known, with a stamp of the files it rests on."""
 
     def __init__(self, path: Path):
-        library, tests = (
-            sorted(children.LIBRARY.rglob("*.py")),
-            [*judge.test_files(), *children.ROOT.rglob("conftest.py")],
-        )
-        self.library = _fingerprint(library, platform.python_version(), torch.__version__)
-        self.tests = _fingerprint(sorted(tests), self.library)
+        self.library = _fingerprint(children.LIBRARY.rglob("*.py"), platform.python_version(), torch.__version__)
+        shared = sorted((children.ROOT / "tests").rglob("conftest.py"))
+        files = {path.relative_to(children.ROOT).as_posix(): path for path in judge.test_files()}
+        self.files = {name: _fingerprint([file, *shared], name, self.library) for name, file in files.items()}
+        self.everything = _fingerprint([], *self.files.values())
+        stamps = {self.library, self.everything, *self.files.values()}
         self.path, self.known = path, {}
         path.parent.mkdir(exist_ok=True)
         for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
             entry = json.loads(line)
-            if entry["library"] == self.library and (entry["check"] or entry["tests"] == self.tests):
+            if entry["stamp"] in stamps:
                 self.known[entry["key"]] = entry
         part = path.with_suffix(".part")
         part.write_text("".join(json.dumps(entry) + "\n" for entry in self.known.values()), encoding="utf-8")
         part.replace(path)
 
-    def add(self, key: str, **found) -> None:
-        """check: the first check that noticed, or ""; test: the first test, or ""."""
-        self.known[key] = {"key": key, "library": self.library, "tests": self.tests, "check": "", "test": ""} | found
+    def add(self, key: str, stamp: str, **found) -> None:
+        self.known[key] = {"key": key, "stamp": stamp} | found
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(self.known[key]) + "\n")
 
+    def judged(self, key: str, check: str, test: str) -> None:
+        """A mutant: the first check that noticed it, or ""; the first test, or ""."""
+        stamp = self.library if check else self.files.get(test.partition("::")[0], self.everything)
+        self.add(key, stamp, check=check, test=test)
 
-def _fingerprint(paths: list[Path], *words: str) -> str:
+
+def _fingerprint(paths: Iterable[Path], *words: str) -> str:
     digest = hashlib.sha256("\n".join(words).encode())
-    for path in paths:
+    for path in sorted(paths):
         digest.update(f"\n{path.relative_to(children.ROOT)}\n".encode() + path.read_bytes())
     return digest.hexdigest()[:16]
 
 
 def baseline(results: Results, jobs: int) -> tuple[dict, dict]:
-    """What checks and tests reach without mutants: {name: {"module", "seconds", "reached"}} of either."""
+    """What checks and tests reach without mutants: {name: {"seconds", "reached"}} of either."""
     names, known = list(modules()), results.known
     if "checks" not in known:
         ((_, checks),) = children.each([None], judge.check_names, lambda _: 600, 1)
         tasks = [(name, module, names) for name, module in checks]
         found = dict(_covered("what the checks reach", tasks, judge.cover_check, jobs))
-        results.add("checks", check={name: found[name] | {"module": module} for name, module in checks})
-    if "tests" not in known:
-        tasks = [(str(path.relative_to(children.ROOT)), names) for path in judge.test_files()]
-        found = [tests for _, tests in _covered("what the tests reach", tasks, judge.cover_tests, jobs)]
-        results.add("tests", test={test: one for tests in found for test, one in tests.items()})
-    return known["checks"]["check"], known["tests"]["test"]
+        results.add(
+            "checks", results.library, found={name: found[name] | {"module": module} for name, module in checks}
+        )
+    tasks = [(file, names) for file in results.files if file not in known]
+    for file, found in _covered("what the tests reach", tasks, judge.cover_tests, jobs) if tasks else ():
+        results.add(file, results.files[file], found=found)
+    tests = [known[file]["found"] for file in results.files]
+    return known["checks"]["found"], {name: one for found in tests for name, one in found.items()}
 
 
 def _covered(title: str, tasks: list, cover: Callable, jobs: int) -> Iterator[tuple[str, dict]]:
@@ -159,7 +165,7 @@ def run(made: list[Mutant], jobs: int) -> Results:
         if by == "check" and not noticed:
             waiting.insert(0, (mutant, "test"))
             continue
-        results.add(mutant.key, **{by: noticed})
+        results.judged(mutant.key, **{"check": "", "test": "", by: noticed})
         survived += not noticed
         bar.set_postfix_str(f"{survived} survived, {mutant.module}", refresh=False)
         bar.update()

@@ -196,7 +196,7 @@ class _Places(ast.NodeVisitor):
         parent = self.parents[-1]
         if isinstance(parent, ast.Attribute):
             called = len(self.parents) > 1 and getattr(self.parents[-2], "func", None) is parent
-            return not called or parent.attr.startswith("is_")
+            return not called or parent.attr.startswith("is_") or parent.attr == "numel"
         return _one_off(parent)
 
     def times(self, node: ast.expr) -> Iterator[tuple[str, Edit]]:
@@ -233,8 +233,8 @@ class _Places(ast.NodeVisitor):
             inside = self.text(self.span(node.func)[1] + 1, end - 1)
             text = BAR_CALLS[name].format(inside)
             yield "α and ᾱ", (start, end, text) if name == "noise_std" else self.instead(node, text)
-        # a schedule in another's place only crashes
-        given = [arg for arg in node.args if not isinstance(arg, ast.Starred) and not self.of(arg).endswith("schedule")]
+        given = [] if name in ("min", "max") else node.args  # whose order is no slip; a schedule elsewhere only crashes
+        given = [arg for arg in given if not isinstance(arg, ast.Starred) and not self.of(arg).endswith("schedule")]
         for i, first in enumerate(given):
             for second in given[i + 1 :]:
                 (a, b), (c, d) = self.span(first), self.span(second)
