@@ -1,5 +1,5 @@
-# make lab | make test | make soak | make digits | make stored: each creates .venv on first use and again when the pins change.
-.PHONY: lab test soak digits stored clean
+# make lab | make test | make soak | make mutants | make digits | make stored: each creates .venv on first use and again when the pins change.
+.PHONY: lab test soak mutants digits stored clean
 .DELETE_ON_ERROR:
 SHELL := /bin/sh
 # OpenMP's threads shall sleep while they wait: where others use the cores, spinning ones cost several times the time.
@@ -21,6 +21,10 @@ test: $(VENV)/.test
 
 soak: $(VENV)/.test
 	$(BIN)/python -m pytest -m soak $(ARGS)
+
+# One slip at a time in every formula: which do the checks notice, which the tests? Goes on where it was stopped.
+mutants: $(VENV)/.test
+	PYTHONPATH=. OMP_NUM_THREADS=1 $(BIN)/python -m tools.mutants $(ARGS)
 
 digits: $(VENV)/.book
 	$(BIN)/python -m ddpm_lib train digits $(ARGS)

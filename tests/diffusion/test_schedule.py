@@ -40,6 +40,11 @@ def test_a_schedule_keeps_its_own_copy_of_beta():
     assert schedule.beta[1] == 0.1
 
 
+def test_a_schedule_shows_its_length_its_ends_and_how_much_of_the_image_is_left():
+    assert repr(FOUR) == "Schedule(T=4, beta 0.1 to 0.3, alpha_bar[T]=0.309)"  # 0.9·0.5·0.98·0.7
+    assert repr(Schedule([0.25])) == "Schedule(T=1, beta 0.25 to 0.25, alpha_bar[T]=0.75)"
+
+
 @pytest.mark.parametrize("bad", [1.0, 1.5, 0.0, -0.1, math.nan])
 def test_a_beta_outside_0_to_1_is_refused_and_its_t_is_named(bad):
     with pytest.raises(ValueError, match=r"beta\[3\] of T = 4"):
@@ -135,6 +140,15 @@ def test_a_table_is_computed_once_per_schedule_dtype_and_device():
     assert asked == [4, 4]
 
 
+def test_a_table_that_was_first_read_while_sampling_can_be_used_in_training():
+    schedule, x, w = Schedule(BETAS), images(2), torch.ones(2, 3, 2, 2, requires_grad=True)
+    with torch.inference_mode():
+        noise_std(schedule, 2, like=x)
+    for t in (2, torch.tensor([2, 3])):
+        for function in (noise_std, signal_scale):  # the other is first read in training
+            (function(schedule, t, like=x) * w).sum().backward()
+
+
 def test_every_schedule_and_every_coefficient_has_its_own_table():
     one, other, x = Schedule([0.36]), Schedule([0.75]), torch.zeros(1, dtype=torch.float64)
     got = [f(schedule, 1, like=x).item() for schedule in (one, other) for f in (forward_var, step_scale)]
@@ -149,6 +163,18 @@ def test_a_t_on_an_accelerator_is_never_read_by_the_host():
     for function in COEFFICIENTS:
         got = function(FOUR, t, like=x)
         assert (got.device.type, got.dtype, got.shape) == ("meta", torch.bfloat16, (4, 1, 1, 1))
+
+
+class Elsewhere(torch.Tensor):
+    """Says that it is on a GPU."""
+
+    device = property(lambda self: torch.device("cuda"))
+
+
+def test_on_an_accelerator_every_t_reads_its_own_entry_and_none_is_refused():
+    t = torch.tensor([4, 1, 0, 2, 5]).as_subclass(Elsewhere)
+    got = forward_var(FOUR, t, like=torch.zeros(5, dtype=torch.float64)).tolist()
+    assert (got[0], got[1], got[3]) == (0.3, 0.1, 0.5) and math.isnan(got[2]) and math.isnan(got[4])
 
 
 def test_on_an_accelerator_a_t_outside_1_to_T_gives_nan(monkeypatch):

@@ -131,7 +131,9 @@ def test_samples_have_the_mixture_s_weights_means_and_variances():
     ("weight", "mean", "var", "complaint"),
     [
         ([0.5, 0.6], [[0.0], [1.0]], [[1.0], [1.0]], "sum to 1"),
+        ([0.5, 0.50000105], [[0.0], [1.0]], [[1.0], [1.0]], "sum to 1"),
         ([1.5, -0.5], [[0.0], [1.0]], [[1.0], [1.0]], "positive"),
+        ([1.0, 0.0], [[0.0], [1.0]], [[1.0], [1.0]], "positive"),
         ([0.5, 0.5], [[0.0], [1.0]], [[1.0], [0.0]], "positive"),
         ([0.5, 0.5], [[0.0], [1.0]], [[1.0, 1.0], [1.0, 1.0]], r"got \(2,\), \(2, 1\) and \(2, 2\)"),
         ([1.0], [[0.0], [1.0]], [[1.0], [1.0]], r"expected weight \(K,\)"),
@@ -140,3 +142,8 @@ def test_samples_have_the_mixture_s_weights_means_and_variances():
 def test_what_is_not_a_mixture_is_refused(weight, mean, var, complaint):
     with pytest.raises(ValueError, match=complaint):
         GaussianMixture(double(weight), double(mean), double(var))
+
+
+def test_weights_may_be_off_by_the_rounding_of_single_precision():
+    assert GaussianMixture(double([0.5, 0.5000009]), double([[0.0], [1.0]]), double([[1.0], [1.0]])).weight[1] > 0.5
+    GaussianMixture(torch.full((24,), 1 / 24), torch.zeros(24, 2), torch.ones(24, 2))

@@ -85,6 +85,14 @@ def test_a_vae_has_the_shapes_that_it_promises(shape, latents):
         assert part.shape == (5,) and part.dtype == torch.float32 and part.isfinite().all()
 
 
+def test_a_vae_is_for_small_images_unless_it_is_told_otherwise():
+    model = VAE()
+    assert model.shape == (1, 8, 8) and model.latents == 8
+    sizes = [tuple(parameter.shape) for parameter in model.parameters() if parameter.ndim == 2]
+    assert sizes == [(128, 64), (128, 128), (16, 128), (128, 8), (128, 128), (64, 128)]
+    assert model.decoder_log_var.exp().item() == pytest.approx(0.1)
+
+
 def test_mean_and_log_variance_are_different_outputs():
     mean, log_var = VAE(latents=4).encode(torch.rand(3, 1, 8, 8))
     assert not torch.isclose(mean, log_var).any()

@@ -94,6 +94,14 @@ def test_what_was_scaled_before_is_not_scaled_again(images):
         to_signed(torch.tensor(images))
 
 
+def test_only_where_more_than_one_level_lies_above_black_does_a_maximum_of_1_look_scaled():
+    levels = torch.tensor([0.0, 1.0])
+    assert to_signed(levels, white=1).tolist() == [-1, 1]
+    assert to_signed(2 * levels).tolist() == pytest.approx([-1, 4 / 255 - 1])
+    with pytest.raises(ValueError, match=r"expected grey levels in 0\.\.2, not scaled before; got values from 0 to 1"):
+        to_signed(levels, white=2)
+
+
 def test_a_black_image_is_no_scaled_image():
     assert (to_signed(torch.zeros(2, 2)) == -1).all()
 
