@@ -104,7 +104,7 @@ def _std(schedule, t):
 AT_THE_LAST_STEP = "acids-ircam/diffusion_models, diffusion_02_model.ipynb; udlbook/udlbook, notebooks 18.2 to 18.4"
 
 
-@ancestral_step.wrong("noise at t = 1 too, of variance β_1", seen=AT_THE_LAST_STEP)
+@ancestral_step.wrong("noise at t = 1 too, of variance β_1", seen=AT_THE_LAST_STEP, idea="edge")
 def _(schedule, x_t, x_0_hat, t, z):
     std = torch.where(images(t) == 1, _tables(schedule, t)[2].sqrt(), _std(schedule, t))
     return _mean(schedule, x_t, x_0_hat, t) + std * z
@@ -113,6 +113,7 @@ def _(schedule, x_t, x_0_hat, t, z):
 @ancestral_step.wrong(
     "σ_t = 0, a “deterministic DDPM”",
     seen="huggingface/diffusers PR 13141 (variance 0 for “deterministic generations”)",
+    idea="noise",
 )
 def _(schedule, x_t, x_0_hat, t, z):
     return _mean(schedule, x_t, x_0_hat, t) + 0 * z
@@ -121,6 +122,7 @@ def _(schedule, x_t, x_0_hat, t, z):
 @ancestral_step.wrong(
     "the variance in place of its root: e^{log σ²}·z, not e^{½·log σ²}·z",
     seen="of this kind: bjlkeng/sandbox issue 10 (in a variational autoencoder)",
+    idea="power",
 )
 def _(schedule, x_t, x_0_hat, t, z):
     return _mean(schedule, x_t, x_0_hat, t) + _std(schedule, t) ** 2 * z
@@ -129,6 +131,7 @@ def _(schedule, x_t, x_0_hat, t, z):
 @ancestral_step.wrong(
     "the root of a log-variance",
     seen="huggingface/diffusers issue 14569 (fixed_large_log: NaN, for the logarithm is negative)",
+    idea="power",
 )
 def _(schedule, x_t, x_0_hat, t, z):
     log_var = torch.log(_std(schedule, t) ** 2)
@@ -138,13 +141,16 @@ def _(schedule, x_t, x_0_hat, t, z):
 @ancestral_step.wrong(
     "the variance of the step before, t + 1",
     seen="of this kind: huggingface/diffusers PR 3006 (the β of another step, where steps are skipped)",
+    idea="time",
 )
 def _(schedule, x_t, x_0_hat, t, z):
     later = _std(schedule, (t + 1).clamp(max=schedule.T))
     return _mean(schedule, x_t, x_0_hat, t) + torch.where(images(t) == 1, 0.0, later) * z
 
 
-@ancestral_step.wrong("β_t, where β̃_t is asked for", seen="jhbastek/PhysicsInformedDiffusionModels issue 4")
+@ancestral_step.wrong(
+    "β_t, where β̃_t is asked for", seen="jhbastek/PhysicsInformedDiffusionModels issue 4", idea="exchange"
+)
 def _(schedule, x_t, x_0_hat, t, z):
     std = torch.where(images(t) == 1, 0.0, _tables(schedule, t)[2].sqrt())
     return _mean(schedule, x_t, x_0_hat, t) + std * z
@@ -153,6 +159,7 @@ def _(schedule, x_t, x_0_hat, t, z):
 @ancestral_step.wrong(
     "x_0_hat noised to t − 1 with the fresh noise, and x_t forgotten",
     seen="of this kind: Bansal et al. 2022 (Cold Diffusion), Algorithm 1, there called naive",
+    idea="exchange",
 )
 def _(schedule, x_t, x_0_hat, t, z):
     a_prev = _tables(schedule, t)[1]
@@ -160,7 +167,9 @@ def _(schedule, x_t, x_0_hat, t, z):
 
 
 @ancestral_step.wrong(
-    "the noise inside the bracket, divided by √α_t too", seen="no public source: a plausible slip (a bracket misread)"
+    "the noise inside the bracket, divided by √α_t too",
+    seen="no public source: a plausible slip (a bracket misread)",
+    idea="term",
 )
 def _(schedule, x_t, x_0_hat, t, z):
     return _mean(schedule, x_t, x_0_hat, t) + _std(schedule, t) * z / (1 - _tables(schedule, t)[2]).sqrt()
@@ -169,17 +178,22 @@ def _(schedule, x_t, x_0_hat, t, z):
 @ancestral_step.wrong(
     "no noise for the whole batch, where its first image is at t = 1",
     seen="no public source: a plausible slip (if t[0] > 1, as in a loop over one t)",
+    idea="time",
 )
 def _(schedule, x_t, x_0_hat, t, z):
     return _mean(schedule, x_t, x_0_hat, t) + _std(schedule, t) * z * float(torch.as_tensor(t).flatten()[0] > 1)
 
 
-@ancestral_step.wrong("a variance of at least 1e-20", seen="no public source: a clamp for the logarithm, kept")
+@ancestral_step.wrong(
+    "a variance of at least 1e-20", seen="no public source: a clamp for the logarithm, kept", idea="edge"
+)
 def _(schedule, x_t, x_0_hat, t, z):
     return _mean(schedule, x_t, x_0_hat, t) + _std(schedule, t).clamp(min=1e-10) * z
 
 
-@ancestral_step.wrong("x_0_hat is clipped once more", seen="no public source: right for images, wrong for other data")
+@ancestral_step.wrong(
+    "x_0_hat is clipped once more", seen="no public source: right for images, wrong for other data", idea="edge"
+)
 def _(schedule, x_t, x_0_hat, t, z):
     return _mean(schedule, x_t, x_0_hat.clamp(-1, 1), t) + _std(schedule, t) * z
 
@@ -219,34 +233,38 @@ def _(schedule, x_t, eps_hat, t, z, var):
     return _line_4(schedule, x_t, eps_hat, t, var.sqrt() * _z(t, z))
 
 
-@algorithm_2.wrong("noise at t = 1 too", seen=AT_THE_LAST_STEP)
+@algorithm_2.wrong("noise at t = 1 too", seen=AT_THE_LAST_STEP, idea="edge")
 def _(schedule, x_t, eps_hat, t, z, var):
     return _line_4(schedule, x_t, eps_hat, t, var.sqrt() * z)
 
 
-@algorithm_2.wrong("no noise at all", seen="huggingface/diffusers PR 13141")
+@algorithm_2.wrong("no noise at all", seen="huggingface/diffusers PR 13141", idea="noise")
 def _(schedule, x_t, eps_hat, t, z, var):
     return _line_4(schedule, x_t, eps_hat, t, 0 * z)
 
 
-@algorithm_2.wrong("σ² in place of σ", seen="no public source: a plausible slip (variance and deviation mixed up)")
+@algorithm_2.wrong(
+    "σ² in place of σ", seen="no public source: a plausible slip (variance and deviation mixed up)", idea="power"
+)
 def _(schedule, x_t, eps_hat, t, z, var):
     return _line_4(schedule, x_t, eps_hat, t, var * _z(t, z))
 
 
-@algorithm_2.wrong("√ᾱ_t in place of √α_t", seen="no public source: a plausible slip (a bar too many)")
+@algorithm_2.wrong("√ᾱ_t in place of √α_t", seen="no public source: a plausible slip (a bar too many)", idea="exchange")
 def _(schedule, x_t, eps_hat, t, z, var):
     a, _, beta, _ = _tables(schedule, t)
     return (x_t - beta / (1 - a).sqrt() * eps_hat) / a.sqrt() + var.sqrt() * _z(t, z)
 
 
-@algorithm_2.wrong("the root of 1 − ᾱ_t is lost", seen="no public source: a plausible slip")
+@algorithm_2.wrong("the root of 1 − ᾱ_t is lost", seen="no public source: a plausible slip", idea="power")
 def _(schedule, x_t, eps_hat, t, z, var):
     a, _, beta, _ = _tables(schedule, t)
     return (x_t - beta / (1 - a) * eps_hat) / (1 - beta).sqrt() + var.sqrt() * _z(t, z)
 
 
-@algorithm_2.wrong("the fresh noise is the estimated one", seen="no public source: one name for ε and for z")
+@algorithm_2.wrong(
+    "the fresh noise is the estimated one", seen="no public source: one name for ε and for z", idea="noise"
+)
 def _(schedule, x_t, eps_hat, t, z, var):
     return _line_4(schedule, x_t, eps_hat, t, var.sqrt() * _z(t, eps_hat)) + 0 * z
 
@@ -477,18 +495,20 @@ def _chain(
 
 
 @ancestral_sample.wrong(
-    "the network is given t − 1, where it was trained with t", seen="udlbook/udlbook, notebook 18.3"
+    "the network is given t − 1, where it was trained with t", seen="udlbook/udlbook, notebook 18.3", idea="time"
 )
 def _(eps_model, schedule, x_T, reverse_var=posterior_var, clip=True, generator=None):
     return _chain(eps_model, schedule, x_T, reverse_var, clip, generator, asked=lambda t: t - 1)
 
 
-@ancestral_sample.wrong("noise in the last step too", seen=AT_THE_LAST_STEP)
+@ancestral_sample.wrong("noise in the last step too", seen=AT_THE_LAST_STEP, idea="edge")
 def _(eps_model, schedule, x_T, reverse_var=posterior_var, clip=True, generator=None):
     return _chain(eps_model, schedule, x_T, reverse_var, clip, generator, last=True)
 
 
-@ancestral_sample.wrong("x_0_hat is never clipped", seen="Ho et al. 2020, Algorithm 2; hojonathanho/diffusion issue 5")
+@ancestral_sample.wrong(
+    "x_0_hat is never clipped", seen="Ho et al. 2020, Algorithm 2; hojonathanho/diffusion issue 5", idea="edge"
+)
 def _(eps_model, schedule, x_T, reverse_var=posterior_var, clip=True, generator=None):
     return _chain(eps_model, schedule, x_T, reverse_var, False, generator)
 
@@ -496,6 +516,7 @@ def _(eps_model, schedule, x_T, reverse_var=posterior_var, clip=True, generator=
 @ancestral_sample.wrong(
     "x_{t−1} is clipped, not x_0_hat",
     seen="no public source: a plausible slip (the noisy image kept in the data's range)",
+    idea="edge",
 )
 def _(eps_model, schedule, x_T, reverse_var=posterior_var, clip=True, generator=None):
     bound = 1.0 if clip else math.inf
@@ -505,6 +526,7 @@ def _(eps_model, schedule, x_T, reverse_var=posterior_var, clip=True, generator=
 @ancestral_sample.wrong(
     "one noise for all images of the batch",
     seen="huggingface/diffusers issue 6222, where it is proposed so that an image should not depend on its batch",
+    idea="noise",
 )
 def _(eps_model, schedule, x_T, reverse_var=posterior_var, clip=True, generator=None):
     def noise(x, generator):
@@ -515,29 +537,37 @@ def _(eps_model, schedule, x_T, reverse_var=posterior_var, clip=True, generator=
 
 
 @ancestral_sample.wrong(
-    "t counts up from 1 to T", seen="of this kind: nathan-barry/tiny-diffusion issue 2 (in a model of masked text)"
+    "t counts up from 1 to T",
+    seen="of this kind: nathan-barry/tiny-diffusion issue 2 (in a model of masked text)",
+    idea="sign",
 )
 def _(eps_model, schedule, x_T, reverse_var=posterior_var, clip=True, generator=None):
     return _chain(eps_model, schedule, x_T, reverse_var, clip, generator, times=range(1, schedule.T + 1))
 
 
-@ancestral_sample.wrong("the loop ends at t = 2", seen="no public source: range(T, 1, −1), whose end is exclusive")
+@ancestral_sample.wrong(
+    "the loop ends at t = 2", seen="no public source: range(T, 1, −1), whose end is exclusive", idea="time"
+)
 def _(eps_model, schedule, x_T, reverse_var=posterior_var, clip=True, generator=None):
     return _chain(eps_model, schedule, x_T, reverse_var, clip, generator, times=list(range(schedule.T, 1, -1)) or [1])
 
 
-@ancestral_sample.wrong("the variance in place of its root", seen="no public source: a plausible slip")
+@ancestral_sample.wrong("the variance in place of its root", seen="no public source: a plausible slip", idea="power")
 def _(eps_model, schedule, x_T, reverse_var=posterior_var, clip=True, generator=None):
     return _chain(eps_model, schedule, x_T, reverse_var, clip, generator, root=False)
 
 
-@ancestral_sample.wrong("β̃_t, whatever variance is asked for", seen="no public source: an argument that is not read")
+@ancestral_sample.wrong(
+    "β̃_t, whatever variance is asked for", seen="no public source: an argument that is not read", idea="exchange"
+)
 def _(eps_model, schedule, x_T, reverse_var=posterior_var, clip=True, generator=None):
     var = _no_var if reverse_var is _no_var else posterior_var
     return _chain(eps_model, schedule, x_T, var, clip, generator)
 
 
-@ancestral_sample.wrong("the same noise in every step", seen="no public source: a seed that is set inside the loop")
+@ancestral_sample.wrong(
+    "the same noise in every step", seen="no public source: a seed that is set inside the loop", idea="noise"
+)
 def _(eps_model, schedule, x_T, reverse_var=posterior_var, clip=True, generator=None):
     state = None if generator is None or isinstance(generator, list) else generator.get_state()
 
@@ -548,7 +578,9 @@ def _(eps_model, schedule, x_T, reverse_var=posterior_var, clip=True, generator=
 
 
 @ancestral_sample.wrong(
-    "uniform noise of variance 1", seen="no public source: a plausible slip (survives every test of mean and variance)"
+    "uniform noise of variance 1",
+    seen="no public source: a plausible slip (survives every test of mean and variance)",
+    idea="noise",
 )
 def _(eps_model, schedule, x_T, reverse_var=posterior_var, clip=True, generator=None):
     def noise(x, generator):
@@ -559,7 +591,9 @@ def _(eps_model, schedule, x_T, reverse_var=posterior_var, clip=True, generator=
     return _chain(eps_model, schedule, x_T, reverse_var, clip, generator, noise=noise)
 
 
-@ancestral_sample.wrong("the generator is not heeded", seen="no public source: the argument, left out of the call")
+@ancestral_sample.wrong(
+    "the generator is not heeded", seen="no public source: the argument, left out of the call", idea="noise"
+)
 def _(eps_model, schedule, x_T, reverse_var=posterior_var, clip=True, generator=None):
     return _chain(eps_model, schedule, x_T, reverse_var, clip, None)
 
@@ -693,20 +727,24 @@ def _open(denoiser, x_t, t):
     return (weight * (var + (mean - (weight * mean).sum(1, keepdim=True)) ** 2)).sum(1)
 
 
-@reverse_mean.wrong("x_0_hat of t − 1", seen="udlbook/udlbook, notebook 18.3: the model is given t − 1")
+@reverse_mean.wrong("x_0_hat of t − 1", seen="udlbook/udlbook, notebook 18.3: the model is given t − 1", idea="time")
 def _(denoiser, x_t, t):
     return _back(denoiser, x_t, denoiser.x_0_hat(x_t, (torch.as_tensor(t) - 1).clamp(min=1)), t)
 
 
 @reverse_mean.wrong(
-    "x_0_hat noised to t − 1: √ᾱ_{t−1}·x_0_hat", seen="of this kind: Bansal et al. 2022 (Cold Diffusion), Algorithm 1"
+    "x_0_hat noised to t − 1: √ᾱ_{t−1}·x_0_hat",
+    seen="of this kind: Bansal et al. 2022 (Cold Diffusion), Algorithm 1",
+    idea="exchange",
 )
 def _(denoiser, x_t, t):
     return _columns(denoiser, x_t, t)[1].sqrt() * denoiser.x_0_hat(x_t, t)
 
 
 @reverse_mean.wrong(
-    "only the most probable component", seen="no public source: a plausible slip (the mode taken for the mean)"
+    "only the most probable component",
+    seen="no public source: a plausible slip (the mode taken for the mean)",
+    idea="exchange",
 )
 def _(denoiser, x_t, t):
     weight, mean, _ = _parts(denoiser, x_t, t)
@@ -714,18 +752,24 @@ def _(denoiser, x_t, t):
     return _back(denoiser, x_t, mean[torch.arange(len(mean)), best], t)
 
 
-@reverse_mean.wrong("components weighted as in the data", seen="no public source: x_t says which one it was")
+@reverse_mean.wrong(
+    "components weighted as in the data", seen="no public source: x_t says which one it was", idea="term"
+)
 def _(denoiser, x_t, t):
     weight, mean, _ = _parts(denoiser, x_t, t, prior=True)
     return _back(denoiser, x_t, (weight * mean).sum(1), t)
 
 
-@reverse_mean.wrong("x_0_hat clipped to [−1, 1]", seen="no public source: right for images, wrong for other data")
+@reverse_mean.wrong(
+    "x_0_hat clipped to [−1, 1]", seen="no public source: right for images, wrong for other data", idea="edge"
+)
 def _(denoiser, x_t, t):
     return _back(denoiser, x_t, denoiser.x_0_hat(x_t, t).clamp(-1, 1), t)
 
 
-@reverse_mean.wrong("√ᾱ_t in place of √α_t in x_t's weight", seen="the text of acids-ircam/diffusion_models")
+@reverse_mean.wrong(
+    "√ᾱ_t in place of √α_t in x_t's weight", seen="the text of acids-ircam/diffusion_models", idea="exchange"
+)
 def _(denoiser, x_t, t):
     a, a_prev, beta = _columns(denoiser, x_t, t)
     return (a_prev.sqrt() * beta * denoiser.x_0_hat(x_t, t) + a.sqrt() * (1 - a_prev) * x_t) / (1 - a)
@@ -753,45 +797,51 @@ def x_0_var(f):
 
 
 @x_0_var.wrong(
-    "within the components only", seen="no public source: a plausible slip (the law of total variance, halved)"
+    "within the components only",
+    seen="no public source: a plausible slip (the law of total variance, halved)",
+    idea="term",
 )
 def _(denoiser, x_t, t):
     weight, _, var = _parts(denoiser, x_t, t)
     return (weight * var).sum(1)
 
 
-@x_0_var.wrong("between the components only", seen="no public source: as if the data were K points")
+@x_0_var.wrong("between the components only", seen="no public source: as if the data were K points", idea="term")
 def _(denoiser, x_t, t):
     weight, mean, var = _parts(denoiser, x_t, t)
     return (weight * (mean - (weight * mean).sum(1, keepdim=True)) ** 2).sum(1) + 0 * var[:, 0]
 
 
-@x_0_var.wrong("components weighted as in the data", seen="no public source: x_t says which one it was")
+@x_0_var.wrong("components weighted as in the data", seen="no public source: x_t says which one it was", idea="term")
 def _(denoiser, x_t, t):
     weight, mean, var = _parts(denoiser, x_t, t, prior=True)
     return (weight * (var + (mean - (weight * mean).sum(1, keepdim=True)) ** 2)).sum(1)
 
 
-@x_0_var.wrong("E[x_0²|x_t], the mean not taken away", seen="no public source: a plausible slip")
+@x_0_var.wrong("E[x_0²|x_t], the mean not taken away", seen="no public source: a plausible slip", idea="term")
 def _(denoiser, x_t, t):
     weight, mean, var = _parts(denoiser, x_t, t)
     return (weight * (var + mean**2)).sum(1)
 
 
-@x_0_var.wrong("one number for all entries", seen="no public source: right for one number, and for round components")
+@x_0_var.wrong(
+    "one number for all entries", seen="no public source: right for one number, and for round components", idea="axis"
+)
 def _(denoiser, x_t, t):
     return _open(denoiser, x_t, t).mean(-1, keepdim=True).expand_as(x_t)
 
 
 @x_0_var.wrong(
-    "(1 − ᾱ_t)/ᾱ_t, the noise in x_t seen from x_0", seen="no public source: as if nothing were known of x_0"
+    "(1 − ᾱ_t)/ᾱ_t, the noise in x_t seen from x_0",
+    seen="no public source: as if nothing were known of x_0",
+    idea="exchange",
 )
 def _(denoiser, x_t, t):
     a = _columns(denoiser, x_t, t)[0]
     return ((1 - a) / a).expand_as(x_t)
 
 
-@x_0_var.wrong("no smaller than 1e-8", seen="no public source: a clamp “for stability”")
+@x_0_var.wrong("no smaller than 1e-8", seen="no public source: a clamp “for stability”", idea="edge")
 def _(denoiser, x_t, t):
     return _open(denoiser, x_t, t).clamp(min=1e-8)
 
@@ -815,38 +865,46 @@ def _widths(denoiser, x_t, t):
     return (1 - a_prev) / (1 - a) * beta, beta, a_prev.sqrt() * beta / (1 - a)
 
 
-@reverse_var_exact.wrong("β̃_t: x_0 is taken as known", seen="Ho et al. 2020, section 3.2, the second of two choices")
+@reverse_var_exact.wrong(
+    "β̃_t: x_0 is taken as known", seen="Ho et al. 2020, section 3.2, the second of two choices", idea="term"
+)
 def _(denoiser, x_t, t):
     return _widths(denoiser, x_t, t)[0].expand_as(x_t)
 
 
 @reverse_var_exact.wrong(
-    "β_t: the data are taken as N(0, I)", seen="Ho et al. 2020, section 3.2, the first of two choices"
+    "β_t: the data are taken as N(0, I)", seen="Ho et al. 2020, section 3.2, the first of two choices", idea="exchange"
 )
 def _(denoiser, x_t, t):
     return _widths(denoiser, x_t, t)[1].expand_as(x_t)
 
 
-@reverse_var_exact.wrong("at most β_t", seen="no public source: true on average over x_t, not of every x_t")
+@reverse_var_exact.wrong(
+    "at most β_t", seen="no public source: true on average over x_t, not of every x_t", idea="edge"
+)
 def _(denoiser, x_t, t):
     lower, upper, on_x_0 = _widths(denoiser, x_t, t)
     return torch.minimum(lower + on_x_0**2 * _open(denoiser, x_t, t), upper)
 
 
-@reverse_var_exact.wrong("x_0's weight is not squared", seen="no public source: variance and deviation mixed up")
+@reverse_var_exact.wrong(
+    "x_0's weight is not squared", seen="no public source: variance and deviation mixed up", idea="power"
+)
 def _(denoiser, x_t, t):
     lower, _, on_x_0 = _widths(denoiser, x_t, t)
     return lower + on_x_0 * _open(denoiser, x_t, t)
 
 
-@reverse_var_exact.wrong("β_t plus what is open, where β̃_t belongs", seen="no public source: a plausible slip")
+@reverse_var_exact.wrong(
+    "β_t plus what is open, where β̃_t belongs", seen="no public source: a plausible slip", idea="exchange"
+)
 def _(denoiser, x_t, t):
     _, upper, on_x_0 = _widths(denoiser, x_t, t)
     return upper + on_x_0**2 * _open(denoiser, x_t, t)
 
 
 @reverse_var_exact.wrong(
-    "what is open at t − 1", seen="of this kind: udlbook/udlbook, notebook 18.3 (the model given t − 1)"
+    "what is open at t − 1", seen="of this kind: udlbook/udlbook, notebook 18.3 (the model given t − 1)", idea="time"
 )
 def _(denoiser, x_t, t):
     lower, _, on_x_0 = _widths(denoiser, x_t, t)
@@ -889,14 +947,18 @@ def _steps(denoiser, x_t, t, mean, var):
     return flat + on_x_0 * mean, lower + on_x_0**2 * var
 
 
-@reverse_components.wrong("components weighted as in the data", seen="no public source: x_t says which one it was")
+@reverse_components.wrong(
+    "components weighted as in the data", seen="no public source: x_t says which one it was", idea="term"
+)
 def _(denoiser, x_t, t):
     weight, mean, var = _parts(denoiser, x_t, t, prior=True)
     return weight[..., 0], *_steps(denoiser, x_t, t, mean, var)
 
 
 @reverse_components.wrong(
-    "one Gaussian with the right mean and variance", seen="Ho et al. 2020, Eq. 1: the model's step, taken for the truth"
+    "one Gaussian with the right mean and variance",
+    seen="Ho et al. 2020, Eq. 1: the model's step, taken for the truth",
+    idea="noise",
 )
 def _(denoiser, x_t, t):
     weight, mean, _ = _parts(denoiser, x_t, t)
@@ -905,14 +967,16 @@ def _(denoiser, x_t, t):
 
 
 @reverse_components.wrong(
-    "every component as wide as the posterior, β̃_t", seen="no public source: as if data were K points"
+    "every component as wide as the posterior, β̃_t", seen="no public source: as if data were K points", idea="term"
 )
 def _(denoiser, x_t, t):
     weight, mean, var = _parts(denoiser, x_t, t)
     return weight[..., 0], *_steps(denoiser, x_t, t, mean, 1e-12 * var)
 
 
-@reverse_components.wrong("weights at t − 1", seen="no public source: a plausible slip (indices t and t − 1 mixed up)")
+@reverse_components.wrong(
+    "weights at t − 1", seen="no public source: a plausible slip (indices t and t − 1 mixed up)", idea="time"
+)
 def _(denoiser, x_t, t):
     before = _parts(denoiser, x_t, (torch.as_tensor(t) - 1).clamp(min=1))[0]
     _, mean, var = _parts(denoiser, x_t, t)
@@ -920,7 +984,7 @@ def _(denoiser, x_t, t):
 
 
 @reverse_components.wrong(
-    "deviations in place of variances", seen="no public source: two kinds of number under one name"
+    "deviations in place of variances", seen="no public source: two kinds of number under one name", idea="power"
 )
 def _(denoiser, x_t, t):
     weight, mean, var = _parts(denoiser, x_t, t)
@@ -973,12 +1037,14 @@ def _(schedule, t, data_var):
     return schedule.beta[t] * _spread(schedule, t - 1, data_var) / _spread(schedule, t, data_var)
 
 
-@gaussian_data.wrong("β_t, whatever the data", seen="no public source: true for data_var = 1 only")
+@gaussian_data.wrong("β_t, whatever the data", seen="no public source: true for data_var = 1 only", idea="exchange")
 def _(schedule, t, data_var):
     return schedule.beta[t]
 
 
-@gaussian_data.wrong("the ratio upside down", seen="no public source: a plausible slip (indices t and t − 1 swapped)")
+@gaussian_data.wrong(
+    "the ratio upside down", seen="no public source: a plausible slip (indices t and t − 1 swapped)", idea="time"
+)
 def _(schedule, t, data_var):
     return schedule.beta[t] * _spread(schedule, t, data_var) / _spread(schedule, t - 1, data_var).clamp(min=1e-12)
 
@@ -986,6 +1052,7 @@ def _(schedule, t, data_var):
 @gaussian_data.wrong(
     "data_var of the way from β̃_t to β_t",
     seen="no public source: a plausible slip (right at 0 and at 1, so taken for a straight line)",
+    idea="exchange",
 )
 def _(schedule, t, data_var):
     lower = schedule.beta[t] * _spread(schedule, t - 1, 0.0) / _spread(schedule, t, 0.0)
@@ -993,7 +1060,7 @@ def _(schedule, t, data_var):
 
 
 @gaussian_data.wrong(
-    "√ᾱ in place of ᾱ before the data's variance", seen="no public source: scale and its square mixed up"
+    "√ᾱ in place of ᾱ before the data's variance", seen="no public source: scale and its square mixed up", idea="power"
 )
 def _(schedule, t, data_var):
     before, after = (schedule.alpha_bar[s].sqrt() * data_var + 1 - schedule.alpha_bar[s] for s in (t - 1, t))
@@ -1053,24 +1120,28 @@ def _(schedule, data_var, step_var):
     return _recursion(schedule, data_var, step_var, _true_slope(schedule, data_var))
 
 
-@variance_of_samples.wrong("noise in the last step too", seen=AT_THE_LAST_STEP)
+@variance_of_samples.wrong("noise in the last step too", seen=AT_THE_LAST_STEP, idea="edge")
 def _(schedule, data_var, step_var):
     return _recursion(schedule, data_var, step_var, _true_slope(schedule, data_var), last=True)
 
 
-@variance_of_samples.wrong("the slope √α_t, whatever the data", seen="no public source: true for data_var = 1 only")
+@variance_of_samples.wrong(
+    "the slope √α_t, whatever the data", seen="no public source: true for data_var = 1 only", idea="exchange"
+)
 def _(schedule, data_var, step_var):
     return _recursion(schedule, data_var, step_var, lambda t: schedule.alpha[t].sqrt())
 
 
 @variance_of_samples.wrong(
-    "the slope 1/√α_t: the mean without its noise term", seen="no public source: a plausible slip"
+    "the slope 1/√α_t: the mean without its noise term", seen="no public source: a plausible slip", idea="term"
 )
 def _(schedule, data_var, step_var):
     return _recursion(schedule, data_var, step_var, lambda t: 1 / schedule.alpha[t].sqrt())
 
 
-@variance_of_samples.wrong("deviations are added, not variances", seen="no public source: a plausible slip")
+@variance_of_samples.wrong(
+    "deviations are added, not variances", seen="no public source: a plausible slip", idea="power"
+)
 def _(schedule, data_var, step_var):
     std, slope = torch.ones((), dtype=torch.float64), _true_slope(schedule, data_var)
     for t in range(schedule.T, 0, -1):
@@ -1078,7 +1149,9 @@ def _(schedule, data_var, step_var):
     return std**2
 
 
-@variance_of_samples.wrong("the variance of the data: a sampler taken for exact", seen="no public source: a hope")
+@variance_of_samples.wrong(
+    "the variance of the data: a sampler taken for exact", seen="no public source: a hope", idea="claim"
+)
 def _(schedule, data_var, step_var):
     return data_var
 
@@ -1176,28 +1249,30 @@ def _push(step, T, noise=True, start=1.0, root=True, times=None, spread=8.0, cou
     return x, mass[order]
 
 
-@law_of_samples.wrong("no step adds noise", seen="huggingface/diffusers PR 13141: a “deterministic DDPM”")
+@law_of_samples.wrong("no step adds noise", seen="huggingface/diffusers PR 13141: a “deterministic DDPM”", idea="noise")
 def _(step, T):
     return _push(step, T, noise=False)
 
 
-@law_of_samples.wrong("σ² taken for σ", seen="no public source: variance and deviation mixed up")
+@law_of_samples.wrong("σ² taken for σ", seen="no public source: variance and deviation mixed up", idea="power")
 def _(step, T):
     return _push(step, T, root=False)
 
 
-@law_of_samples.wrong("steps in the order t = 1, ..., T", seen="no public source: a loop that counts up")
+@law_of_samples.wrong("steps in the order t = 1, ..., T", seen="no public source: a loop that counts up", idea="sign")
 def _(step, T):
     return _push(step, T, times=range(1, T + 1), noise=T > 1, start=1.0 if T > 1 else 1.1)
 
 
-@law_of_samples.wrong("x_T from a normal law that is too narrow", seen="no public source: a start at √(1 − ᾱ_T) < 1")
+@law_of_samples.wrong(
+    "x_T from a normal law that is too narrow", seen="no public source: a start at √(1 − ᾱ_T) < 1", idea="noise"
+)
 def _(step, T):
     return _push(step, T, start=0.9)
 
 
 @law_of_samples.wrong(
-    "a normal law with the right mean and variance", seen="no public source: two moments taken for a law"
+    "a normal law with the right mean and variance", seen="no public source: two moments taken for a law", idea="noise"
 )
 def _(step, T):
     x, mass = _push(step, T)
@@ -1208,7 +1283,9 @@ def _(step, T):
     return x, mass / mass.sum()
 
 
-@law_of_samples.wrong("forty thousand random walkers", seen="no public source: right but for chance, which is too much")
+@law_of_samples.wrong(
+    "forty thousand random walkers", seen="no public source: right but for chance, which is too much", idea="noise"
+)
 def _(step, T):
     generator = _seeded(0)
     x = torch.randn(40_000, generator=generator, dtype=torch.float64)
@@ -1279,7 +1356,7 @@ def _(schedule, slope, delta):
 
 
 @error_along_the_chain.wrong(
-    "errors add up as they are made", seen="no public source: a plausible slip (a step takes nothing away)"
+    "errors add up as they are made", seen="no public source: a plausible slip (a step takes nothing away)", idea="term"
 )
 def _(schedule, slope, delta):
     return _carried(schedule, slope, delta, _shares(schedule), lambda t: 1.0)
@@ -1288,13 +1365,14 @@ def _(schedule, slope, delta):
 @error_along_the_chain.wrong(
     "the estimate does not answer to a shifted x_t: a factor 1/√α_t in every step",
     seen="openai/improved-diffusion issue 105 (noise in place of a network's estimate)",
+    idea="term",
 )
 def _(schedule, slope, delta):
     return _carried(schedule, slope, delta, _shares(schedule), lambda t: 1 / schedule.alpha[t].sqrt())
 
 
 @error_along_the_chain.wrong(
-    "the sign: noise that is overestimated is added", seen="no public source: a plausible slip"
+    "the sign: noise that is overestimated is added", seen="no public source: a plausible slip", idea="sign"
 )
 def _(schedule, slope, delta):
     return _carried(
@@ -1306,7 +1384,7 @@ def _(schedule, slope, delta):
     )
 
 
-@error_along_the_chain.wrong("the root of 1 − ᾱ_t is lost", seen="no public source: a plausible slip")
+@error_along_the_chain.wrong("the root of 1 − ᾱ_t is lost", seen="no public source: a plausible slip", idea="power")
 def _(schedule, slope, delta):
     def on_delta(t):
         return schedule.beta[t] / (schedule.alpha[t].sqrt() * (1 - schedule.alpha_bar[t]))
@@ -1314,7 +1392,9 @@ def _(schedule, slope, delta):
     return _carried(schedule, slope, delta, on_delta, lambda t: 1 / schedule.alpha[t].sqrt() - on_delta(t) * slope[t])
 
 
-@error_along_the_chain.wrong("the error of the first step only", seen="no public source: as if x_T alone mattered")
+@error_along_the_chain.wrong(
+    "the error of the first step only", seen="no public source: as if x_T alone mattered", idea="axis"
+)
 def _(schedule, slope, delta):
     on_delta, last = _shares(schedule), schedule.T
     only = torch.where(torch.arange(len(delta)) == last, delta, 0.0)

@@ -84,27 +84,29 @@ def _(schedule, t, s, var):
     return _keep(schedule, t, s, var)
 
 
-@keeps_the_marginal.wrong("1 − ᾱ_s − σ² without its root", seen="mathpluscode/ImgX-DiffSeg issue 4")
+@keeps_the_marginal.wrong("1 − ᾱ_s − σ² without its root", seen="mathpluscode/ImgX-DiffSeg issue 4", idea="power")
 def _(schedule, t, s, var):
     now, then = (float(schedule.alpha_bar[k]) for k in (t, s))
     on_x_t = (1 - then - var) / (1 - now) ** 0.5
     return then**0.5 - on_x_t * now**0.5, on_x_t
 
 
-@keeps_the_marginal.wrong("σ in the place of √(1 − ᾱ_s − σ²)", seen="jsboige/CoursIA PR 16158, in a review")
+@keeps_the_marginal.wrong(
+    "σ in the place of √(1 − ᾱ_s − σ²)", seen="jsboige/CoursIA PR 16158, in a review", idea="exchange"
+)
 def _(schedule, t, s, var):
     now, then = (float(schedule.alpha_bar[k]) for k in (t, s))
     on_x_t = (var / (1 - now)) ** 0.5
     return then**0.5 - on_x_t * now**0.5, on_x_t
 
 
-@keeps_the_marginal.wrong("σ² is not taken off: too much noise", seen="no public source: a plausible slip")
+@keeps_the_marginal.wrong("σ² is not taken off: too much noise", seen="no public source: a plausible slip", idea="term")
 def _(schedule, t, s, var):
     return _keep(schedule, t, s, 0.0)
 
 
 @keeps_the_marginal.wrong(
-    "x_t's own x_0 is not taken off", seen="no public source: a plausible slip (x_t read as its noise)"
+    "x_t's own x_0 is not taken off", seen="no public source: a plausible slip (x_t read as its noise)", idea="term"
 )
 def _(schedule, t, s, var):
     return float(schedule.alpha_bar[s]) ** 0.5, _keep(schedule, t, s, var)[1]
@@ -128,45 +130,53 @@ def _var(schedule, t, s, eta=1.0):
     return eta**2 * (1 - then) / (1 - now) * (1 - now / then)
 
 
-@ddim_var.wrong("η is not squared", seen="no public source: a plausible slip (of σ, which is linear in η)")
+@ddim_var.wrong(
+    "η is not squared", seen="no public source: a plausible slip (of σ, which is linear in η)", idea="power"
+)
 def _(schedule, t, s, eta):
     return _var(schedule, t, s) * eta
 
 
-@ddim_var.wrong("a standard deviation", seen="of this kind: huggingface/diffusers issue 14569")
+@ddim_var.wrong("a standard deviation", seen="of this kind: huggingface/diffusers issue 14569", idea="power")
 def _(schedule, t, s, eta):
     return _var(schedule, t, s, eta) ** 0.5
 
 
-@ddim_var.wrong("β_t of one step for a stride", seen="huggingface/diffusers PR 3006, which mends it elsewhere")
+@ddim_var.wrong(
+    "β_t of one step for a stride", seen="huggingface/diffusers PR 3006, which mends it elsewhere", idea="exchange"
+)
 def _(schedule, t, s, eta):
     now, then = (float(schedule.alpha_bar[k]) for k in (t, s))
     return eta**2 * (1 - then) / (1 - now) * float(schedule.beta[t])
 
 
-@ddim_var.wrong("t − 1 in the place of s", seen="huggingface/diffusers PR 2076, which mends it for DDPM")
+@ddim_var.wrong("t − 1 in the place of s", seen="huggingface/diffusers PR 2076, which mends it for DDPM", idea="time")
 def _(schedule, t, s, eta):
     return _var(schedule, t, t - 1, eta)
 
 
-@ddim_var.wrong("the ratio upside down", seen="no public source: a plausible slip (s and t swapped)")
+@ddim_var.wrong("the ratio upside down", seen="no public source: a plausible slip (s and t swapped)", idea="time")
 def _(schedule, t, s, eta):
     now, then = (float(schedule.alpha_bar[k]) for k in (t, s))
     return eta**2 * (1 - now) / (1 - then) * (1 - now / then) if s else 0.0
 
 
-@ddim_var.wrong("1 − ᾱ_t/ᾱ_s, what q(x_t|x_s) adds", seen="no public source: the upper choice, β_t, for a stride")
+@ddim_var.wrong(
+    "1 − ᾱ_t/ᾱ_s, what q(x_t|x_s) adds", seen="no public source: the upper choice, β_t, for a stride", idea="exchange"
+)
 def _(schedule, t, s, eta):
     now, then = (float(schedule.alpha_bar[k]) for k in (t, s))
     return eta**2 * (1 - now / then)
 
 
-@ddim_var.wrong("s = 0 read as ᾱ_1", seen="lllyasviel/ControlNet PR 587, Stability-AI/stablediffusion PR 345")
+@ddim_var.wrong(
+    "s = 0 read as ᾱ_1", seen="lllyasviel/ControlNet PR 587, Stability-AI/stablediffusion PR 345", idea="time"
+)
 def _(schedule, t, s, eta):
     return _var(schedule, t, max(s, 1), eta)
 
 
-@ddim_var.wrong("at least 1e-20", seen="no public source: a clamp for a logarithm that nobody takes")
+@ddim_var.wrong("at least 1e-20", seen="no public source: a clamp for a logarithm that nobody takes", idea="edge")
 def _(schedule, t, s, eta):
     return max(_var(schedule, t, s, eta), 1e-20)
 
@@ -239,44 +249,48 @@ def _step(schedule, x_0_hat, x_t, t, s, eta=0.0, generator=None, var=None, at=No
     return x + var**0.5 * _like(x, generator) if var > 0 else x
 
 
-@ddim_step.wrong("1 − ᾱ_s − σ² without its root", seen="mathpluscode/ImgX-DiffSeg issue 4")
+@ddim_step.wrong("1 − ᾱ_s − σ² without its root", seen="mathpluscode/ImgX-DiffSeg issue 4", idea="power")
 def _(schedule, x_0_hat, x_t, t, s, eta, generator):
     eps, a, var = _noise_in(schedule, x_0_hat, x_t, t), float(schedule.alpha_bar[s]), _var(schedule, t, s, eta)
     x = a**0.5 * x_0_hat + (1 - a - var) * eps
     return x + var**0.5 * _like(x, generator) if var > 0 else x
 
 
-@ddim_step.wrong("σ in the place of √(1 − ᾱ_s − σ²)", seen="jsboige/CoursIA PR 16158, in a review")
+@ddim_step.wrong("σ in the place of √(1 − ᾱ_s − σ²)", seen="jsboige/CoursIA PR 16158, in a review", idea="exchange")
 def _(schedule, x_0_hat, x_t, t, s, eta, generator):
     eps, a, var = _noise_in(schedule, x_0_hat, x_t, t), float(schedule.alpha_bar[s]), _var(schedule, t, s, eta)
     x = a**0.5 * x_0_hat + var**0.5 * eps
     return x + var**0.5 * _like(x, generator) if var > 0 else x
 
 
-@ddim_step.wrong("s = 0 read as ᾱ_1", seen="lllyasviel/ControlNet PR 587, Stability-AI/stablediffusion PR 345")
+@ddim_step.wrong(
+    "s = 0 read as ᾱ_1", seen="lllyasviel/ControlNet PR 587, Stability-AI/stablediffusion PR 345", idea="time"
+)
 def _(schedule, x_0_hat, x_t, t, s, eta, generator):
     return _step(schedule, x_0_hat, x_t, t, s, eta, generator, at=max(s, 1))
 
 
-@ddim_step.wrong("σ² is not taken off: too much noise", seen="no public source: a plausible slip")
+@ddim_step.wrong("σ² is not taken off: too much noise", seen="no public source: a plausible slip", idea="term")
 def _(schedule, x_0_hat, x_t, t, s, eta, generator):
     x, var = _step(schedule, x_0_hat, x_t, t, s), _var(schedule, t, s, eta)
     return x + var**0.5 * _like(x, generator) if var > 0 else x
 
 
-@ddim_step.wrong("z is multiplied with σ²", seen="no public source: variance and deviation mixed up")
+@ddim_step.wrong("z is multiplied with σ²", seen="no public source: variance and deviation mixed up", idea="power")
 def _(schedule, x_0_hat, x_t, t, s, eta, generator):
     eps, a, var = _noise_in(schedule, x_0_hat, x_t, t), float(schedule.alpha_bar[s]), _var(schedule, t, s, eta)
     x = a**0.5 * x_0_hat + max(1 - a - var, 0) ** 0.5 * eps
     return x + var * _like(x, generator) if var > 0 else x
 
 
-@ddim_step.wrong("x_0_hat is clipped on the way", seen="no public source: clipping belongs to the sampler")
+@ddim_step.wrong("x_0_hat is clipped on the way", seen="no public source: clipping belongs to the sampler", idea="edge")
 def _(schedule, x_0_hat, x_t, t, s, eta, generator):
     return _step(schedule, x_0_hat.clamp(-1, 1), x_t, t, s, eta, generator)
 
 
-@ddim_step.wrong("one draw for all pixels of a channel", seen="greatlog/UnpairedSR issue 15: noise of (B, 1, 1, 1)")
+@ddim_step.wrong(
+    "one draw for all pixels of a channel", seen="greatlog/UnpairedSR issue 15: noise of (B, 1, 1, 1)", idea="noise"
+)
 def _(schedule, x_0_hat, x_t, t, s, eta, generator):
     var = _var(schedule, t, s, eta)
     x = _step(schedule, x_0_hat, x_t, t, s, var=0.0) if var == 0 else None
@@ -286,12 +300,14 @@ def _(schedule, x_0_hat, x_t, t, s, eta, generator):
     return a**0.5 * x_0_hat + (1 - a - var) ** 0.5 * eps + var**0.5 * _like(x_t[:, :1, :1, :1], generator)
 
 
-@ddim_step.wrong("the generator is not heeded", seen="no public source: the argument, left out of the call")
+@ddim_step.wrong(
+    "the generator is not heeded", seen="no public source: the argument, left out of the call", idea="noise"
+)
 def _(schedule, x_0_hat, x_t, t, s, eta, generator):
     return _step(schedule, x_0_hat, x_t, t, s, eta)
 
 
-@ddim_step.wrong("1e-8 is added under the root of 1 − ᾱ_t", seen="no public source: an ε “for stability”")
+@ddim_step.wrong("1e-8 is added under the root of 1 − ᾱ_t", seen="no public source: an ε “for stability”", idea="edge")
 def _(schedule, x_0_hat, x_t, t, s, eta, generator):
     a, b, var = float(schedule.alpha_bar[t]), float(schedule.alpha_bar[s]), _var(schedule, t, s, eta)
     x = b**0.5 * x_0_hat + max(1 - b - var, 0) ** 0.5 * (x_t - a**0.5 * x_0_hat) / (1 - a + 1e-8) ** 0.5
@@ -336,45 +352,52 @@ def _refused(T, steps):
 @even_grid.wrong(
     "“leading”: 1, 1 + k, 1 + 2k, ... with k = ⌊T/n⌋",
     seen="huggingface/diffusers issues 2585 and 10003; CompVis/latent-diffusion issue 136",
+    idea="time",
 )
 def _(T, steps):
     _refused(T, steps)
     return [1 + i * (T // steps) for i in range(steps - 1, -1, -1)] + [0]
 
 
-@even_grid.wrong("“linspace”: from T to 1, then a step to 0", seen="timestep_spacing of huggingface/diffusers")
+@even_grid.wrong(
+    "“linspace”: from T to 1, then a step to 0", seen="timestep_spacing of huggingface/diffusers", idea="time"
+)
 def _(T, steps):
     _refused(T, steps)
     return [int(t) for t in np.linspace(T, 1, steps).round()] + [0]
 
 
-@even_grid.wrong("strides of ⌊T/n⌋ from T", seen="of this kind: huggingface/diffusers issues 11347 and 5921")
+@even_grid.wrong(
+    "strides of ⌊T/n⌋ from T", seen="of this kind: huggingface/diffusers issues 11347 and 5921", idea="edge"
+)
 def _(T, steps):
     _refused(T, steps)
     return [T - i * (T // steps) for i in range(steps)] + [0]
 
 
-@even_grid.wrong("rounded down", seen="no public source: int() of a real number")
+@even_grid.wrong("rounded down", seen="no public source: int() of a real number", idea="edge")
 def _(T, steps):
     _refused(T, steps)
     return [T * i // steps for i in range(steps, -1, -1)]
 
 
-@even_grid.wrong("the end 0 is missing", seen="no public source: range() without its end")
+@even_grid.wrong("the end 0 is missing", seen="no public source: range() without its end", idea="time")
 def _(T, steps):
     _refused(T, steps)
     return nearest(T, steps)[:-1]
 
 
 @even_grid.wrong(
-    "a time too many, where n·(T/n) is rounded", seen="huggingface/diffusers 0.42.1, “trailing” for T = 100, n = 29"
+    "a time too many, where n·(T/n) is rounded",
+    seen="huggingface/diffusers 0.42.1, “trailing” for T = 100, n = 29",
+    idea="time",
 )
 def _(T, steps):
     _refused(T, steps)
     return [int(t) for t in np.floor(np.arange(T, 0, -T / steps) + 0.5)] + [0]
 
 
-@even_grid.wrong("real numbers", seen="no public source: torch.linspace, not rounded")
+@even_grid.wrong("real numbers", seen="no public source: torch.linspace, not rounded", idea="edge")
 def _(T, steps):
     _refused(T, steps)
     return [T * i / steps for i in range(steps, -1, -1)]
@@ -586,6 +609,7 @@ def _ddim(eps_model, schedule, x, steps, eta, clip, generator, times=None, on_st
 @ddim_sampling.wrong(
     "the “leading” grid: the network is never asked at T",
     seen="huggingface/diffusers issues 2585 and 10003; CompVis/latent-diffusion issue 136",
+    idea="time",
 )
 def _(eps_model, schedule, x_T, *, steps, eta, clip, generator=None):
     _refused(schedule.T, steps)
@@ -596,6 +620,7 @@ def _(eps_model, schedule, x_T, *, steps, eta, clip, generator=None):
 @ddim_sampling.wrong(
     "a step goes to t − ⌊T/n⌋, and the next call is made elsewhere",
     seen="huggingface/diffusers issues 11347 and 5921",
+    idea="time",
 )
 def _(eps_model, schedule, x_T, *, steps, eta, clip, generator=None):
     stride = schedule.T // max(steps, 1)
@@ -607,7 +632,9 @@ def _(eps_model, schedule, x_T, *, steps, eta, clip, generator=None):
 
 
 @ddim_sampling.wrong(
-    "the last step goes to ᾱ_1, not to 1", seen="lllyasviel/ControlNet PR 587, Stability-AI/stablediffusion PR 345"
+    "the last step goes to ᾱ_1, not to 1",
+    seen="lllyasviel/ControlNet PR 587, Stability-AI/stablediffusion PR 345",
+    idea="time",
 )
 def _(eps_model, schedule, x_T, *, steps, eta, clip, generator=None):
     def move(x_0_hat, x, t, s):
@@ -619,6 +646,7 @@ def _(eps_model, schedule, x_T, *, steps, eta, clip, generator=None):
 @ddim_sampling.wrong(
     "ε is not recomputed from the clipped x_0_hat",
     seen="the default of huggingface/diffusers, use_clipped_model_output=False: a convention, not ours",
+    idea="exchange",
 )
 def _(eps_model, schedule, x_T, *, steps, eta, clip, generator=None):
     def move(x_0_hat, x, t, s):
@@ -630,22 +658,26 @@ def _(eps_model, schedule, x_T, *, steps, eta, clip, generator=None):
     return _ddim(eps_model, schedule, x_T, steps, eta, False, generator, move=move)
 
 
-@ddim_sampling.wrong("the network is asked at s, where the step goes", seen="no public source: a plausible slip")
+@ddim_sampling.wrong(
+    "the network is asked at s, where the step goes", seen="no public source: a plausible slip", idea="time"
+)
 def _(eps_model, schedule, x_T, *, steps, eta, clip, generator=None):
     return _ddim(eps_model, schedule, x_T, steps, eta, clip, generator, ask=lambda t, s: max(s, 1))
 
 
-@ddim_sampling.wrong("the network is told t − 1", seen="of this kind: udlbook/udlbook, notebook 18.3")
+@ddim_sampling.wrong("the network is told t − 1", seen="of this kind: udlbook/udlbook, notebook 18.3", idea="time")
 def _(eps_model, schedule, x_T, *, steps, eta, clip, generator=None):
     return _ddim(lambda x, t: eps_model(x, (t - 1).clamp(min=1)), schedule, x_T, steps, eta, clip, generator)
 
 
-@ddim_sampling.wrong("x_0_hat is never clipped", seen="no public source: the argument, left out of the call")
+@ddim_sampling.wrong(
+    "x_0_hat is never clipped", seen="no public source: the argument, left out of the call", idea="edge"
+)
 def _(eps_model, schedule, x_T, *, steps, eta, clip, generator=None):
     return _ddim(eps_model, schedule, x_T, steps, eta, False, generator)
 
 
-@ddim_sampling.wrong("x_s is clipped, too", seen="no public source: noisy images are no images in [−1, 1]")
+@ddim_sampling.wrong("x_s is clipped, too", seen="no public source: noisy images are no images in [−1, 1]", idea="edge")
 def _(eps_model, schedule, x_T, *, steps, eta, clip, generator=None):
     def move(x_0_hat, x, t, s):
         x = _step(schedule, x_0_hat, x, t, s, eta, generator)
@@ -654,12 +686,14 @@ def _(eps_model, schedule, x_T, *, steps, eta, clip, generator=None):
     return _ddim(eps_model, schedule, x_T, steps, eta, clip, generator, move=move)
 
 
-@ddim_sampling.wrong("η is forgotten", seen="no public source: a sampler that is always deterministic")
+@ddim_sampling.wrong("η is forgotten", seen="no public source: a sampler that is always deterministic", idea="term")
 def _(eps_model, schedule, x_T, *, steps, eta, clip, generator=None):
     return _ddim(eps_model, schedule, x_T, steps, min(eta, 0.0), clip, generator)
 
 
-@ddim_sampling.wrong("the same noise in every step", seen="no public source: a generator that is made in the loop")
+@ddim_sampling.wrong(
+    "the same noise in every step", seen="no public source: a generator that is made in the loop", idea="noise"
+)
 def _(eps_model, schedule, x_T, *, steps, eta, clip, generator=None):
     state = generator.get_state() if isinstance(generator, torch.Generator) else None
 
@@ -672,7 +706,9 @@ def _(eps_model, schedule, x_T, *, steps, eta, clip, generator=None):
 
 
 @ddim_sampling.wrong(
-    "a call too many, below t = 1", seen="huggingface/diffusers 0.42.1, “trailing” for T = 100 and 29 steps"
+    "a call too many, below t = 1",
+    seen="huggingface/diffusers 0.42.1, “trailing” for T = 100 and 29 steps",
+    idea="time",
 )
 def _(eps_model, schedule, x_T, *, steps, eta, clip, generator=None):
     x_0 = _ddim(eps_model, schedule, x_T, steps, eta, clip, generator)
@@ -732,23 +768,26 @@ def _(schedule, score, t):
 @probability_flow.wrong(
     "twice as fast: the drift of the reverse diffusion, without its noise",
     seen="no public source: the step of Song et al. 2021 (SDE paper), Eq. 6, with its noise left out",
+    idea="term",
 )
 def _(schedule, score, t):
     return -2 * ((1 - schedule.alpha_bar[t]) ** 0.5) * score
 
 
-@probability_flow.wrong("σ̂ in the place of √(1 − ᾱ)", seen="no public source: the score of x_t taken for that of y")
+@probability_flow.wrong(
+    "σ̂ in the place of √(1 − ᾱ)", seen="no public source: the score of x_t taken for that of y", idea="exchange"
+)
 def _(schedule, score, t):
     a = schedule.alpha_bar[t]
     return -(((1 - a) / a) ** 0.5) * score
 
 
-@probability_flow.wrong("the wrong sign: upwards in time", seen="no public source: a plausible slip")
+@probability_flow.wrong("the wrong sign: upwards in time", seen="no public source: a plausible slip", idea="sign")
 def _(schedule, score, t):
     return ((1 - schedule.alpha_bar[t]) ** 0.5) * score
 
 
-@probability_flow.wrong("1 − ᾱ without its root", seen="no public source: dy/d(σ̂²) and dy/dσ̂ mixed up")
+@probability_flow.wrong("1 − ᾱ without its root", seen="no public source: dy/d(σ̂²) and dy/dσ̂ mixed up", idea="power")
 def _(schedule, score, t):
     return -(1 - schedule.alpha_bar[t]) * score
 
@@ -783,30 +822,34 @@ def _(schedule, x_t, eps, t, s):
     return _root(schedule, s) * y
 
 
-@euler.wrong("√(1 − ᾱ) in the place of σ̂", seen="no public source: the noise in x taken for the noise in y")
+@euler.wrong(
+    "√(1 − ᾱ) in the place of σ̂", seen="no public source: the noise in x taken for the noise in y", idea="exchange"
+)
 def _(schedule, x_t, eps, t, s):
     move = (1 - float(schedule.alpha_bar[s])) ** 0.5 - (1 - float(schedule.alpha_bar[t])) ** 0.5
     return _root(schedule, s) * (x_t / _root(schedule, t) + move * eps)
 
 
-@euler.wrong("x is not divided by √ᾱ", seen="no public source: a plausible slip (variance-exploding code, copied)")
+@euler.wrong(
+    "x is not divided by √ᾱ", seen="no public source: a plausible slip (variance-exploding code, copied)", idea="term"
+)
 def _(schedule, x_t, eps, t, s):
     return x_t + (_sigma(schedule, s) - _sigma(schedule, t)) * eps
 
 
-@euler.wrong("σ̂² in the place of σ̂", seen="no public source: SNR read as a ratio of deviations")
+@euler.wrong("σ̂² in the place of σ̂", seen="no public source: SNR read as a ratio of deviations", idea="power")
 def _(schedule, x_t, eps, t, s):
     move = _sigma(schedule, s) ** 2 - _sigma(schedule, t) ** 2
     return _root(schedule, s) * (x_t / _root(schedule, t) + move * eps)
 
 
-@euler.wrong("the step runs upwards", seen="no public source: s and t swapped in the difference")
+@euler.wrong("the step runs upwards", seen="no public source: s and t swapped in the difference", idea="sign")
 def _(schedule, x_t, eps, t, s):
     y = x_t / _root(schedule, t) + (_sigma(schedule, t) - _sigma(schedule, s)) * eps
     return _root(schedule, s) * y
 
 
-@euler.wrong("√ᾱ_t at the end, not √ᾱ_s", seen="no public source: an index that was not moved")
+@euler.wrong("√ᾱ_t at the end, not √ᾱ_s", seen="no public source: an index that was not moved", idea="time")
 def _(schedule, x_t, eps, t, s):
     y = x_t / _root(schedule, t) + (_sigma(schedule, s) - _sigma(schedule, t)) * eps
     return _root(schedule, t) * y
@@ -831,22 +874,28 @@ def _(coarse, middle, fine):
     return math.log2(float((coarse - middle).norm() / (middle - fine).norm()))
 
 
-@order.wrong("the finest solution taken for the exact one", seen="no public source: it makes every order look higher")
+@order.wrong(
+    "the finest solution taken for the exact one",
+    seen="no public source: it makes every order look higher",
+    idea="exchange",
+)
 def _(coarse, middle, fine):
     return math.log2(float((coarse - fine).norm() / (middle - fine).norm()))
 
 
-@order.wrong("a natural logarithm", seen="no public source: a plausible slip")
+@order.wrong("a natural logarithm", seen="no public source: a plausible slip", idea="exchange")
 def _(coarse, middle, fine):
     return math.log(float((coarse - middle).norm() / (middle - fine).norm()))
 
 
-@order.wrong("squares without a root", seen="no public source: mean squared differences: every order is doubled")
+@order.wrong(
+    "squares without a root", seen="no public source: mean squared differences: every order is doubled", idea="power"
+)
 def _(coarse, middle, fine):
     return math.log2(float((coarse - middle).square().mean() / (middle - fine).square().mean()))
 
 
-@order.wrong("means of signed differences", seen="no public source: errors of both signs cancel")
+@order.wrong("means of signed differences", seen="no public source: errors of both signs cancel", idea="exchange")
 def _(coarse, middle, fine):
     first, second = ((a - b).mean().abs() + 1e-12 for a, b in ((coarse, middle), (middle, fine)))
     return math.log2(float(first / second))
@@ -905,7 +954,9 @@ def _move(schedule, x, slope, t, s):
     return _root(schedule, s) * (x / _root(schedule, t) + (_sigma(schedule, s) - _sigma(schedule, t)) * slope)
 
 
-@heun.wrong("the slope at the start alone", seen="no public source: Euler's method, with a call that is not used")
+@heun.wrong(
+    "the slope at the start alone", seen="no public source: Euler's method, with a call that is not used", idea="term"
+)
 def _(eps_model, schedule, x_T, *, steps, clip):
     def correct(x, end, slope, t, s):
         _second(eps_model, schedule, end, s, clip)
@@ -914,7 +965,7 @@ def _(eps_model, schedule, x_T, *, steps, clip):
     return _solver(eps_model, schedule, x_T, steps, clip, correct)
 
 
-@heun.wrong("the slope at the end alone", seen="no public source: the average forgotten")
+@heun.wrong("the slope at the end alone", seen="no public source: the average forgotten", idea="term")
 def _(eps_model, schedule, x_T, *, steps, clip):
     def correct(x, end, slope, t, s):
         return _move(schedule, x, _second(eps_model, schedule, end, s, clip), t, s)
@@ -922,7 +973,7 @@ def _(eps_model, schedule, x_T, *, steps, clip):
     return _solver(eps_model, schedule, x_T, steps, clip, correct)
 
 
-@heun.wrong("the second call at t, not at s", seen="no public source: an index that was not moved")
+@heun.wrong("the second call at t, not at s", seen="no public source: an index that was not moved", idea="time")
 def _(eps_model, schedule, x_T, *, steps, clip):
     def correct(x, end, slope, t, s):
         return _move(schedule, x, (slope + _second(eps_model, schedule, end, t, clip)) / 2, t, s)
@@ -930,7 +981,9 @@ def _(eps_model, schedule, x_T, *, steps, clip):
     return _solver(eps_model, schedule, x_T, steps, clip, correct)
 
 
-@heun.wrong("the second call at x_t, not where Euler's step ends", seen="no public source: a plausible slip")
+@heun.wrong(
+    "the second call at x_t, not where Euler's step ends", seen="no public source: a plausible slip", idea="exchange"
+)
 def _(eps_model, schedule, x_T, *, steps, clip):
     def correct(x, end, slope, t, s):
         return _move(schedule, x, (slope + _second(eps_model, schedule, x, s, clip)) / 2, t, s)
@@ -938,7 +991,7 @@ def _(eps_model, schedule, x_T, *, steps, clip):
     return _solver(eps_model, schedule, x_T, steps, clip, correct)
 
 
-@heun.wrong("the average in x, not in x/√ᾱ", seen="no public source: √ᾱ_s forgotten in the correction")
+@heun.wrong("the average in x, not in x/√ᾱ", seen="no public source: √ᾱ_s forgotten in the correction", idea="term")
 def _(eps_model, schedule, x_T, *, steps, clip):
     def correct(x, end, slope, t, s):
         change = _second(eps_model, schedule, end, s, clip) - slope
@@ -947,7 +1000,7 @@ def _(eps_model, schedule, x_T, *, steps, clip):
     return _solver(eps_model, schedule, x_T, steps, clip, correct)
 
 
-@heun.wrong("the sum of the slopes, not halved", seen="no public source: a plausible slip")
+@heun.wrong("the sum of the slopes, not halved", seen="no public source: a plausible slip", idea="term")
 def _(eps_model, schedule, x_T, *, steps, clip):
     def correct(x, end, slope, t, s):
         return _move(schedule, x, slope + _second(eps_model, schedule, end, s, clip), t, s)
@@ -958,6 +1011,7 @@ def _(eps_model, schedule, x_T, *, steps, clip):
 @heun.wrong(
     "second order in the last step, too, from a call at t = 1",
     seen="of this kind: huggingface/diffusers issue 9007, where the last step has σ = 0",
+    idea="edge",
 )
 def _(eps_model, schedule, x_T, *, steps, clip):
     def correct(x, end, slope, t, s):
@@ -970,7 +1024,11 @@ def _(eps_model, schedule, x_T, *, steps, clip):
     return _solver(eps_model, schedule, x_T, steps, clip, correct, last)
 
 
-@heun.wrong("the second estimate is not clipped", seen="no public source: the argument, left out of one of two calls")
+@heun.wrong(
+    "the second estimate is not clipped",
+    seen="no public source: the argument, left out of one of two calls",
+    idea="edge",
+)
 def _(eps_model, schedule, x_T, *, steps, clip):
     def correct(x, end, slope, t, s):
         return _move(schedule, x, (slope + _second(eps_model, schedule, end, s, False)) / 2, t, s)
@@ -1023,32 +1081,38 @@ def _multistep(eps_model, schedule, x, steps, clip, factor=None, last=False, mid
     return x
 
 
-@dpm_solver.wrong("first order throughout: DDIM", seen="no public source: a history that is never filled")
+@dpm_solver.wrong("first order throughout: DDIM", seen="no public source: a history that is never filled", idea="state")
 def _(eps_model, schedule, x_T, *, steps, clip):
     return _multistep(eps_model, schedule, x_T, steps, clip, factor=lambda h, before: 0.0)
 
 
-@dpm_solver.wrong("h'/h in the place of h/h'", seen="no public source: r and 1/r mixed up")
+@dpm_solver.wrong("h'/h in the place of h/h'", seen="no public source: r and 1/r mixed up", idea="sign")
 def _(eps_model, schedule, x_T, *, steps, clip):
     return _multistep(eps_model, schedule, x_T, steps, clip, factor=lambda h, before: before / (2 * h))
 
 
-@dpm_solver.wrong("the line at the end of the step, not in its middle", seen="no public source: the ½ is missing")
+@dpm_solver.wrong(
+    "the line at the end of the step, not in its middle", seen="no public source: the ½ is missing", idea="term"
+)
 def _(eps_model, schedule, x_T, *, steps, clip):
     return _multistep(eps_model, schedule, x_T, steps, clip, factor=lambda h, before: h / before)
 
 
-@dpm_solver.wrong("always ½: as if all steps were equal", seen="no public source: Adams and Bashforth's 3/2 and −1/2")
+@dpm_solver.wrong(
+    "always ½: as if all steps were equal", seen="no public source: Adams and Bashforth's 3/2 and −1/2", idea="exchange"
+)
 def _(eps_model, schedule, x_T, *, steps, clip):
     return _multistep(eps_model, schedule, x_T, steps, clip, factor=lambda h, before: 0.5)
 
 
-@dpm_solver.wrong("widths in t, not in λ", seen="no public source: a plausible slip")
+@dpm_solver.wrong("widths in t, not in λ", seen="no public source: a plausible slip", idea="exchange")
 def _(eps_model, schedule, x_T, *, steps, clip):
     return _multistep(eps_model, schedule, x_T, steps, clip, height=float)
 
 
-@dpm_solver.wrong("λ = log(ᾱ/(1 − ᾱ)) of one, ½ of it of the other", seen="no public source: SNR for its root, once")
+@dpm_solver.wrong(
+    "λ = log(ᾱ/(1 − ᾱ)) of one, ½ of it of the other", seen="no public source: SNR for its root, once", idea="power"
+)
 def _(eps_model, schedule, x_T, *, steps, clip):
     return _multistep(eps_model, schedule, x_T, steps, clip, factor=lambda h, before: h / before / 4)
 
@@ -1056,12 +1120,13 @@ def _(eps_model, schedule, x_T, *, steps, clip):
 @dpm_solver.wrong(
     "second order in the last step, with σ_1 for 0",
     seen="huggingface/diffusers issue 9007 and PR 9104; crowsonkb/k-diffusion issue 43",
+    idea="edge",
 )
 def _(eps_model, schedule, x_T, *, steps, clip):
     return _multistep(eps_model, schedule, x_T, steps, clip, last=True, factor=lambda h, b: max(h, 0.1) / (2 * b))
 
 
-@dpm_solver.wrong("the line is clipped, too", seen="no public source: a plausible slip")
+@dpm_solver.wrong("the line is clipped, too", seen="no public source: a plausible slip", idea="edge")
 def _(eps_model, schedule, x_T, *, steps, clip):
     def middle(x_0_hat, change):
         return (x_0_hat + change).clamp(-1, 1) if clip else x_0_hat + change
@@ -1069,7 +1134,7 @@ def _(eps_model, schedule, x_T, *, steps, clip):
     return _multistep(eps_model, schedule, x_T, steps, clip, middle=middle)
 
 
-@dpm_solver.wrong("the change with the wrong sign", seen="no public source: a plausible slip")
+@dpm_solver.wrong("the change with the wrong sign", seen="no public source: a plausible slip", idea="sign")
 def _(eps_model, schedule, x_T, *, steps, clip):
     return _multistep(eps_model, schedule, x_T, steps, clip, middle=lambda x_0_hat, change: x_0_hat - change)
 
@@ -1117,35 +1182,40 @@ def _upwards(eps_model, schedule, x, steps, clip, ask=lambda s, t: max(s, 1), at
 @inversion.wrong(
     "the network is asked at t, where the step goes",
     seen="google/prompt-to-prompt issue 79; huggingface/diffusers issue 10695",
+    idea="time",
 )
 def _(eps_model, schedule, x_0, *, steps, clip):
     return _upwards(eps_model, schedule, x_0, steps, clip, ask=lambda s, t: t)
 
 
-@inversion.wrong("told the number of the step, not its time", seen="Stability-AI/stablediffusion PR 226")
+@inversion.wrong("told the number of the step, not its time", seen="Stability-AI/stablediffusion PR 226", idea="time")
 def _(eps_model, schedule, x_0, *, steps, clip):
     grid = nearest(schedule.T, max(1, min(steps, schedule.T)))[::-1]
     return _upwards(eps_model, schedule, x_0, steps, clip, ask=lambda s, t: max(grid.index(s), 1))
 
 
-@inversion.wrong("x_0 is taken for x_1", seen="no public source: a table whose first entry is t = 1")
+@inversion.wrong("x_0 is taken for x_1", seen="no public source: a table whose first entry is t = 1", idea="time")
 def _(eps_model, schedule, x_0, *, steps, clip):
     return _upwards(eps_model, schedule, x_0, steps, clip, at=lambda s: max(s, 1))
 
 
-@inversion.wrong("the estimate is taken at t, not at s", seen="huggingface/diffusers PR 5832: t and t − Δ mixed up")
+@inversion.wrong(
+    "the estimate is taken at t, not at s", seen="huggingface/diffusers PR 5832: t and t − Δ mixed up", idea="time"
+)
 def _(eps_model, schedule, x_0, *, steps, clip):
     _refused(schedule.T, steps)
     grid = nearest(schedule.T, steps)[::-1]
     return _upwards(eps_model, schedule, x_0, steps, clip, at=lambda s: grid[grid.index(s) + 1] if s else 0)
 
 
-@inversion.wrong("the grid from T down", seen="openai/improved-diffusion issue 80: the order was not turned round")
+@inversion.wrong(
+    "the grid from T down", seen="openai/improved-diffusion issue 80: the order was not turned round", idea="sign"
+)
 def _(eps_model, schedule, x_0, *, steps, clip):
     return _upwards(eps_model, schedule, x_0, steps, clip, times=[*nearest(schedule.T, steps)[:-1], schedule.T])
 
 
-@inversion.wrong("never clipped", seen="no public source: the argument, left out of the call")
+@inversion.wrong("never clipped", seen="no public source: the argument, left out of the call", idea="edge")
 def _(eps_model, schedule, x_0, *, steps, clip):
     return _upwards(eps_model, schedule, x_0, steps, False)
 
@@ -1222,19 +1292,25 @@ def _cosine(x, y):
     return torch.nn.functional.cosine_similarity(x.flatten(1), y.flatten(1))
 
 
-@spherical.wrong("on a straight line", seen="no public source: the middle of two noises has half the variance")
+@spherical.wrong(
+    "on a straight line", seen="no public source: the middle of two noises has half the variance", idea="exchange"
+)
 def _(x, y, weight):
     w = torch.as_tensor(weight, dtype=x.dtype).expand(len(x)).reshape(-1, *[1] * (x.ndim - 1))
     return (1 - w) * x + w * y
 
 
-@spherical.wrong("one angle for the whole batch", seen="AUTOMATIC1111/stable-diffusion-webui issue 3068: dot.mean()")
+@spherical.wrong(
+    "one angle for the whole batch", seen="AUTOMATIC1111/stable-diffusion-webui issue 3068: dot.mean()", idea="axis"
+)
 def _(x, y, weight):
     return _arc(x, y, weight, torch.acos(_cosine(x, y)).mean().expand(len(x)))
 
 
 @spherical.wrong(
-    "the ends swapped where they are nearly parallel", seen="AUTOMATIC1111/stable-diffusion-webui issue 3068"
+    "the ends swapped where they are nearly parallel",
+    seen="AUTOMATIC1111/stable-diffusion-webui issue 3068",
+    idea="exchange",
 )
 def _(x, y, weight):
     cosine = _cosine(x, y)
@@ -1243,17 +1319,21 @@ def _(x, y, weight):
     return torch.where(near, w * x + (1 - w) * y, _arc(x, y, weight, torch.acos(cosine.clamp(-1, 0.9999))))
 
 
-@spherical.wrong("the cosine of vectors that were not normalised", seen="no public source: a plausible slip")
+@spherical.wrong(
+    "the cosine of vectors that were not normalised", seen="no public source: a plausible slip", idea="term"
+)
 def _(x, y, weight):
     return _arc(x, y, weight, torch.acos((x * y).flatten(1).sum(1).clamp(-0.999, 0.999)))
 
 
-@spherical.wrong("the result has length 1", seen="NVlabs/stylegan2-ada-pytorch issue 284 asks why it is normalised")
+@spherical.wrong(
+    "the result has length 1", seen="NVlabs/stylegan2-ada-pytorch issue 284 asks why it is normalised", idea="term"
+)
 def _(x, y, weight):
     mixed = _arc(x, y, weight, torch.acos(_cosine(x, y)))
     return mixed / mixed.flatten(1).norm(dim=1).reshape(-1, *[1] * (x.ndim - 1))
 
 
-@spherical.wrong("weight and 1 − weight swapped", seen="no public source: a plausible slip")
+@spherical.wrong("weight and 1 − weight swapped", seen="no public source: a plausible slip", idea="exchange")
 def _(x, y, weight):
     return _arc(y, x, weight, torch.acos(_cosine(x, y)))

@@ -85,13 +85,17 @@ def scaled_linear(f):
 
 
 @scaled_linear.wrong(
-    "β itself is linear", seen="the other schedule under the name linear: CompVis/stable-diffusion issue 314"
+    "β itself is linear",
+    seen="the other schedule under the name linear: CompVis/stable-diffusion issue 314",
+    idea="power",
 )
 def _(T, beta_1, beta_T):
     return Schedule(_steps(beta_1, beta_T, T))
 
 
-@scaled_linear.wrong("the roots, not squared again", seen="no public source: a plausible slip (√β taken for β)")
+@scaled_linear.wrong(
+    "the roots, not squared again", seen="no public source: a plausible slip (√β taken for β)", idea="power"
+)
 def _(T, beta_1, beta_T):
     return Schedule(_steps(beta_1**0.5, beta_T**0.5, T))
 
@@ -99,18 +103,21 @@ def _(T, beta_1, beta_T):
 @scaled_linear.wrong(
     "indexed by t/T instead of (t − 1)/(T − 1)",
     seen="no public source: a plausible slip (t counted from 1, the schedule from 0)",
+    idea="time",
 )
 def _(T, beta_1, beta_T):
     share = torch.arange(1, T + 1, dtype=torch.float64) / T
     return Schedule((beta_1**0.5 + share * (beta_T**0.5 - beta_1**0.5)) ** 2)
 
 
-@scaled_linear.wrong("the last β scaled with T, the first not", seen="of this kind: NVlabs/I2SB issue 11")
+@scaled_linear.wrong("the last β scaled with T, the first not", seen="of this kind: NVlabs/I2SB issue 11", idea="term")
 def _(T, beta_1, beta_T):
     return Schedule(_steps(beta_1**0.5, min(beta_T * 1000 / T, 0.999) ** 0.5, T) ** 2)
 
 
-@scaled_linear.wrong("β_t = β̄/T, constant", seen="no public source: a plausible slip (a budget spread evenly)")
+@scaled_linear.wrong(
+    "β_t = β̄/T, constant", seen="no public source: a plausible slip (a budget spread evenly)", idea="exchange"
+)
 def _(T, beta_1, beta_T):
     return Schedule(torch.full((T,), beta_T / T, dtype=torch.float64))
 
@@ -118,24 +125,29 @@ def _(T, beta_1, beta_T):
 @scaled_linear.wrong(
     "squares of the ends, squared again",
     seen="quadratic_beta_schedule of huggingface/blog, annotated-diffusion.md, as first published",
+    idea="power",
 )
 def _(T, beta_1, beta_T):
     return Schedule(_steps(beta_1**2, beta_T**2, T) ** 2)
 
 
-@scaled_linear.wrong("log β is linear", seen="no public source: a plausible slip (another curve between the same ends)")
+@scaled_linear.wrong(
+    "log β is linear", seen="no public source: a plausible slip (another curve between the same ends)", idea="exchange"
+)
 def _(T, beta_1, beta_T):
     return Schedule(torch.exp(_steps(math.log(beta_1), math.log(beta_T), T)))
 
 
 @scaled_linear.wrong(
-    "in single precision", seen="huggingface/diffusers, DDPMScheduler and others: their tables are float32"
+    "in single precision", seen="huggingface/diffusers, DDPMScheduler and others: their tables are float32", idea="edge"
 )
 def _(T, beta_1, beta_T):
     return Schedule(torch.linspace(beta_1**0.5, beta_T**0.5, T) ** 2)
 
 
-@scaled_linear.wrong("a β of at most 0.999", seen="no public source: the cosine schedule's rule, used here")
+@scaled_linear.wrong(
+    "a β of at most 0.999", seen="no public source: the cosine schedule's rule, used here", idea="edge"
+)
 def _(T, beta_1, beta_T):
     return Schedule((_steps(beta_1**0.5, beta_T**0.5, T) ** 2).clamp(max=0.999))
 
@@ -181,7 +193,7 @@ def _from_alpha_bar(a, beta_max):
     return Schedule((1 - a[1:] / a[:-1]).clamp(max=beta_max))
 
 
-@cosine.wrong("without the square", seen="no public source: a plausible slip (ᾱ and √ᾱ mixed up)")
+@cosine.wrong("without the square", seen="no public source: a plausible slip (ᾱ and √ᾱ mixed up)", idea="power")
 def _(T, s, beta_max):
     return _from_alpha_bar(_cos(T, s, 1), beta_max)
 
@@ -189,6 +201,7 @@ def _(T, s, beta_max):
 @cosine.wrong(
     "ᾱ_t = cos(t/T·π/2)/cos(π/2): divided by the last value, which is 0",
     seen="no public source: a plausible slip (f(0) taken for f at the angle π/2)",
+    idea="exchange",
 )
 def _(T, s, beta_max):
     a = _cos(T, 0.0, 1)
@@ -198,13 +211,16 @@ def _(T, s, beta_max):
 @cosine.wrong(
     "linspace(0, T, T + 1), divided by T + 1: the end is not reached",
     seen="proposed in jannerm/diffuser issue 68 (where both are T + 1, which is the same as both T)",
+    idea="time",
 )
 def _(T, s, beta_max):
     x = _steps(0, T, T + 1) / (T + 1)
     return _from_alpha_bar(torch.cos((x + s) / (1 + s) * math.pi / 2) ** 2, beta_max)
 
 
-@cosine.wrong("linspace(0, T + 1, T + 1), divided by T", seen="no public source: a plausible slip (one T + 1 mended)")
+@cosine.wrong(
+    "linspace(0, T + 1, T + 1), divided by T", seen="no public source: a plausible slip (one T + 1 mended)", idea="time"
+)
 def _(T, s, beta_max):
     a = torch.cos((_steps(0, T + 1, T + 1) / T + s) / (1 + s) * math.pi / 2) ** 2
     return Schedule((1 - a[1:] / a[:-1]).clamp(1e-9, beta_max))
@@ -213,6 +229,7 @@ def _(T, s, beta_max):
 @cosine.wrong(
     "ᾱ = 1 stored as the first of T entries: 1 − ᾱ is 0 at the first step",
     seen="Project-MONAI/GenerativeModels issue 489, Project-MONAI/MONAI PR 8427",
+    idea="time",
 )
 def _(T, s, beta_max):
     schedule = _from_alpha_bar(_cos(T, s), beta_max)
@@ -220,7 +237,9 @@ def _(T, s, beta_max):
 
 
 @cosine.wrong(
-    "ᾱ is not recomputed where β is clipped", seen="Project-MONAI/MONAI PR 8427, which mends it with the entry of ᾱ = 1"
+    "ᾱ is not recomputed where β is clipped",
+    seen="Project-MONAI/MONAI PR 8427, which mends it with the entry of ᾱ = 1",
+    idea="exchange",
 )
 def _(T, s, beta_max):
     a = _cos(T, s)
@@ -228,25 +247,29 @@ def _(T, s, beta_max):
 
 
 @cosine.wrong(
-    "β is not clipped: β_T = 1", seen="lucidrains/denoising-diffusion-pytorch 1.6.0, clip(betas, 0, 1.), for a while"
+    "β is not clipped: β_T = 1",
+    seen="lucidrains/denoising-diffusion-pytorch 1.6.0, clip(betas, 0, 1.), for a while",
+    idea="edge",
 )
 def _(T, s, beta_max):
     a = _cos(T, s)
     return Schedule(1 - a[1:] / a[:-1], zero_terminal=True)
 
 
-@cosine.wrong("β of at least 1e-4", seen="huggingface/blog, annotated-diffusion.md: clip(betas, 0.0001, 0.9999)")
+@cosine.wrong(
+    "β of at least 1e-4", seen="huggingface/blog, annotated-diffusion.md: clip(betas, 0.0001, 0.9999)", idea="edge"
+)
 def _(T, s, beta_max):
     a = _cos(T, s)
     return Schedule((1 - a[1:] / a[:-1]).clamp(1e-4, beta_max))
 
 
-@cosine.wrong("s is left out", seen="no public source: a plausible slip (an argument that is not used)")
+@cosine.wrong("s is left out", seen="no public source: a plausible slip (an argument that is not used)", idea="term")
 def _(T, s, beta_max):
     return _from_alpha_bar(_cos(T, 0.0), beta_max)
 
 
-@cosine.wrong("not divided by 1 + s: the end is passed", seen="no public source: a plausible slip")
+@cosine.wrong("not divided by 1 + s: the end is passed", seen="no public source: a plausible slip", idea="term")
 def _(T, s, beta_max):
     a = torch.cos((torch.arange(T + 1, dtype=torch.float64) / T + s) * math.pi / 2) ** 2
     return Schedule((1 - a[1:] / a[:-1]).clamp(1e-9, beta_max))
@@ -255,6 +278,7 @@ def _(T, s, beta_max):
 @cosine.wrong(
     "s at the wrong end: it keeps ᾱ_t from getting small near T",
     seen="no public source: a plausible slip (what s is for, turned round)",
+    idea="sign",
 )
 def _(T, s, beta_max):
     return _from_alpha_bar(
@@ -262,7 +286,11 @@ def _(T, s, beta_max):
     )
 
 
-@cosine.wrong("in single precision", seen="no public source: torch.linspace without a dtype, and β_1 loses four digits")
+@cosine.wrong(
+    "in single precision",
+    seen="no public source: torch.linspace without a dtype, and β_1 loses four digits",
+    idea="edge",
+)
 def _(T, s, beta_max):
     a = torch.cos((torch.linspace(0, 1, T + 1) + s) / (1 + s) * math.pi / 2) ** 2
     return Schedule((1 - a[1:] / a[:-1]).clamp(max=beta_max).clamp(min=1e-9))
@@ -290,7 +318,9 @@ def _between(beta_1, beta_T, share):
     return Schedule(beta_1 + (beta_T - beta_1) * share)
 
 
-@sigmoid_in_beta.wrong("from −3 to 3", seen="no public source: a plausible slip (the ends of the other sigmoid)")
+@sigmoid_in_beta.wrong(
+    "from −3 to 3", seen="no public source: a plausible slip (the ends of the other sigmoid)", idea="term"
+)
 def _(T, beta_1, beta_T):
     return _between(beta_1, beta_T, torch.sigmoid(_steps(-3, 3, T)))
 
@@ -298,6 +328,7 @@ def _(T, beta_1, beta_T):
 @sigmoid_in_beta.wrong(
     "the S-curve in ᾱ",
     seen="lucidrains/denoising-diffusion-pytorch, sigmoid_beta_schedule: the other schedule of this name",
+    idea="exchange",
 )
 def _(T, beta_1, beta_T):
     left = torch.sigmoid(_steps(3, -3, T + 1)) - torch.sigmoid(torch.tensor(-3.0, dtype=torch.float64))
@@ -307,13 +338,16 @@ def _(T, beta_1, beta_T):
 @sigmoid_in_beta.wrong(
     "the ends are put into the sigmoid",
     seen="no public source: a plausible slip (linspace(β_1, β_T) in place of −6, 6)",
+    idea="exchange",
 )
 def _(T, beta_1, beta_T):
     return _between(beta_1, beta_T, torch.sigmoid(_steps(beta_1, beta_T, T)))
 
 
 @sigmoid_in_beta.wrong(
-    "stretched until both ends are reached", seen="no public source: a plausible slip (a min–max rescaling)"
+    "stretched until both ends are reached",
+    seen="no public source: a plausible slip (a min–max rescaling)",
+    idea="term",
 )
 def _(T, beta_1, beta_T):
     share = torch.sigmoid(_steps(-6, 6, T))
@@ -321,18 +355,22 @@ def _(T, beta_1, beta_T):
 
 
 @sigmoid_in_beta.wrong(
-    "in steps of t/T from −6", seen="no public source: a plausible slip (t counted from 1, the schedule from 0)"
+    "in steps of t/T from −6",
+    seen="no public source: a plausible slip (t counted from 1, the schedule from 0)",
+    idea="time",
 )
 def _(T, beta_1, beta_T):
     return _between(beta_1, beta_T, torch.sigmoid(-6 + 12 * torch.arange(1, T + 1, dtype=torch.float64) / T))
 
 
-@sigmoid_in_beta.wrong("one end scaled with T", seen="of this kind: NVlabs/I2SB issue 11")
+@sigmoid_in_beta.wrong("one end scaled with T", seen="of this kind: NVlabs/I2SB issue 11", idea="term")
 def _(T, beta_1, beta_T):
     return _between(beta_1, min(beta_T * 1000 / T, 0.999), torch.sigmoid(_steps(-6, 6, T)))
 
 
-@sigmoid_in_beta.wrong("in single precision", seen="huggingface/diffusers, DDPMScheduler: its tables are float32")
+@sigmoid_in_beta.wrong(
+    "in single precision", seen="huggingface/diffusers, DDPMScheduler: its tables are float32", idea="edge"
+)
 def _(T, beta_1, beta_T):
     return _between(beta_1, beta_T, torch.sigmoid(torch.linspace(-6, 6, T)))
 
@@ -377,12 +415,15 @@ def _s(T, start, end, tau):
 @sigmoid_in_alpha_bar.wrong(
     "neither moved nor stretched: ᾱ_0 is not 1, ᾱ_T not 0",
     seen="no public source: a plausible slip (the sigmoid itself taken for ᾱ)",
+    idea="term",
 )
 def _(T, start, end, tau, beta_max):
     return _from_alpha_bar(1 - _s(T, start, end, tau), beta_max)
 
 
-@sigmoid_in_alpha_bar.wrong("τ is left out", seen="no public source: a plausible slip (an argument that is not used)")
+@sigmoid_in_alpha_bar.wrong(
+    "τ is left out", seen="no public source: a plausible slip (an argument that is not used)", idea="term"
+)
 def _(T, start, end, tau, beta_max):
     left = _s(T, start, end, 1.0)
     return _from_alpha_bar(left[-1] - left, beta_max)
@@ -391,6 +432,7 @@ def _(T, start, end, tau, beta_max):
 @sigmoid_in_alpha_bar.wrong(
     "τ under the sigmoid, but not at the ends",
     seen="no public source: a plausible slip (sigmoid(end) where sigmoid(end/τ) is meant)",
+    idea="term",
 )
 def _(T, start, end, tau, beta_max):
     a = torch.sigmoid(torch.tensor(max(end, end / tau), dtype=torch.float64)) + 1e-3 - _s(T, start, end, tau)
@@ -400,6 +442,7 @@ def _(T, start, end, tau, beta_max):
 @sigmoid_in_alpha_bar.wrong(
     "the ends of the sigmoid in single precision, the rest in double",
     seen="lucidrains/denoising-diffusion-pytorch, sigmoid_beta_schedule: torch.tensor(end / tau).sigmoid()",
+    idea="edge",
 )
 def _(T, start, end, tau, beta_max):
     a = torch.sigmoid(torch.tensor(end / tau)).double() - _s(T, start, end, tau)
@@ -407,14 +450,18 @@ def _(T, start, end, tau, beta_max):
 
 
 @sigmoid_in_alpha_bar.wrong(
-    "the S-curve in β", seen="huggingface/diffusers, beta_schedule “sigmoid”: the other schedule of this name"
+    "the S-curve in β",
+    seen="huggingface/diffusers, beta_schedule “sigmoid”: the other schedule of this name",
+    idea="exchange",
 )
 def _(T, start, end, tau, beta_max):
     return _between(1e-4, 0.02, torch.sigmoid(_steps(-6, 6, T)))
 
 
 @sigmoid_in_alpha_bar.wrong(
-    "T values from (t − 1)/(T − 1)", seen="no public source: a plausible slip (T entries of ᾱ where there are T + 1)"
+    "T values from (t − 1)/(T − 1)",
+    seen="no public source: a plausible slip (T entries of ᾱ where there are T + 1)",
+    idea="time",
 )
 def _(T, start, end, tau, beta_max):
     a = _s(max(T - 1, 1), start, end, tau)
@@ -422,7 +469,9 @@ def _(T, start, end, tau, beta_max):
     return Schedule((1 - torch.cat([a[1:2], a[1:]])[:T] / torch.cat([a[:1], a])[:T]).clamp(1e-9, beta_max))
 
 
-@sigmoid_in_alpha_bar.wrong("ᾱ is not recomputed where β is clipped", seen="of this kind: Project-MONAI/MONAI PR 8427")
+@sigmoid_in_alpha_bar.wrong(
+    "ᾱ is not recomputed where β is clipped", seen="of this kind: Project-MONAI/MONAI PR 8427", idea="exchange"
+)
 def _(T, start, end, tau, beta_max):
     left = _s(T, start, end, tau)
     a = (left[-1] - left) / (left[-1] - left[0])
@@ -430,7 +479,7 @@ def _(T, start, end, tau, beta_max):
 
 
 @sigmoid_in_alpha_bar.wrong(
-    "the root of ᾱ follows the curve", seen="no public source: a plausible slip (ᾱ and √ᾱ mixed up)"
+    "the root of ᾱ follows the curve", seen="no public source: a plausible slip (ᾱ and √ᾱ mixed up)", idea="power"
 )
 def _(T, start, end, tau, beta_max):
     left = _s(T, start, end, tau)
@@ -462,33 +511,39 @@ def _from_root(root, first):
     return Schedule(torch.cat([first, 1 - (root[1:] / root[:-1]) ** 2]), zero_terminal=True)
 
 
-@zero_snr.wrong("ᾱ is moved and stretched, not its root", seen="no public source: a plausible slip (a root forgotten)")
+@zero_snr.wrong(
+    "ᾱ is moved and stretched, not its root", seen="no public source: a plausible slip (a root forgotten)", idea="power"
+)
 def _(schedule):
     a = schedule.alpha_bar[1:]
     a = a[0] * (a - a[-1]) / (a[0] - a[-1])
     return _from_root(a.sqrt(), schedule.beta[1:2])
 
 
-@zero_snr.wrong("the root taken for ᾱ", seen="no public source: a plausible slip (not squared again)")
+@zero_snr.wrong("the root taken for ᾱ", seen="no public source: a plausible slip (not squared again)", idea="power")
 def _(schedule):
     root = schedule.alpha_bar[1:].sqrt()
     root = root[0] * (root - root[-1]) / (root[0] - root[-1])
     return _from_root(root.sqrt(), schedule.beta[1:2])
 
 
-@zero_snr.wrong("only the last step is changed", seen="no public source: a plausible slip (β_T set to 1)")
+@zero_snr.wrong("only the last step is changed", seen="no public source: a plausible slip (β_T set to 1)", idea="edge")
 def _(schedule):
     return Schedule(torch.cat([schedule.beta[1:-1], torch.ones(1).double()]), zero_terminal=True)
 
 
-@zero_snr.wrong("moved, not stretched: the first step gets noisier", seen="no public source: a plausible slip")
+@zero_snr.wrong(
+    "moved, not stretched: the first step gets noisier", seen="no public source: a plausible slip", idea="term"
+)
 def _(schedule):
     root = schedule.alpha_bar[1:].sqrt()
     root = root - root[-1]
     return _from_root(root, (1 - root[:1] ** 2).clamp(max=0.9999))
 
 
-@zero_snr.wrong("stretched from t = 0, not from t = 1", seen="no public source: a plausible slip (a table with ᾱ_0)")
+@zero_snr.wrong(
+    "stretched from t = 0, not from t = 1", seen="no public source: a plausible slip (a table with ᾱ_0)", idea="time"
+)
 def _(schedule):
     root = schedule.alpha_bar.sqrt()
     root = (root - root[-1]) / (1 - root[-1])
@@ -498,6 +553,7 @@ def _(schedule):
 @zero_snr.wrong(
     "β of at most 0.999, as in the cosine schedule",
     seen="no public source: a plausible slip (a schedule that has to keep β below 1)",
+    idea="edge",
 )
 def _(schedule):
     root = schedule.alpha_bar[1:].sqrt()
@@ -508,6 +564,7 @@ def _(schedule):
 @zero_snr.wrong(
     "ᾱ_T = 2^-24 where 0 is meant",
     seen="huggingface/diffusers PR 6024: a patch of its EulerDiscreteScheduler, on purpose",
+    idea="edge",
 )
 def _(schedule):
     root = schedule.alpha_bar[1:].sqrt()
@@ -552,43 +609,44 @@ def _ends(schedule, t):
 @clean_image.wrong(
     "by way of ε, divided by √ᾱ_t, which is 0 at T",
     seen="of this kind: zituitui/BELM issue 8 (v and zero terminal SNR)",
+    idea="edge",
 )
 def _(schedule, x_t, v, t):
     scale, std = _ends(schedule, t)
     return (x_t - std * (std * x_t + scale * v)) / scale
 
 
-@clean_image.wrong("the sign of v is turned", seen="no public source: a plausible slip")
+@clean_image.wrong("the sign of v is turned", seen="no public source: a plausible slip", idea="sign")
 def _(schedule, x_t, v, t):
     scale, std = _ends(schedule, t)
     return scale * x_t + std * v
 
 
-@clean_image.wrong("the formula for ε", seen="no public source: a plausible slip (ε and x_0 mixed up)")
+@clean_image.wrong("the formula for ε", seen="no public source: a plausible slip (ε and x_0 mixed up)", idea="exchange")
 def _(schedule, x_t, v, t):
     scale, std = _ends(schedule, t)
     return std * x_t + scale * v
 
 
-@clean_image.wrong("the two factors are swapped", seen="no public source: a plausible slip")
+@clean_image.wrong("the two factors are swapped", seen="no public source: a plausible slip", idea="exchange")
 def _(schedule, x_t, v, t):
     scale, std = _ends(schedule, t)
     return std * x_t - scale * v
 
 
-@clean_image.wrong("variances for roots", seen="no public source: a plausible slip")
+@clean_image.wrong("variances for roots", seen="no public source: a plausible slip", idea="power")
 def _(schedule, x_t, v, t):
     scale, std = _ends(schedule, t)
     return scale**2 * x_t - std**2 * v
 
 
-@clean_image.wrong("clipped to [−1, 1]", seen="no public source: a sampler's line, in the formula")
+@clean_image.wrong("clipped to [−1, 1]", seen="no public source: a sampler's line, in the formula", idea="edge")
 def _(schedule, x_t, v, t):
     scale, std = _ends(schedule, t)
     return (scale * x_t - std * v).clamp(-1, 1)
 
 
-@clean_image.wrong("√ᾱ of at least 1e-4", seen="no public source: a clamp “for stability”")
+@clean_image.wrong("√ᾱ of at least 1e-4", seen="no public source: a clamp “for stability”", idea="edge")
 def _(schedule, x_t, v, t):
     scale, std = _ends(schedule, t)
     return scale.clamp(min=1e-4) * x_t - std * v
@@ -643,7 +701,7 @@ def _min_snr(schedule, t, target, gamma):
     return ratio.clamp(max=gamma) / (ratio + 1 if target == "v" else 1)
 
 
-@min_snr.wrong("v weighted as ε, min(SNR, γ)/SNR", seen="bmaltais/kohya_ss issue 1555")
+@min_snr.wrong("v weighted as ε, min(SNR, γ)/SNR", seen="bmaltais/kohya_ss issue 1555", idea="exchange")
 def _(schedule, t, target, gamma):
     return _min_snr(schedule, t, "eps" if target == "v" else target, gamma)
 
@@ -651,6 +709,7 @@ def _(schedule, t, target, gamma):
 @min_snr.wrong(
     "for v, min(SNR + 1, γ)/(SNR + 1)",
     seen="huggingface/diffusers issue 5654, mended by PR 6307; proposed in bmaltais/kohya_ss issue 1555",
+    idea="term",
 )
 def _(schedule, t, target, gamma):
     if target == "v":
@@ -658,31 +717,41 @@ def _(schedule, t, target, gamma):
     return _min_snr(schedule, t, target, gamma)
 
 
-@min_snr.wrong("for v, 1 is added to ε's weight", seen="huggingface/diffusers PR 5238, which moves the 1 elsewhere")
+@min_snr.wrong(
+    "for v, 1 is added to ε's weight", seen="huggingface/diffusers PR 5238, which moves the 1 elsewhere", idea="term"
+)
 def _(schedule, t, target, gamma):
     return _min_snr(schedule, t, "eps", gamma) + 1 if target == "v" else _min_snr(schedule, t, target, gamma)
 
 
-@min_snr.wrong("max(SNR, γ) in place of min", seen="lucidrains/denoising-diffusion-pytorch PR 363, which mends it")
+@min_snr.wrong(
+    "max(SNR, γ) in place of min", seen="lucidrains/denoising-diffusion-pytorch PR 363, which mends it", idea="exchange"
+)
 def _(schedule, t, target, gamma):
     ratio = _snr(schedule, t)
     return ratio.clamp(min=gamma) / {"eps": ratio, "x_0": 1, "v": ratio + 1}[target]
 
 
 @min_snr.wrong(
-    "0/0 where the SNR is 0", seen="TiankaiHang/Min-SNR-Diffusion-Training issue 2 and PR 4: the loss becomes NaN"
+    "0/0 where the SNR is 0",
+    seen="TiankaiHang/Min-SNR-Diffusion-Training issue 2 and PR 4: the loss becomes NaN",
+    idea="edge",
 )
 def _(schedule, t, target, gamma):
     ratio = _snr(schedule, t)
     return ratio.clamp(max=gamma) / ratio if target == "eps" else _min_snr(schedule, t, target, gamma)
 
 
-@min_snr.wrong("x_0's weight for all", seen="no public source: a plausible slip (the target is not asked for)")
+@min_snr.wrong(
+    "x_0's weight for all", seen="no public source: a plausible slip (the target is not asked for)", idea="exchange"
+)
 def _(schedule, t, target, gamma):
     return _min_snr(schedule, t, "x_0", gamma)
 
 
-@min_snr.wrong("the ratio of deviations, not of variances", seen="no public source: a plausible slip (√SNR for SNR)")
+@min_snr.wrong(
+    "the ratio of deviations, not of variances", seen="no public source: a plausible slip (√SNR for SNR)", idea="power"
+)
 def _(schedule, t, target, gamma):
     ratio = _snr(schedule, t).sqrt()
     return {"eps": (gamma / ratio).clamp(max=1), "x_0": ratio.clamp(max=gamma)}.get(
@@ -690,17 +759,21 @@ def _(schedule, t, target, gamma):
     )
 
 
-@min_snr.wrong("α_t in place of ᾱ_t", seen="no public source: a plausible slip (a bar lost in copying)")
+@min_snr.wrong(
+    "α_t in place of ᾱ_t", seen="no public source: a plausible slip (a bar lost in copying)", idea="exchange"
+)
 def _(schedule, t, target, gamma):
     return _min_snr(with_alpha_bar(schedule, schedule.alpha), t, target, gamma)
 
 
-@min_snr.wrong("γ is always 5", seen="no public source: a plausible slip (an argument that is not used)")
+@min_snr.wrong(
+    "γ is always 5", seen="no public source: a plausible slip (an argument that is not used)", idea="exchange"
+)
 def _(schedule, t, target, gamma):
     return _min_snr(schedule, t, target, 5.0)
 
 
-@min_snr.wrong("an SNR of at least 1e-8", seen="no public source: a clamp “for stability”")
+@min_snr.wrong("an SNR of at least 1e-8", seen="no public source: a clamp “for stability”", idea="edge")
 def _(schedule, t, target, gamma):
     ratio = _snr(schedule, t).clamp(min=1e-8)
     return ratio.clamp(max=gamma) / {"eps": ratio, "x_0": 1, "v": ratio + 1}[target]
@@ -766,49 +839,59 @@ def _added(schedule, t):
     return schedule.beta[t] ** 2 / (schedule.alpha[t] * (1 - schedule.alpha_bar[t]))
 
 
-@best_variance.wrong("β̃_t alone", seen="the lower of the two choices of Ho et al. 2020, section 3.2")
+@best_variance.wrong("β̃_t alone", seen="the lower of the two choices of Ho et al. 2020, section 3.2", idea="term")
 def _(schedule, t, loss):
     return _tilde(schedule, t) + 0 * loss
 
 
-@best_variance.wrong("β_t, whatever the loss", seen="the upper of the two choices of Ho et al. 2020, section 3.2")
+@best_variance.wrong(
+    "β_t, whatever the loss", seen="the upper of the two choices of Ho et al. 2020, section 3.2", idea="exchange"
+)
 def _(schedule, t, loss):
     return schedule.beta[t] + 0 * loss
 
 
-@best_variance.wrong("β_t, not β̃_t, is what the loss is added to", seen="no public source: a plausible slip")
+@best_variance.wrong(
+    "β_t, not β̃_t, is what the loss is added to", seen="no public source: a plausible slip", idea="exchange"
+)
 def _(schedule, t, loss):
     return schedule.beta[t] + _added(schedule, t) * loss
 
 
-@best_variance.wrong("ᾱ_t in place of α_t", seen="no public source: a plausible slip (a bar too many)")
+@best_variance.wrong("ᾱ_t in place of α_t", seen="no public source: a plausible slip (a bar too many)", idea="exchange")
 def _(schedule, t, loss):
     return _tilde(schedule, t) + _added(schedule, t) * schedule.alpha[t] / schedule.alpha_bar[t] * loss
 
 
-@best_variance.wrong("the factor is not squared", seen="no public source: a plausible slip (deviation and variance)")
+@best_variance.wrong(
+    "the factor is not squared", seen="no public source: a plausible slip (deviation and variance)", idea="power"
+)
 def _(schedule, t, loss):
     return _tilde(schedule, t) + _added(schedule, t).sqrt() * loss
 
 
 @best_variance.wrong(
-    "1 − loss in place of the loss", seen="no public source: a plausible slip (E‖ε_θ‖² and the loss mixed up)"
+    "1 − loss in place of the loss",
+    seen="no public source: a plausible slip (E‖ε_θ‖² and the loss mixed up)",
+    idea="exchange",
 )
 def _(schedule, t, loss):
     return _tilde(schedule, t) + _added(schedule, t) * (1 - loss)
 
 
-@best_variance.wrong("the deviation, not the variance", seen="no public source: a plausible slip")
+@best_variance.wrong("the deviation, not the variance", seen="no public source: a plausible slip", idea="power")
 def _(schedule, t, loss):
     return (_tilde(schedule, t) + _added(schedule, t) * loss).sqrt()
 
 
-@best_variance.wrong("at most β_t", seen="no public source: true of the exact denoiser, not of every network")
+@best_variance.wrong(
+    "at most β_t", seen="no public source: true of the exact denoiser, not of every network", idea="edge"
+)
 def _(schedule, t, loss):
     return torch.minimum(_tilde(schedule, t) + _added(schedule, t) * loss, schedule.beta[t] + 0 * _added(schedule, t))
 
 
-@best_variance.wrong("β̃_2 at t = 1", seen="no public source: the rule for logarithms, used here")
+@best_variance.wrong("β̃_2 at t = 1", seen="no public source: the rule for logarithms, used here", idea="edge")
 def _(schedule, t, loss):
     t = torch.as_tensor(t)
     return _tilde(schedule, t.clamp(min=min(2, schedule.T))) + _added(schedule, t) * loss
@@ -859,7 +942,7 @@ def _(schedule, t, score_square):
     return _tilde(schedule, t) + _added(schedule, t) * (1 - (1 - schedule.alpha_bar[t]) * score_square)
 
 
-@from_the_score.wrong("β̃_t alone", seen="the lower of the two choices of Ho et al. 2020, section 3.2")
+@from_the_score.wrong("β̃_t alone", seen="the lower of the two choices of Ho et al. 2020, section 3.2", idea="term")
 def _(schedule, t, score_square):
     return _tilde(schedule, t)
 
@@ -867,22 +950,25 @@ def _(schedule, t, score_square):
 @from_the_score.wrong(
     "ᾱ_t in place of 1 − ᾱ_t",
     seen="no public source: a plausible slip (the paper's β̄ is our 1 − ᾱ, and its ᾱ is not in this place)",
+    idea="exchange",
 )
 def _(schedule, t, score_square):
     return _tilde(schedule, t) + _added(schedule, t) * (1 - schedule.alpha_bar[t] * score_square)
 
 
-@from_the_score.wrong("the score is not scaled", seen="no public source: a plausible slip (E‖ε*‖² is meant)")
+@from_the_score.wrong(
+    "the score is not scaled", seen="no public source: a plausible slip (E‖ε*‖² is meant)", idea="term"
+)
 def _(schedule, t, score_square):
     return _tilde(schedule, t) + _added(schedule, t) * (1 - score_square)
 
 
-@from_the_score.wrong("the sign of the score's part", seen="no public source: a plausible slip")
+@from_the_score.wrong("the sign of the score's part", seen="no public source: a plausible slip", idea="sign")
 def _(schedule, t, score_square):
     return _tilde(schedule, t) + _added(schedule, t) * (1 + (1 - schedule.alpha_bar[t]) * score_square)
 
 
-@from_the_score.wrong("no less than β̃_t + 1e-8", seen="no public source: a clamp “for stability”")
+@from_the_score.wrong("no less than β̃_t + 1e-8", seen="no public source: a clamp “for stability”", idea="edge")
 def _(schedule, t, score_square):
     exact = _tilde(schedule, t) + _added(schedule, t) * (1 - (1 - schedule.alpha_bar[t]) * score_square)
     return torch.maximum(exact, _tilde(schedule, t) + 1e-8)
@@ -943,14 +1029,16 @@ def _learned(schedule, v, t):
     return torch.exp(v * high + (1 - v) * low)
 
 
-@learned.wrong("log β̃_1 = −∞ at t = 1", seen="no public source: a plausible slip (β̃_1 is 0)")
+@learned.wrong("log β̃_1 = −∞ at t = 1", seen="no public source: a plausible slip (β̃_1 is 0)", idea="edge")
 def _(schedule, v, t):
     low, high = images(_tilde(schedule, t).log()), images(schedule.beta[torch.as_tensor(t)].log())
     return torch.exp(v * high + (1 - v) * low)
 
 
 @learned.wrong(
-    "β̃_1 clamped to 1e-20: a logarithm of −46", seen="huggingface/diffusers PR 3006, DDPMScheduler with learned_range"
+    "β̃_1 clamped to 1e-20: a logarithm of −46",
+    seen="huggingface/diffusers PR 3006, DDPMScheduler with learned_range",
+    idea="edge",
 )
 def _(schedule, v, t):
     low, high = (images(x.clamp(min=1e-20).log()) for x in (_tilde(schedule, t), schedule.beta[torch.as_tensor(t)]))
@@ -958,25 +1046,33 @@ def _(schedule, v, t):
 
 
 @learned.wrong(
-    "the variances are interpolated, not their logarithms", seen="huggingface/diffusers PR 2090, which mends it"
+    "the variances are interpolated, not their logarithms",
+    seen="huggingface/diffusers PR 2090, which mends it",
+    idea="power",
 )
 def _(schedule, v, t):
     low, high = _log_ends(schedule, t)
     return v * high.exp() + (1 - v) * low.exp()
 
 
-@learned.wrong("the log-variance, under a variance's name", seen="of this kind: huggingface/diffusers issue 14569")
+@learned.wrong(
+    "the log-variance, under a variance's name", seen="of this kind: huggingface/diffusers issue 14569", idea="power"
+)
 def _(schedule, v, t):
     low, high = _log_ends(schedule, t)
     return v * high + (1 - v) * low
 
 
-@learned.wrong("the deviation, exp of half the log-variance", seen="no public source: a plausible slip")
+@learned.wrong("the deviation, exp of half the log-variance", seen="no public source: a plausible slip", idea="power")
 def _(schedule, v, t):
     return _learned(schedule, v, t).sqrt()
 
 
-@learned.wrong("v = 1 gives β̃_t, v = 0 gives β_t", seen="no public source: a plausible slip (the two ends swapped)")
+@learned.wrong(
+    "v = 1 gives β̃_t, v = 0 gives β_t",
+    seen="no public source: a plausible slip (the two ends swapped)",
+    idea="exchange",
+)
 def _(schedule, v, t):
     return _learned(schedule, 1 - v, t)
 
@@ -984,27 +1080,32 @@ def _(schedule, v, t):
 @learned.wrong(
     "v from [−1, 1] where it lies in [0, 1] already",
     seen="no public source: a plausible slip (the code's (v + 1)/2 put into the paper's formula)",
+    idea="term",
 )
 def _(schedule, v, t):
     return _learned(schedule, (v + 1) / 2, t)
 
 
-@learned.wrong("v is clamped to [0, 1]", seen="no public source: a plausible slip, and no gradient beyond the ends")
+@learned.wrong(
+    "v is clamped to [0, 1]", seen="no public source: a plausible slip, and no gradient beyond the ends", idea="edge"
+)
 def _(schedule, v, t):
     return _learned(schedule, v.clamp(0, 1), t)
 
 
-@learned.wrong("one variance an image", seen="no public source: a plausible slip (a mean over the pixels)")
+@learned.wrong("one variance an image", seen="no public source: a plausible slip (a mean over the pixels)", idea="axis")
 def _(schedule, v, t):
     return _learned(schedule, v.flatten(1).mean(1).reshape(-1, 1, 1, 1).expand_as(v), t)
 
 
-@learned.wrong("the first t is used for the whole batch", seen="no public source: code that was run with one t only")
+@learned.wrong(
+    "the first t is used for the whole batch", seen="no public source: code that was run with one t only", idea="time"
+)
 def _(schedule, v, t):
     return _learned(schedule, v, torch.as_tensor(t).flatten()[:1].expand(len(v)))
 
 
-@learned.wrong("no gradient passes", seen="no public source: no_grad() left over from sampling")
+@learned.wrong("no gradient passes", seen="no public source: no_grad() left over from sampling", idea="gradient")
 def _(schedule, v, t):
     return _learned(schedule, v, t).detach()
 
@@ -1130,13 +1231,19 @@ def _hybrid(model, schedule, x_0, eps, t, weight, decoder, freeze=True, unit=LOG
     return (eps - eps_hat).square().flatten(1).mean(1) + weight * (schedule.T if factor is None else factor) * bits
 
 
-@hybrid.wrong("the bound's gradient reaches the mean", seen="no public source: a plausible slip (detach() forgotten)")
+@hybrid.wrong(
+    "the bound's gradient reaches the mean",
+    seen="no public source: a plausible slip (detach() forgotten)",
+    idea="gradient",
+)
 def _(model, schedule, x_0, eps, t, weight, decoder):
     return _hybrid(model, schedule, x_0, eps, t, weight, decoder, freeze=False)
 
 
 @hybrid.wrong(
-    "no gradient from the bound at all", seen="no public source: a plausible slip (the whole output detached)"
+    "no gradient from the bound at all",
+    seen="no public source: a plausible slip (the whole output detached)",
+    idea="gradient",
 )
 def _(model, schedule, x_0, eps, t, weight, decoder):
     whole = _hybrid(model, schedule, x_0, eps, t, weight, decoder).detach()
@@ -1147,6 +1254,7 @@ def _(model, schedule, x_0, eps, t, weight, decoder):
 @hybrid.wrong(
     "one term in place of the bound: λ·L_{t−1} without T",
     seen="lucidrains/denoising-diffusion-pytorch, learned_gaussian_diffusion.py: 0.001 times one term",
+    idea="term",
 )
 def _(model, schedule, x_0, eps, t, weight, decoder):
     return _hybrid(model, schedule, x_0, eps, t, weight, decoder, factor=1)
@@ -1155,24 +1263,27 @@ def _(model, schedule, x_0, eps, t, weight, decoder):
 @hybrid.wrong(
     "1000·λ for T·λ, right for T = 1000 only",
     seen="loss type MSE of openai/improved-diffusion, asked about in its issues 17 and 153",
+    idea="exchange",
 )
 def _(model, schedule, x_0, eps, t, weight, decoder):
     return _hybrid(model, schedule, x_0, eps, t, weight, decoder, factor=1000)
 
 
-@hybrid.wrong("nats, not bits", seen="no public source: a plausible slip (log 2 forgotten)")
+@hybrid.wrong("nats, not bits", seen="no public source: a plausible slip (log 2 forgotten)", idea="term")
 def _(model, schedule, x_0, eps, t, weight, decoder):
     return _hybrid(model, schedule, x_0, eps, t, weight, decoder, unit=1.0)
 
 
 @hybrid.wrong(
-    "the output is v, not (output + 1)/2", seen="no public source: a plausible slip (code and paper mixed up)"
+    "the output is v, not (output + 1)/2",
+    seen="no public source: a plausible slip (code and paper mixed up)",
+    idea="term",
 )
 def _(model, schedule, x_0, eps, t, weight, decoder):
     return _hybrid(model, schedule, x_0, eps, t, weight, decoder, raw_is_v=True)
 
 
-@hybrid.wrong("the two halves of the output are swapped", seen="no public source: a plausible slip")
+@hybrid.wrong("the two halves of the output are swapped", seen="no public source: a plausible slip", idea="exchange")
 def _(model, schedule, x_0, eps, t, weight, decoder):
     def swapped(x_t, t):
         return torch.cat(model(x_t, t).chunk(2, dim=1)[::-1], 1)
@@ -1180,23 +1291,31 @@ def _(model, schedule, x_0, eps, t, weight, decoder):
     return _hybrid(swapped, schedule, x_0, eps, t, weight, decoder)
 
 
-@hybrid.wrong("a divergence at t = 1 too, no decoder", seen="no public source: a plausible slip (L_0 forgotten)")
+@hybrid.wrong(
+    "a divergence at t = 1 too, no decoder", seen="no public source: a plausible slip (L_0 forgotten)", idea="edge"
+)
 def _(model, schedule, x_0, eps, t, weight, decoder):
     return _hybrid(model, schedule, x_0, eps, t, weight, None)
 
 
-@hybrid.wrong("the sum over the pixels of the bound", seen="no public source: bits for an image, read as bits per dim")
+@hybrid.wrong(
+    "the sum over the pixels of the bound",
+    seen="no public source: bits for an image, read as bits per dim",
+    idea="axis",
+)
 def _(model, schedule, x_0, eps, t, weight, decoder):
     return _hybrid(model, schedule, x_0, eps, t, weight * x_0[0].numel(), decoder)
 
 
-@hybrid.wrong("the bound is subtracted", seen="no public source: a plausible slip (the ELBO's sign)")
+@hybrid.wrong("the bound is subtracted", seen="no public source: a plausible slip (the ELBO's sign)", idea="sign")
 def _(model, schedule, x_0, eps, t, weight, decoder):
     return _hybrid(model, schedule, x_0, eps, t, -weight, decoder)
 
 
 @hybrid.wrong(
-    "the network is given t − 1", seen="udlbook/udlbook, notebook 18.3: a model trained with t is asked at t − 1"
+    "the network is given t − 1",
+    seen="udlbook/udlbook, notebook 18.3: a model trained with t is asked at t − 1",
+    idea="time",
 )
 def _(model, schedule, x_0, eps, t, weight, decoder):
     return _hybrid(lambda x_t, t: model(x_t, t - 1), schedule, x_0, eps, t, weight, decoder)
@@ -1234,29 +1353,35 @@ def _(second_moment):
 
 
 @probabilities.wrong(
-    "in proportion to E[L²], without the root", seen="no public source: a plausible slip (the moment, not its root)"
+    "in proportion to E[L²], without the root",
+    seen="no public source: a plausible slip (the moment, not its root)",
+    idea="power",
 )
 def _(second_moment):
     return second_moment / second_moment.sum()
 
 
-@probabilities.wrong("uniform", seen="Ho et al. 2020, Algorithm 1: what is to be improved on")
+@probabilities.wrong("uniform", seen="Ho et al. 2020, Algorithm 1: what is to be improved on", idea="noise")
 def _(second_moment):
     return torch.full_like(second_moment, 1 / len(second_moment))
 
 
-@probabilities.wrong("a softmax of the roots", seen="no public source: a plausible slip (another way to a sum of 1)")
+@probabilities.wrong(
+    "a softmax of the roots", seen="no public source: a plausible slip (another way to a sum of 1)", idea="exchange"
+)
 def _(second_moment):
     return second_moment.sqrt().softmax(0).clamp(min=1e-300)
 
 
-@probabilities.wrong("the inverse: rare losses drawn more often", seen="no public source: the factors, not the draws")
+@probabilities.wrong(
+    "the inverse: rare losses drawn more often", seen="no public source: the factors, not the draws", idea="sign"
+)
 def _(second_moment):
     root = 1 / second_moment.sqrt()
     return root / root.sum()
 
 
-@probabilities.wrong("the root of at least 1e-8", seen="no public source: a clamp “for stability”")
+@probabilities.wrong("the root of at least 1e-8", seen="no public source: a clamp “for stability”", idea="edge")
 def _(second_moment):
     root = second_moment.sqrt().clamp(min=1e-8)
     return root / root.sum()
@@ -1440,42 +1565,54 @@ def _variant(schedule, **methods):
     return type("Variant", (_Changed,), methods)(schedule)
 
 
-@second_moment.wrong("no factors: the mean loss is biased", seen="no public source: a plausible slip (draws alone)")
+@second_moment.wrong(
+    "no factors: the mean loss is biased", seen="no public source: a plausible slip (draws alone)", idea="term"
+)
 def _(schedule):
     return _variant(schedule, factor=lambda self, p, index: torch.ones(len(index)))
 
 
-@second_moment.wrong("factors p·T, upside down", seen="no public source: a plausible slip")
+@second_moment.wrong("factors p·T, upside down", seen="no public source: a plausible slip", idea="sign")
 def _(schedule):
     return _variant(schedule, factor=lambda self, p, index: (len(p) * p[index]).float())
 
 
-@second_moment.wrong("factors 1/p, without T", seen="no public source: a plausible slip (the mean taken for the sum)")
+@second_moment.wrong(
+    "factors 1/p, without T", seen="no public source: a plausible slip (the mean taken for the sum)", idea="term"
+)
 def _(schedule):
     return _variant(schedule, factor=lambda self, p, index: (1 / p[index]).float())
 
 
-@second_moment.wrong("factors divided by the batch's mean of them", seen="no public source: self-normalised weights")
+@second_moment.wrong(
+    "factors divided by the batch's mean of them", seen="no public source: self-normalised weights", idea="axis"
+)
 def _(schedule):
     return _variant(schedule, factor=lambda self, p, index: (1 / p[index] / (1 / p[index]).mean()).float())
 
 
-@second_moment.wrong("the mean loss, not the root of its square", seen="no public source: a plausible slip")
+@second_moment.wrong(
+    "the mean loss, not the root of its square", seen="no public source: a plausible slip", idea="power"
+)
 def _(schedule):
     return _variant(schedule, root=lambda self: self.losses.mean(1))
 
 
-@second_moment.wrong("the mean square, without the root", seen="no public source: a plausible slip")
+@second_moment.wrong("the mean square, without the root", seen="no public source: a plausible slip", idea="power")
 def _(schedule):
     return _variant(schedule, root=lambda self: self.losses.square().mean(1))
 
 
-@second_moment.wrong("the deviation of the losses", seen="no public source: a plausible slip (central moments)")
+@second_moment.wrong(
+    "the deviation of the losses", seen="no public source: a plausible slip (central moments)", idea="exchange"
+)
 def _(schedule):
     return _variant(schedule, root=lambda self: self.losses.std(1) + 1e-9)
 
 
-@second_moment.wrong("nothing is drawn uniformly: a step without loss is forgotten", seen="no public source: u = 0")
+@second_moment.wrong(
+    "nothing is drawn uniformly: a step without loss is forgotten", seen="no public source: u = 0", idea="noise"
+)
 def _(schedule):
     def probabilities(self):
         p = _Changed.probabilities(self)
@@ -1484,13 +1621,15 @@ def _(schedule):
     return _variant(schedule, probabilities=probabilities)
 
 
-@second_moment.wrong("starts to learn when one step has its ten", seen="no public source: any() for all()")
+@second_moment.wrong(
+    "starts to learn when one step has its ten", seen="no public source: any() for all()", idea="exchange"
+)
 def _(schedule):
     return _variant(schedule, ready=lambda self: bool((self.count >= self.losses.shape[1]).any()))
 
 
 @second_moment.wrong(
-    "t counted from 0", seen="openai/improved-diffusion, resample.py: right there, where t is 0..T − 1"
+    "t counted from 0", seen="openai/improved-diffusion, resample.py: right there, where t is 0..T − 1", idea="time"
 )
 def _(schedule):
     def draw(self, batch, generator):
@@ -1500,7 +1639,9 @@ def _(schedule):
     return _variant(schedule, draw=draw)
 
 
-@second_moment.wrong("the first ten losses, never the latest", seen="no public source: a memory that is full")
+@second_moment.wrong(
+    "the first ten losses, never the latest", seen="no public source: a memory that is full", idea="state"
+)
 def _(schedule):
     def update(self, t, loss):
         self._read()
@@ -1511,7 +1652,9 @@ def _(schedule):
     return _variant(schedule, update=update)
 
 
-@second_moment.wrong("the generator is not heeded", seen="openai/improved-diffusion, resample.py: np.random.choice")
+@second_moment.wrong(
+    "the generator is not heeded", seen="openai/improved-diffusion, resample.py: np.random.choice", idea="noise"
+)
 def _(schedule):
     def draw(self, batch, generator):
         return _Changed.draw(self, batch, torch.Generator().manual_seed(int(torch.randint(2**31, (1,)))))
@@ -1519,6 +1662,8 @@ def _(schedule):
     return _variant(schedule, draw=draw)
 
 
-@second_moment.wrong("the state is not stored: a resumed run learns anew", seen="no public source: a plausible slip")
+@second_moment.wrong(
+    "the state is not stored: a resumed run learns anew", seen="no public source: a plausible slip", idea="state"
+)
 def _(schedule):
     return _variant(schedule, state=lambda self: {}, load_state=lambda self, state: None)
