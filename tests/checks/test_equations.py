@@ -32,7 +32,9 @@ def implementations():
     for module in CHAPTER:
         if module.split(".")[0] == "checks":
             continue
-        tree = ast.parse((ROOT / "ddpm_lib" / f"{module.replace('.', '/')}.py").read_text(encoding="utf-8"))
+        place = ROOT / "ddpm_lib" / module.replace(".", "/")
+        path = place / "__init__.py" if place.is_dir() else place.with_suffix(".py")
+        tree = ast.parse(path.read_text(encoding="utf-8"))
         for node in ast.walk(tree):
             if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
                 first = (ast.get_docstring(node) or "").partition("\n")[0]
