@@ -69,7 +69,7 @@ def variances(batch):
 @check("7.1", "ancestral step", "implementation", "Bayes' rule on a grid, and the noise given", to=1e-9)
 @until(1e-8)
 def ancestral_step(f):
-    """f(schedule, x_t, x_0_hat, t, z) returns x_{t−1}, with the variance β̃_t; no noise at t = 1.
+    """f(schedule, x_t, x_0_hat, t, z) returns x_{t−1}, in x_t's dtype, with the variance β̃_t; no noise at t = 1.
 
     Where f takes one thing more, a coefficient for the variance, β_t and another are tried too.
     """
@@ -84,6 +84,13 @@ def ancestral_step(f):
             return batch.mean + images(var.sqrt()) * fresh(batch.x_t)
 
         yield from linear_in_images(step, lambda batch: (batch.x_t, batch.x_0, fresh(batch.x_t)), exact)
+        x_t = some_images(2, 1, 2, 3).float()
+        narrow = f(SHORT, x_t, x_t, torch.tensor([3, 1]), x_t, *choice).dtype == x_t.dtype
+        if not narrow:
+            note(
+                math.inf, "Of float32 images it makes float64.", "Cast coefficients to the images' dtype, last of all."
+            )
+        yield fault(not narrow)
 
 
 def _tables(schedule, t):
