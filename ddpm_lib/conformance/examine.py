@@ -1,6 +1,5 @@
 """One function against its equation's check: whether it holds, by how much it does not, and which mistake it makes."""
 
-import functools
 import itertools
 import math
 import textwrap
@@ -13,7 +12,7 @@ from ddpm_lib.checks.equation import Check, Wrong
 from ddpm_lib.checks.message import DoesNotHold, NothingToCheck, name_of
 from ddpm_lib.checks.raised import said
 from ddpm_lib.checks.report import failure
-from ddpm_lib.conformance.trace import Trace, between, result_of, rounded
+from ddpm_lib.conformance.trace import Trace, between, in_single, result_of
 
 SINGLE = 2.0**-23  # float32's distance from 1 to the next number
 ROOM = 16.0  # times worse than the right formula in float32 may be what computes in float32: four of 24 bits
@@ -147,11 +146,7 @@ def as_in_float32(found: Check, trace: Trace) -> tuple[float, float]:
     if own is None or found.precision.startswith("|z|") or not trace.ended:
         return math.inf, math.inf
 
-    @functools.wraps(trace.function, updated=())  # a check tries what is optional where it is offered
-    def twin(*args: Any, **options: Any) -> Any:
-        return own(*map(rounded, args), **{name: rounded(value) for name, value in options.items()})
-
-    single = Trace.of(found, twin)
+    single = Trace.of(found, in_single(own, trace.function))
     if not single.ended or len(single.distances) != len(trace.distances):
         return math.inf, math.inf
     for distance, can in zip(trace.distances, single.distances, strict=True):

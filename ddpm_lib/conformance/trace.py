@@ -63,6 +63,16 @@ class Trace:
         return self._against
 
 
+def in_single(own: Callable, like: Callable) -> Callable:
+    """The function with its arguments rounded to float32. like: whose signature it shows."""
+
+    @functools.wraps(like, updated=())  # a check tries what is optional where it is offered
+    def single(*args: Any, **options: Any) -> Any:
+        return own(*map(rounded, args), **{name: rounded(value) for name, value in options.items()})
+
+    return single
+
+
 def rounded(value: Any) -> Any:
     """The same value with all its numbers in float32; a schedule with tables that were computed in float32.
 
