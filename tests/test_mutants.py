@@ -173,7 +173,7 @@ def test_a_check_catches_a_slip_and_passes_what_is_right():
 
 def test_a_test_catches_a_slip_and_one_that_reaches_it_may_not(tmp_path):
     slip = of_snr()["return schedule.alpha_bar[t - 1] / (1 - schedule.alpha_bar[t])"]
-    file = tmp_path / "test_toy.py"
+    file = tmp_path / "test_of_two_steps.py"
     file.write_text(TOY_TESTS, encoding="utf-8")
     assert alone(judge.first_test, (slip.module, slip.source, [f"{file}::test_a"])) == ""
     noticed = alone(judge.first_test, (slip.module, slip.source, [f"{file}::test_a", f"{file}::test_b"]))

@@ -161,7 +161,7 @@ def run(made: list[Mutant], jobs: int) -> Results:
         return 30 + 5 * sum(found[name]["seconds"] for name in reaching(task[0], found))
 
     for (mutant, by), noticed in children.each(waiting, judged, seconds, jobs):
-        noticed = "it never ended" if noticed is None else noticed or ""
+        noticed = "its process was killed" if noticed is None else noticed or ""
         if by == "check" and not noticed:
             waiting.insert(0, (mutant, "test"))
             continue
@@ -227,6 +227,7 @@ def main() -> int:
         print("\n".join(f"{mutant.line:4} {mutant.operator:14} {mutant.key}" for mutant in made))
         return 0
     children.preload()
+    tqdm.tqdm.monitor_interval = 0  # no thread beside the one that forks
     with tempfile.TemporaryDirectory() as folder:
         tempfile.tempdir = folder  # of the children, too: those that are killed tidy nothing
         results = run(made, arguments.jobs)

@@ -23,6 +23,8 @@ from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from typing import Any
 
+import tqdm
+
 ROOT = Path(__file__).parents[2]
 LIBRARY = ROOT / "ddpm_lib"
 HEAVY = ("scipy.stats", "sklearn.svm", "sklearn.datasets", "torchvision", "diffusers", "matplotlib.pyplot", "pytest")
@@ -111,6 +113,7 @@ def _child(run: Callable[[Any], Any], task: Any, seconds: float, put: Any) -> No
     if sys.platform == "linux":
         pages = int(Path("/proc/self/statm").read_text().split()[0])
         resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + MEMORY,) * 2)
+    tqdm.tqdm.set_lock(threading.RLock())  # tqdm's own is shared by all processes, and this one may be killed with it
     nowhere = os.open(os.devnull, os.O_RDWR)
     for stream in (0, 1, 2):
         os.dup2(nowhere, stream)

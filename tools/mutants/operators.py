@@ -112,10 +112,8 @@ class _Places(ast.NodeVisitor):
     # Text
 
     def span(self, node: ast.AST) -> tuple[int, int]:
-        return (
-            self.starts[node.lineno - 1] + node.col_offset,
-            self.starts[node.end_lineno - 1] + node.end_col_offset,
-        )
+        start, end = self.starts[node.lineno - 1], self.starts[node.end_lineno - 1]
+        return start + node.col_offset, end + node.end_col_offset
 
     def text(self, start: int, end: int) -> str:
         return self.code[start:end].decode().strip()
