@@ -63,8 +63,15 @@ def test_the_frechet_distance_exists_where_covariances_are_singular(n):
 
 @pytest.mark.parametrize(("real", "fake"), [((5, 3), (5, 4)), ((1, 3), (5, 3)), ((5, 3), (1, 3))])
 def test_sets_without_a_covariance_are_refused(real, fake):
-    with pytest.raises(ValueError, match="at least 2 features of equal width; got"):
+    with pytest.raises(ValueError, match="at least 2 features of equal width; got") as raised:
         frechet_distance(torch.zeros(real), torch.zeros(fake))
+    assert str(raised.value).endswith(f"got {real} and {fake}")
+
+
+def test_two_points_have_a_frechet_distance():
+    # variances 2 and 8 along the line on which they lie, means 1 and 2
+    real, fake = double([[0.0, 0.0], [2.0, 0.0]]), double([[0.0, 0.0], [4.0, 0.0]])
+    assert frechet_distance(real, fake) == pytest.approx(1 + 2, abs=1e-6)
 
 
 def distance(a, b):
@@ -84,6 +91,23 @@ def test_recall_is_what_plain_loops_give(k):
     for one, other in ((real, fake), (fake, real)):
         assert recall(one, other, k=k) == recall_by_loops(one, other, k)
     assert 0.1 < recall(real, fake, k=k) < 0.9 and recall(real, fake, k=k) != recall(fake, real, k=k)
+
+
+def test_recall_looks_at_the_third_neighbour_unless_told_otherwise():
+    real, fake = cloud(60, 3), 0.5 * cloud(40, 3, seed=1) + 0.5
+    shares = [recall_by_loops(real, fake, k) for k in (2, 3, 4)]
+    assert recall(real, fake) == shares[1] and len(set(shares)) == 3
+
+
+@pytest.mark.parametrize("k", [0, 2, 3])
+def test_recall_needs_more_fake_points_than_neighbours(k):
+    with pytest.raises(ValueError, match=f"expected 1 <= k < the number of fake points, 2; got k = {k}"):
+        recall(cloud(5, 1), double([[0.0], [1.0]]), k)
+
+
+def test_a_point_on_the_border_of_a_ball_is_covered_and_one_as_far_as_a_neighbour_is_no_copy():
+    assert recall(double([[2.0]]), double([[0.0], [1.0]]), k=1) == 1
+    assert share_of_copies(double([[-1.0]]), double([[0.0], [1.0]])) == 0
 
 
 def test_recall_sees_a_mode_that_is_missing_and_precision_does_not():
@@ -150,3 +174,10 @@ def test_the_gaussian_baseline_stays_in_the_range_of_images():
     drawn = gaussian_per_class(train.images, train.labels, torch.arange(10).repeat(5), torch.Generator().manual_seed(0))
     assert drawn.shape == (50, 1, 8, 8)
     assert drawn.min() == -1 and drawn.max() == 1
+
+
+def test_the_gaussian_baseline_needs_two_images_of_a_class_and_no_more():
+    images, labels = torch.zeros(3, 1, 2, 2), torch.tensor([0, 0, 1])
+    assert (gaussian_per_class(images, labels, torch.tensor([0, 0, 0])) == 0).all()
+    with pytest.raises(ValueError, match="at least 2 images of class 1, got 1"):
+        gaussian_per_class(images, labels, torch.tensor([0, 1]))

@@ -1,5 +1,7 @@
 """The parts of training: loss, draw of t, batches, the learning rate's course, averaged weights; and one quiet step."""
 
+import importlib
+
 import pytest
 import torch
 from torch import nn
@@ -71,6 +73,15 @@ def test_a_decay_that_never_moves_or_diverges_is_refused(decay):
         EMA(nn.Linear(1, 1), decay)
 
 
+def test_the_average_is_ddpm_s_unless_told_otherwise_and_takes_no_other_network_s_buffers():
+    ema = EMA(nn.BatchNorm1d(2))
+    assert ema.decay == 0.9999
+    other = nn.BatchNorm1d(2)
+    other.register_buffer("more", torch.zeros(1))
+    with pytest.raises(ValueError, match="longer"):
+        ema.update(other)
+
+
 class Reads(TorchDispatchMode):
     """Notes the type of every tensor that the host asks for a number."""
 
@@ -100,6 +111,8 @@ def test_a_step_makes_no_float64_on_the_device():
     network = network.to("meta")
     data = LabelledImages(torch.zeros(8, 1, 8, 8, dtype=torch.uint8), torch.arange(8) % 3)
     trainer = Trainer.__new__(Trainer)
+    if torch.distributed.is_available():
+        importlib.import_module("torch.distributed.tensor")  # which torch does on first use: not with the patch below
     real = torch.Generator
     with pytest.MonkeyPatch.context() as patch:  # there are no generators on "meta", nor a fused AdamW
         patch.setattr(torch, "Generator", lambda device=None: real())
