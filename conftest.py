@@ -1,6 +1,7 @@
 """What every test run needs, set before torch is imported and inherited by workers and notebook kernels."""
 
 import os
+import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parent
@@ -9,6 +10,9 @@ ROOT = Path(__file__).parent
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # A kernel starts in chapters/: it shall see this checkout, whatever else is installed.
 os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+# Thirty kernels and the workers import the library: it is compiled once, not each time.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 # With another backend a notebook's figures would not be outputs.
 os.environ.pop("MPLBACKEND", None)
 
