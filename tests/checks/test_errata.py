@@ -72,3 +72,11 @@ def test_the_index_leads_to_every_equation_that_is_wrong_in_public():
 def test_each_idea_has_its_cell():
     source = "\n".join(cell.source for cell in BOOK.cells if cell.cell_type == "code")
     assert sorted(re.findall(r'tell\(everything, "(\w+)"\)', source)) == sorted(IDEAS)
+
+
+def test_the_front_page_says_how_many_there_are():
+    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    said = r"(\d+) numbered equations .* reject (\d+) wrong versions, (\d+) of which were found in public places"
+    public = [check for check, wrong in registered() if not wrong.seen.startswith(NO_SOURCE)]
+    counts = [len(load_all()), len(list(registered())), len(public)]
+    assert list(map(int, re.search(said, readme).groups())) == counts
