@@ -183,6 +183,17 @@ def test_a_test_catches_a_slip_and_one_that_reaches_it_may_not(tmp_path):
     assert all(slip.line in one["reached"]["diffusion.forward"] for one in reached.values())
 
 
+def test_tests_that_cannot_be_collected_together_are_no_catch(tmp_path):
+    files = [tmp_path / folder / "test_of_one_name.py" for folder in "ab"]
+    for file in files:
+        file.parent.mkdir()
+        file.write_text("def test_it():\n    pass\n", encoding="utf-8")
+    names = [f"{file}::test_it" for file in files]
+    assert alone(judge.collect, names[:1]) is None
+    with pytest.raises(children.Broken, match="have two files one name"):
+        alone(judge.collect, names)
+
+
 def test_what_a_check_reaches_includes_what_runs_when_it_is_imported():
     task = ("posterior variance", "ddpm_lib.checks.chapter_04", ["diffusion.schedule", "diffusion.posterior"])
     reached = alone(judge.cover_check, task)["reached"]

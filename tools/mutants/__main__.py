@@ -112,8 +112,10 @@ def baseline(results: Results, jobs: int) -> tuple[dict, dict]:
     tasks = [(file, names) for file in results.files if file not in known]
     for file, found in _covered("what the tests reach", tasks, judge.cover_tests, jobs) if tasks else ():
         results.add(file, results.files[file], found=found)
-    tests = [known[file]["found"] for file in results.files]
-    return known["checks"]["found"], {name: one for found in tests for name, one in found.items()}
+    tests = {name: one for file in results.files for name, one in known[file]["found"].items()}
+    if tasks:
+        list(children.each([list(tests)], judge.collect, lambda _: 600, 1))
+    return known["checks"]["found"], tests
 
 
 def _covered(title: str, tasks: list, cover: Callable, jobs: int) -> Iterator[tuple[str, dict]]:

@@ -131,6 +131,12 @@ def cover_tests(task: tuple[str, list[str]]) -> dict:
     return cover.found
 
 
+def collect(tests: list[str]) -> None:
+    """Raises Broken unless these tests can be collected at once: else every mutant they reach would seem caught."""
+    if code := _pytest(["--collect-only", *tests], _First()):
+        raise Broken(f"the tests cannot be collected together (pytest ended with {code}): have two files one name?")
+
+
 class _First:
     failed = ""
 
