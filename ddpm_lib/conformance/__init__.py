@@ -93,7 +93,11 @@ def load(source: str | Path) -> ModuleType:
     sys.modules[name] = module  # where dataclasses, say, look for it
 
     def run() -> ModuleType:
-        spec.loader.exec_module(module)
+        try:
+            spec.loader.exec_module(module)
+        except BaseException:
+            del sys.modules[name]
+            raise
         return module
 
     return _run(str(path), str(path.resolve().parent), run)
