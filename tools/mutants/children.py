@@ -37,7 +37,8 @@ class Broken(Exception):
 
 
 def path_of(module: str) -> Path:
-    return LIBRARY / f"{module.replace('.', '/')}.py"
+    place = LIBRARY / module.replace(".", "/")
+    return place / "__init__.py" if place.is_dir() else place.with_suffix(".py")
 
 
 def preload() -> None:
