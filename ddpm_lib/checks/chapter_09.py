@@ -158,6 +158,7 @@ def cosine(f):
         (4, 0.008, 0.999),
         (1000, 0.008, 0.999),
         (1000, 0.0, 0.999),
+        (2000, 0.0, 0.999),
         (10, 0.008, 0.4),
         (1, 0.008, 0.999),
         (2, 0.0, 0.9),
@@ -1331,7 +1332,7 @@ def second_moment(f):
         losses = told(sampler, schedule, 1)
         yield from as_they_should(sampler, losses[:, -HISTORY:], T)
         many = every.repeat_interleave(2 * HISTORY + 3)  # in one batch, more of each than it remembers
-        values = torch.rand(len(many), generator=_seeded(5)) * (1.0 + many)
+        values = torch.rand(len(many), generator=_seeded(5)) * (1.0 + many) * (1e5 if schedule is SHORT else 1e-5)
         sampler.update(many, values)
         yield from as_they_should(sampler, values.reshape(T, -1)[:, -HISTORY:].double(), T)
         yield heeds(sampler, T)
