@@ -32,7 +32,7 @@ from ddpm_lib.checks.chapter_04 import (
     takes,
 )
 from ddpm_lib.checks.chapter_05 import kl_of_a_step, log_mass, model_mean
-from ddpm_lib.checks.guard import STENCIL, Watched, relative, slope_gap, until
+from ddpm_lib.checks.guard import STENCIL, Watched, fault, relative, slope_gap, until
 from ddpm_lib.checks.noise import NEVER
 from ddpm_lib.diffusion.elbo import discretised_log_likelihood
 from ddpm_lib.diffusion.loss import draw_t
@@ -170,6 +170,7 @@ def cosine(f):
         (4, 0.008, 0.999),
         (1000, 0.008, 0.999),
         (1000, 0.0, 0.999),
+        (2000, 0.0, 0.999),
         (10, 0.008, 0.4),
         (1, 0.008, 0.999),
         (2, 0.0, 0.9),
@@ -672,7 +673,10 @@ def error_weights(schedule, t, gamma):
 @check("9.7", "min-SNR weight", "implementation", "errors in the target, solved for those in x_0", to=1e-9)
 @until(1e-8)
 def min_snr(f):
-    """f(schedule, t, target, gamma) returns the weight for each t of a batch, with target "eps", "x_0" or "v"."""
+    """f(schedule, t, target, gamma) returns the weight for each t of a batch, with target "eps", "x_0" or "v".
+
+    f(schedule, t, target, gamma, like) gives it like's dtype, shaped to broadcast; tried where it is offered.
+    """
     f = Watched(f)
     for schedule, steps in WEIGHED:
         t = torch.tensor(steps)
@@ -686,6 +690,12 @@ def min_snr(f):
     if takes(f.function, 2):
         exact = [error_weights(LONG, step, 5.0)["eps"] for step in WEIGHED[1][1]]
         yield relative(f(LONG, torch.tensor(WEIGHED[1][1])), exact)
+    if takes(f.function, 5):  # like: its dtype, and a shape that broadcasts against it
+        t, like = torch.tensor([4, 1, 3]), torch.zeros(3, 2, 3)
+        weight = f(SHORT, t, "v", 5.0, like)
+        yield fault(weight.dtype != like.dtype or weight.shape != (3, 1, 1))
+        exact = [error_weights(SHORT, step, 5.0)["v"] for step in t.tolist()]
+        yield relative(weight.flatten(), exact) / 1e4
     yield f.fault
 
 
@@ -827,6 +837,12 @@ def best_variance(f):
             yield relative(f(schedule, t, loss), exact)
             yield relative(f(schedule, t[:, None], loss[:, None]), exact[:, None])
             yield relative(f(schedule, steps[-1], float(loss[-1])), exact[-1])
+        low = torch.from_numpy(bayes_on_a_grid(schedule, np.array(steps), 0.0, 0.0)[1])
+        little = 2.0**-40  # of the loss of a model that is nearly without error: nothing is cut off below
+        yield relative(f(schedule, t, little * loss), low + little * (exact - low))
+        yield slope_gap(lambda loss: f(schedule, t, loss) / exact, loss)  # noqa: B023
+        single = f(schedule, t, loss.float())
+        yield relative(single, f(schedule, t, loss.float().double())) / (1.0 if single.dtype == loss.dtype else 1e2)
 
 
 def _tilde(schedule, t):
@@ -895,6 +911,11 @@ def _(schedule, t, loss):
 def _(schedule, t, loss):
     t = torch.as_tensor(t)
     return _tilde(schedule, t.clamp(min=min(2, schedule.T))) + _added(schedule, t) * loss
+
+
+@best_variance.wrong("a loss of at least 1e-6", seen="no public source: a clamp “for stability”")
+def _(schedule, t, loss):
+    return _tilde(schedule, t) + _added(schedule, t) * torch.as_tensor(loss, dtype=torch.float64).clamp(min=1e-6)
 
 
 FROM_SCORE = [(NEAR, SHORT, t) for t in (1, 2, 4)] + [(NEAR, LONG, t) for t in (1, 2, 300, 1000)]
@@ -1013,9 +1034,14 @@ def learned(f):
         yield relative(got**8, wanted) / 8
         for place, end in ((0.0, low), (1.0, high)):
             yield relative(f(schedule, torch.full_like(v, place), t), end.expand_as(v))
+        if schedule is SHORT:
+            for place in (-5, 6):  # far beyond the ends: nothing keeps v in between
+                far = low ** (1 - place) * high**place
+                yield relative(f(schedule, torch.full_like(v, place), t), far.expand_as(v))
         yield relative(f(schedule, v[-1:], int(t[-1])) ** 8, wanted[-1:]) / 8
         yield slope_gap(lambda v: f(schedule, v, t) / low, v, step=1e-2)  # noqa: B023
         single = f(schedule, v.float(), t)
+        yield fault(single.dtype != torch.float32)
         yield relative(single.double(), got) / 1e4
 
 
@@ -1110,6 +1136,11 @@ def _(schedule, v, t):
     return _learned(schedule, v, t).detach()
 
 
+@learned.wrong("v is clamped to [−1, 2]", seen="no public source: a plausible slip (a limit that is seldom reached)")
+def _(schedule, v, t):
+    return _learned(schedule, v.clamp(-1, 2), t)
+
+
 @functools.cache
 def hybrid_cases():
     """Batches (schedule, t, x_0, ε, levels), the outputs of a model, and the noisy images that it must be shown."""
@@ -1124,7 +1155,7 @@ def hybrid_cases():
         grey = torch.linspace(-1, 1, levels, dtype=torch.float64)
         x_0 = grey[torch.from_numpy(random.integers(0, levels, shape))]
         eps, wrong = (torch.from_numpy(random.standard_normal(shape)) for _ in range(2))
-        raw = torch.from_numpy(random.uniform(-1.3, 1.3, shape))
+        raw = torch.from_numpy(random.uniform(-1.3, 1.3, shape) * (3.0 if schedule is TWO else 1.0))
         t = torch.tensor(t)
         scale, var = walk(schedule)
         x_t = images(scale[t]) * x_0 + images(var[t].sqrt()) * eps
@@ -1193,6 +1224,7 @@ def hybrid(f):
             got = f(model, schedule, *given, weight, decoder)
             yield off(got, exact, 1 + exact.abs())
             yield max(off(now, then) for now, then in zip(given, (x_0, eps, t), strict=True))
+            yield fault(len(seen) != 1)  # a second call would draw another dropout
             for x, step in seen:
                 same = step.dtype == torch.int64 and step.shape == t.shape and bool((step == t).all())
                 yield off(x, x_t) if same else math.inf
@@ -1201,7 +1233,14 @@ def hybrid(f):
             wanted = -2 * (eps - output.chunk(2, dim=1)[0]) / x_0[0].numel()
             yield off(by_eps, wanted, 1 + wanted.abs())
             yield off(by_raw, weight * schedule.T * slope, weight * schedule.T * (1e-2 + slope.abs()))
-        single = f(lambda x, step: output.float(), schedule, x_0.float(), eps.float(), t, 1.0, decoder)  # noqa: B023
+        shown = []
+
+        def in_single(x, step):
+            shown.append(x.dtype)  # noqa: B023
+            return output.float()  # noqa: B023
+
+        single = f(in_single, schedule, x_0.float(), eps.float(), t, 1.0, decoder)
+        yield fault({single.dtype, *shown} != {torch.float32})
         exact = error + schedule.T * bits
         yield off(single.double(), exact, 1e5 * (1 + exact.abs()))
     if takes(f, 5):
@@ -1319,6 +1358,14 @@ def _(model, schedule, x_0, eps, t, weight, decoder):
 )
 def _(model, schedule, x_0, eps, t, weight, decoder):
     return _hybrid(lambda x_t, t: model(x_t, t - 1), schedule, x_0, eps, t, weight, decoder)
+
+
+@hybrid.wrong(
+    "the network is asked twice, once for each part", seen="no public source: a plausible slip (another dropout)"
+)
+def _(model, schedule, x_0, eps, t, weight, decoder):
+    whole = _hybrid(model, schedule, x_0, eps, t, weight, decoder)
+    return whole + 0 * _hybrid(model, schedule, x_0, eps, t, 0.0, decoder)
 
 
 MOMENTS = [
@@ -1452,14 +1499,19 @@ def second_moment(f):
                 sampler.update(every[-1:], torch.ones(1))
         yield uniform_so_far(sampler, T, 99)
 
+        if schedule is SIX:
+            yield from one_by_one(f(schedule), T)
         sampler = f(schedule)
         losses = told(sampler, schedule, 1)
         yield from as_they_should(sampler, losses[:, -HISTORY:], T)
         many = every.repeat_interleave(2 * HISTORY + 3)  # in one batch, more of each than it remembers
-        values = torch.rand(len(many), generator=_seeded(5)) * (1.0 + many)
+        values = torch.rand(len(many), generator=_seeded(5)) * (1.0 + many) * (1e5 if schedule is SHORT else 1e-5)
         sampler.update(many, values)
         yield from as_they_should(sampler, values.reshape(T, -1)[:, -HISTORY:].double(), T)
+        yield from one_by_one(sampler, T)
+        yield fault(drawn(sampler, 1, 0, T) is None)
         yield heeds(sampler, T)
+        yield from remembers(f, schedule)
         yield goes_on(f, sampler, schedule)
 
 
@@ -1497,6 +1549,45 @@ def as_they_should(sampler, latest, T) -> Iterator[float]:
     weighted = factor * g[t - 1]
     spread = float(weighted.std()) / DRAWS**0.5
     yield abs(float(weighted.mean() - g.mean())) / max(spread, 1e-5 * float(g.mean()))
+
+
+def one_by_one(sampler, T) -> Iterator[float]:
+    """|z| of the hypothesis that the draws are independent of each other, within a batch and from batch to batch."""
+    batches, size, generator = 1000, 64, _seeded(8)
+    got = [sampler.draw(size, generator)[0] for _ in range(batches)]
+    t = torch.stack(got)
+    # A score of mean 0 and variance 1 for each t, which grows with t
+    share = torch.bincount(t.flatten(), minlength=T + 1)[1:].double() / t.numel()
+    score = share.cumsum(0) - share / 2
+    score = score - (share * score).sum()
+    spread = (share * score**2).sum().sqrt()
+    if not spread > 0:
+        return
+    g = (score / spread)[t - 1]
+    for first, second in ((g[:, 1:], g[:, :-1]), (g[:, : size // 2], g[:, size // 2 :]), (g[1:], g[:-1])):
+        yield abs(float((first * second).sum())) / first.numel() ** 0.5
+    means = g.mean(1) * size**0.5  # of variance 1: neither all alike nor too even
+    yield abs(float((means**2).sum()) - batches) / (2 * batches) ** 0.5
+
+
+def remembers(f, schedule) -> Iterator[float]:
+    """0 if it remembers losses as they were when it was told them, no NaN or infinite ones, and copes with zeros."""
+    T = schedule.T
+    every = torch.arange(1, T + 1).repeat(HISTORY)
+    losses = torch.rand(len(every), generator=_seeded(6)) + every
+    losses[::2] *= -1  # minus a log-likelihood may be of either sign
+    sampler = f(schedule)
+    t, told_of = every.clone(), losses.clone()
+    sampler.update(t, told_of)
+    yield fault(not torch.equal(t, every) or not torch.equal(told_of, losses))
+    t.fill_(1)
+    told_of.fill_(1e3)
+    for bad in (math.nan, math.inf, -math.inf):
+        sampler.update(torch.arange(1, T + 1), torch.full((T,), bad))
+    yield from as_they_should(sampler, losses.reshape(HISTORY, T).T.double(), T)
+    sampler = f(schedule)
+    sampler.update(every, torch.zeros(len(every)))
+    yield uniform_so_far(sampler, T, 98)
 
 
 def heeds(sampler, T):
@@ -1667,3 +1758,33 @@ def _(schedule):
 )
 def _(schedule):
     return _variant(schedule, state=lambda self: {}, load_state=lambda self, state: None)
+
+
+@second_moment.wrong("a batch of draws that is too even", seen="no public source: stratified, as in particle filters")
+def _(schedule):
+    def draw(self, batch, generator):
+        p = self.probabilities()
+        u = (torch.arange(batch) + torch.rand(batch, generator=generator).double()) / batch
+        index = torch.searchsorted(p.cumsum(0) / p.sum(), u).clamp(max=len(p) - 1)
+        index = index[torch.randperm(batch, generator=generator)]
+        return index + 1, self.factor(p, index) if self.ready() else None
+
+    return _variant(schedule, draw=draw)
+
+
+@second_moment.wrong(
+    "the caller's tensors are kept, and read later", seen="no public source: losses that are multiplied in place"
+)
+def _(schedule):
+    def update(self, t, loss):
+        self._told.append((t, loss.detach()))
+
+    return _variant(schedule, update=update)
+
+
+@second_moment.wrong("a NaN is remembered as 0", seen="no public source: nan_to_num, where nothing should be learned")
+def _(schedule):
+    def update(self, t, loss):
+        _Changed.update(self, t, torch.nan_to_num(loss.detach()))
+
+    return _variant(schedule, update=update)

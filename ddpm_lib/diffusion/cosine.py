@@ -1,4 +1,4 @@
-"""The cosine schedule: noise that grows evenly, where the linear schedule spends its last quarter on pure noise."""
+"""The cosine schedule: noise that grows evenly, where the linear schedule spends its last third on little but noise."""
 
 import math
 

@@ -85,7 +85,7 @@ class LossSecondMoment:
         return index + 1, (1 / (len(p) * p[index])).float()
 
     def update(self, t: Tensor, loss: Tensor) -> None:
-        self._told.append((t, loss.detach()))
+        self._told.append((t.clone(), loss.detach().clone()))  # read later, and the caller may write into them
 
     def state(self) -> dict[str, Tensor]:
         self._read()

@@ -60,6 +60,11 @@ def test_it_remembers_no_graph_and_no_live_tensor():
     sampler, loss = LossSecondMoment(FOUR, history=1), torch.tensor([1.0, 1.0, 1.0, 1.0], requires_grad=True)
     sampler.update(EVERY, loss * 2)
     assert not sampler.losses.requires_grad and not sampler.state()["losses"].requires_grad
+    t, told = EVERY.clone(), torch.tensor([1.0, 2.0, 3.0, 4.0])
+    sampler.update(t, told)
+    told.fill_(9.0)  # as code that puts the factors into the losses does
+    t.fill_(1)
+    assert sampler.state()["losses"][:, 0].tolist() == [1.0, 2.0, 3.0, 4.0]
 
 
 class Small(nn.Module):
