@@ -868,9 +868,9 @@ def heun(f):
             expected = []
             for k, s in zip(calls[:-1], grid[1:], strict=False):
                 yield off(run.asked.x[k + 1], run.jump(k, s), run.jump(k, s).abs().mean())
-                slopes = torch.stack([run.noise(k), run.noise(k + 1)], -1).numpy()
-                moved = np.trapezoid(slopes, [run.ratio(run.asked.t[k]), run.ratio(s)])
-                expected.append(run.scale[s] * (run.asked.x[k] / run.scale[run.asked.t[k]] + torch.from_numpy(moved)))
+                slopes = torch.stack([run.noise(k), run.noise(k + 1)], -1)
+                moved = torch.trapezoid(slopes, slopes.new_tensor([run.ratio(run.asked.t[k]), run.ratio(s)]))
+                expected.append(run.scale[s] * (run.asked.x[k] / run.scale[run.asked.t[k]] + moved))
             expected.append(run.clean(-1))
         yield from follows(run, times, calls, expected if run.asked.t == times else [])
         yield from told(run, grid[1:], calls)
