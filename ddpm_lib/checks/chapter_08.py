@@ -209,6 +209,17 @@ def ddim_step(f):
         before = generator.get_state()
         f(SHORT, x_0, x_t, t, s, eta, generator)
         yield NEVER * fault(not torch.equal(generator.get_state(), before))
+    with torch.random.fork_rng(devices=[]):  # without a generator it is torch's own that draws, where anything is drawn
+        torch.manual_seed(7)
+        before = torch.get_rng_state()
+        f(SHORT, x_0, x_t, 4, 1, 0.0, None)
+        yield NEVER * fault(not torch.equal(torch.get_rng_state(), before))
+        first, second = (f(SHORT, x_0, x_t, 4, 2, 0.8, None) for _ in range(2))
+        torch.manual_seed(7)
+        yield NEVER * fault(torch.equal(first, second))
+        yield NEVER * fault(not torch.equal(f(SHORT, x_0, x_t, 4, 2, 0.8, None), first))
+    for t, s in ((2, 2), (1, 3), (5, 0), (1, -1), (0, 0)):
+        yield NEVER * bool(accepted(lambda: f(SHORT, x_0, x_t, t, s, 0.0, None)))  # noqa: B023
     several = [torch.Generator().manual_seed(i) for i in range(len(x_0))]
     together = f(SHORT, x_0, x_t, 4, 2, 0.8, several)
     alone = f(SHORT, x_0[2:3], x_t[2:3], 4, 2, 0.8, [torch.Generator().manual_seed(2)])
@@ -417,7 +428,7 @@ class Asked:
         right = isinstance(t, Tensor) and t.shape == (len(x),) and not t.is_floating_point()
         self.wrong = self.wrong or not right or len(set(t.tolist())) != 1
         t = torch.as_tensor(t).reshape(-1).expand(len(x))
-        eps = self.size * torch.sin(2 * x + 0.7 * images(t).to(x)) + 0.3 * x.flip(-1)
+        eps = self.size * torch.sin(2 * x + 0.7 * t.reshape(-1, *[1] * (x.ndim - 1)).to(x)) + 0.3 * x.flip(-1)
         self.x.append(x.detach().clone())
         self.t.append(int(t[0]))
         self.eps.append(eps.clone())
@@ -437,6 +448,13 @@ CASES = [  # schedule, steps, shape of x
     (PALE, 4, (2, 1, 3, 2)),
     (PALE, 3, (2, 2, 2, 2)),
     (FAINT, 2, (1, 2, 2, 2)),
+    (SHORT, 2, (3, 5)),  # no images: vectors
+]
+
+GIVEN = [  # the same with times that are given; tried where a sampler takes them
+    (SHORT, 2, (2, 1, 2, 3), [3, 2, 0]),
+    (LONG, 4, (3, 1, 1, 2), [900, 899, 250, 7, 0]),
+    (TWO, 1, (1, 2, 1, 2), [1, 0]),
 ]
 
 
@@ -450,10 +468,15 @@ class Replay:
     start: Tensor
     end: Tensor
     steps: list[tuple[int, Tensor, Tensor]]  # what on_step was given, if it was taken
+    times: list[int] | None = None  # the grid that was given, if it was not left to the sampler
 
     def __post_init__(self):
         self.scale, self.std = walk(self.schedule)
         self.std = self.std.sqrt()
+
+    def grid(self, steps: int) -> list[int]:
+        """The times from the first to 0: those that were given, or this many even steps."""
+        return self.times or (nearest(self.schedule.T, steps) if steps <= self.schedule.T else [-1, -1])
 
     def clean(self, k: int) -> Tensor:
         """The estimate of x_0 in the k-th call."""
@@ -480,18 +503,20 @@ class Replay:
 
 def replays(f: Callable, clips=(False, True), **options) -> Iterator[Replay | float]:
     """Runs of the sampler in all cases; and distances, of what is right or wrong without a formula."""
-    offers = "on_step" in inspect.signature(f).parameters
-    for schedule, steps, shape in CASES:
+    offered = inspect.signature(f).parameters
+    cases = [(*case, None) for case in CASES] + [(*case, times) for *case, times in GIVEN if "times" in offered]
+    for schedule, steps, shape, times in cases:
+        chosen = {"steps": steps} | ({} if times is None else {"times": times})
         for clip in clips:
             asked, seen = Asked(), []
             x = 2 * torch.randn(shape, generator=_seed(steps), dtype=torch.float64)  # beyond any clip
             given, beta = x.clone(), schedule.beta.clone()
-            told = {"on_step": lambda s, x, x_0: seen.append((s, x.clone(), x_0.clone()))} if offers else {}  # noqa: B023
-            end = f(asked, schedule, given, steps=steps, clip=clip, **options, **told)
+            told = {"on_step": lambda *new: seen.append(new)} if "on_step" in offered else {}  # noqa: B023
+            end = f(asked, schedule, given, clip=clip, **chosen, **options, **told)
             yield fault(not (torch.equal(given, x) and torch.equal(schedule.beta, beta)))
             yield fault(asked.wrong or not asked.t)
-            yield Replay(schedule, clip, asked, x, end, seen)
-            again = f(Asked(), schedule, given, steps=steps, clip=clip, **options)
+            yield Replay(schedule, clip, asked, x, end, seen, times)
+            again = f(Asked(), schedule, given, clip=clip, **chosen, **options)
             yield fault(not torch.equal(torch.nan_to_num(again), torch.nan_to_num(end)))
     if True in clips:
         x = torch.randn(4, 1, 2, 3, generator=_seed(1))
@@ -515,6 +540,8 @@ def told(run: Replay, times: list[int], calls: list[int]) -> Iterator[float]:
     """Distances of what on_step was given, where it was taken: the new time, the state and the estimate."""
     if run.steps:
         yield fault([s for s, _, _ in run.steps] != times)
+        if len(run.steps) != len(times):
+            return
         for (_, x, x_0), state, k in zip(run.steps, run.states(calls), calls, strict=True):
             yield off(x, state)
             yield off(x_0, run.clean(k), run.clean(k).abs().mean())
@@ -531,7 +558,7 @@ def ddim_sampling(f):
         if not isinstance(run, Replay):
             yield NEVER if run else 0.0
             continue
-        grid = nearest(run.schedule.T, len(run.asked.t)) if len(run.asked.t) <= run.schedule.T else [-1]
+        grid = run.grid(len(run.asked.t))
         calls = range(len(run.asked.t))
         expected = [run.jump(k, s) for k, s in zip(calls, grid[1:], strict=False)]
         for distance in (*follows(run, grid[:-1], calls, expected), *told(run, grid[1:], calls)):
@@ -556,6 +583,12 @@ def ddim_sampling(f):
         yield noise_score(standardised)
     several = [_seed(i) for i in range(4)]
     x = batches()[0].x_t
+    with torch.random.fork_rng(devices=[]):  # without a generator torch's own draws, anew in each run
+        torch.manual_seed(7)
+        first, second = (f(Asked(), SHORT, x, steps=3, eta=1.0, clip=False, generator=None) for _ in range(2))
+        torch.manual_seed(7)
+        again = f(Asked(), SHORT, x, steps=3, eta=1.0, clip=False, generator=None)
+    yield NEVER * fault(torch.equal(first, second) or not torch.equal(first, again))
     together = f(Asked(), SHORT, x, steps=3, eta=1.0, clip=True, generator=several)
     alone = f(Asked(), SHORT, x[2:3], steps=3, eta=1.0, clip=True, generator=[_seed(2)])
     yield 5e9 * off(together[2:3], alone)
@@ -910,16 +943,16 @@ def heun(f):
             yield run
             continue
         n = (len(run.asked.t) + 1) // 2
-        grid = nearest(run.schedule.T, n) if n <= run.schedule.T else [-1, -1]
+        grid = run.grid(n)
         times = [grid[0], *(t for s in grid[1:-1] for t in (s, s))]
         calls = list(range(0, len(times), 2))
         if run.asked.t == times:
             expected = []
             for k, s in zip(calls[:-1], grid[1:], strict=False):
                 yield off(run.asked.x[k + 1], run.jump(k, s), run.jump(k, s).abs().mean())
-                slopes = torch.stack([run.noise(k), run.noise(k + 1)], -1).numpy()
-                moved = np.trapezoid(slopes, [run.ratio(run.asked.t[k]), run.ratio(s)])
-                expected.append(run.scale[s] * (run.asked.x[k] / run.scale[run.asked.t[k]] + torch.from_numpy(moved)))
+                slopes = torch.stack([run.noise(k), run.noise(k + 1)], -1)
+                moved = torch.trapezoid(slopes, slopes.new_tensor([run.ratio(run.asked.t[k]), run.ratio(s)]))
+                expected.append(run.scale[s] * (run.asked.x[k] / run.scale[run.asked.t[k]] + moved))
             expected.append(run.clean(-1))
         yield from follows(run, times, calls, expected if run.asked.t == times else [])
         yield from told(run, grid[1:], calls)
@@ -1051,7 +1084,7 @@ def dpm_solver(f):
             yield run
             continue
         n = len(run.asked.t)
-        grid = nearest(run.schedule.T, n) if n <= run.schedule.T else [-1, -1]
+        grid = run.grid(n)
         expected = []
         if run.asked.t == grid[:-1]:
             height = [-math.log(run.ratio(t)) for t in grid[:-1]]
@@ -1148,7 +1181,7 @@ def inversion(f):
             yield run
             continue
         n = len(run.asked.t)
-        grid = nearest(run.schedule.T, n)[::-1] if n <= run.schedule.T else [-1, -1]
+        grid = run.grid(n)[::-1]
         expected = []
         if run.asked.t == [1, *grid[1:-1]]:
             first = grid[1]  # a clean image is its own estimate, and its noise is what the network says
@@ -1239,7 +1272,7 @@ def spherical(f):
         y = size * random.standard_normal(shape) * np.linspace(0.5, 3, shape[0]).reshape(-1, *[1] * (len(shape) - 1))
         if apart != 1.0:
             y = _turned(x, random.standard_normal(shape), apart) * 1.5
-        for weight in (0.5, 0.0, 1.0, 0.2, np.linspace(0.1, 0.8, shape[0])):
+        for weight in (0.5, 0.0, 1.0, 0.2, np.linspace(0.1, 0.8, shape[0]), -0.2, 1.3):
             weights = np.broadcast_to(weight, shape[:1])
             exact = np.stack([_rotated(*end, w) for *end, w in zip(x, y, weights, strict=True)])
             given = torch.from_numpy(x), torch.from_numpy(y)
@@ -1249,6 +1282,10 @@ def spherical(f):
     x = torch.from_numpy(random.standard_normal((3, 1, 2, 2)))
     for factor in (1.0, 2.0):  # parallel
         yield off(f(x, factor * x, 0.3), (0.7 + 0.3 * factor) * x)
+    y = torch.from_numpy(random.standard_normal((3, 1, 2, 2)))
+    mixed = torch.cat([x[:1], y[1:]])  # one parallel pair among others
+    yield off(f(x, mixed, 0.3), torch.cat([x[:1], f(x[1:], y[1:], 0.3)]))
+    yield slope_off(lambda a, b: f(a, b, 0.3), x, y, size=1e-3)
     yield fault(f(x.float(), x.flip(0).float(), 0.3).dtype != torch.float32)
     yield accepted(lambda: f(x, -2 * x, 0.5))
     yield accepted(lambda: f(x, x[:2], 0.5))

@@ -32,7 +32,7 @@ def ddim_invert(
     x_0: (B, ...). Other arguments and errors as in `ddim_sample`; the grid is walked from its end. `steps` network
     calls. on_step: called as on_step(t, x_t, x_0_hat) after every step.
     Returns x_T, (B, ...), from which `ddim_sample` comes back to x_0, but for an error of first order in the step.
-    Source: Dhariwal and Nichol 2021, appendix F; Song et al. 2021, section 5.4.
+    Source: Dhariwal and Nichol 2021, appendix F; Song et al. 2021, §5.4.
     """
     x = x_0
     for s, t in progress_bar(list(pairwise(checked_times(schedule.T, steps, times)[::-1])), progress):
