@@ -913,7 +913,7 @@ def _(schedule, t, loss):
     return _tilde(schedule, t.clamp(min=min(2, schedule.T))) + _added(schedule, t) * loss
 
 
-@best_variance.wrong("a loss of at least 1e-6", seen="no public source: a clamp “for stability”")
+@best_variance.wrong("a loss of at least 1e-6", seen="no public source: a clamp “for stability”", idea="LABEL")
 def _(schedule, t, loss):
     return _tilde(schedule, t) + _added(schedule, t) * torch.as_tensor(loss, dtype=torch.float64).clamp(min=1e-6)
 
@@ -1136,7 +1136,9 @@ def _(schedule, v, t):
     return _learned(schedule, v, t).detach()
 
 
-@learned.wrong("v is clamped to [−1, 2]", seen="no public source: a plausible slip (a limit that is seldom reached)")
+@learned.wrong(
+    "v is clamped to [−1, 2]", seen="no public source: a plausible slip (a limit that is seldom reached)", idea="LABEL"
+)
 def _(schedule, v, t):
     return _learned(schedule, v.clamp(-1, 2), t)
 
@@ -1361,7 +1363,9 @@ def _(model, schedule, x_0, eps, t, weight, decoder):
 
 
 @hybrid.wrong(
-    "the network is asked twice, once for each part", seen="no public source: a plausible slip (another dropout)"
+    "the network is asked twice, once for each part",
+    seen="no public source: a plausible slip (another dropout)",
+    idea="LABEL",
 )
 def _(model, schedule, x_0, eps, t, weight, decoder):
     whole = _hybrid(model, schedule, x_0, eps, t, weight, decoder)
@@ -1760,7 +1764,9 @@ def _(schedule):
     return _variant(schedule, state=lambda self: {}, load_state=lambda self, state: None)
 
 
-@second_moment.wrong("a batch of draws that is too even", seen="no public source: stratified, as in particle filters")
+@second_moment.wrong(
+    "a batch of draws that is too even", seen="no public source: stratified, as in particle filters", idea="LABEL"
+)
 def _(schedule):
     def draw(self, batch, generator):
         p = self.probabilities()
@@ -1773,7 +1779,9 @@ def _(schedule):
 
 
 @second_moment.wrong(
-    "the caller's tensors are kept, and read later", seen="no public source: losses that are multiplied in place"
+    "the caller's tensors are kept, and read later",
+    seen="no public source: losses that are multiplied in place",
+    idea="LABEL",
 )
 def _(schedule):
     def update(self, t, loss):
@@ -1782,7 +1790,9 @@ def _(schedule):
     return _variant(schedule, update=update)
 
 
-@second_moment.wrong("a NaN is remembered as 0", seen="no public source: nan_to_num, where nothing should be learned")
+@second_moment.wrong(
+    "a NaN is remembered as 0", seen="no public source: nan_to_num, where nothing should be learned", idea="LABEL"
+)
 def _(schedule):
     def update(self, t, loss):
         _Changed.update(self, t, torch.nan_to_num(loss.detach()))
