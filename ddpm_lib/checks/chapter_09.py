@@ -913,7 +913,7 @@ def _(schedule, t, loss):
     return _tilde(schedule, t.clamp(min=min(2, schedule.T))) + _added(schedule, t) * loss
 
 
-@best_variance.wrong("a loss of at least 1e-6", seen="no public source: a clamp “for stability”", idea="LABEL")
+@best_variance.wrong("a loss of at least 1e-6", seen="no public source: a clamp “for stability”", idea="edge")
 def _(schedule, t, loss):
     return _tilde(schedule, t) + _added(schedule, t) * torch.as_tensor(loss, dtype=torch.float64).clamp(min=1e-6)
 
@@ -1137,7 +1137,7 @@ def _(schedule, v, t):
 
 
 @learned.wrong(
-    "v is clamped to [−1, 2]", seen="no public source: a plausible slip (a limit that is seldom reached)", idea="LABEL"
+    "v is clamped to [−1, 2]", seen="no public source: a plausible slip (a limit that is seldom reached)", idea="edge"
 )
 def _(schedule, v, t):
     return _learned(schedule, v.clamp(-1, 2), t)
@@ -1365,7 +1365,7 @@ def _(model, schedule, x_0, eps, t, weight, decoder):
 @hybrid.wrong(
     "the network is asked twice, once for each part",
     seen="no public source: a plausible slip (another dropout)",
-    idea="LABEL",
+    idea="term",
 )
 def _(model, schedule, x_0, eps, t, weight, decoder):
     whole = _hybrid(model, schedule, x_0, eps, t, weight, decoder)
@@ -1765,7 +1765,7 @@ def _(schedule):
 
 
 @second_moment.wrong(
-    "a batch of draws that is too even", seen="no public source: stratified, as in particle filters", idea="LABEL"
+    "a batch of draws that is too even", seen="no public source: stratified, as in particle filters", idea="noise"
 )
 def _(schedule):
     def draw(self, batch, generator):
@@ -1781,7 +1781,7 @@ def _(schedule):
 @second_moment.wrong(
     "the caller's tensors are kept, and read later",
     seen="no public source: losses that are multiplied in place",
-    idea="LABEL",
+    idea="state",
 )
 def _(schedule):
     def update(self, t, loss):
@@ -1791,7 +1791,7 @@ def _(schedule):
 
 
 @second_moment.wrong(
-    "a NaN is remembered as 0", seen="no public source: nan_to_num, where nothing should be learned", idea="LABEL"
+    "a NaN is remembered as 0", seen="no public source: nan_to_num, where nothing should be learned", idea="state"
 )
 def _(schedule):
     def update(self, t, loss):
