@@ -27,6 +27,7 @@ from ddpm_lib.checks.chapter_04 import (
     linear_in_images,
     off,
     reverse_step_on_a_grid,
+    slope_off,
     takes,
     x_0_given_x_t,
 )
@@ -91,6 +92,10 @@ def ancestral_step(f):
                 math.inf, "Of float32 images it makes float64.", "Cast coefficients to the images' dtype, last of all."
             )
         yield fault(not narrow)
+    told, x_t = inspect.getdoc(f) or "", some_images(2, 1, 2, 3)
+    for t in (0, SHORT.T + 1, torch.tensor([2, 0])) if "ValueError" in told else ():
+        yield accepted(lambda: f(SHORT, x_t, x_t, t, x_t))  # noqa: B023
+    yield off(f(SHORT, x_t, 2 * x_t, 1, None), 2 * x_t) if "None where t is the int 1" in told else 0.0
 
 
 def _tables(schedule, t):
@@ -667,7 +672,13 @@ def moments_of_the_true_step(f, exact, unit, in_the_plane) -> Iterator[float]:
         cases = [(t, x_t) for s, t, x_t in IN_THE_PLANE if s is schedule]
         t, x_t = torch.tensor([t for t, _ in cases]), torch.tensor([x for _, x in cases], dtype=torch.float64)
         expected = torch.tensor(np.array([in_the_plane(schedule, *case) for case in cases]))
-        yield off(f(ExactDenoiser(PLANE, schedule), x_t, t), expected)
+        denoiser = ExactDenoiser(PLANE, schedule)
+        yield off(f(denoiser, x_t, t), expected)
+        yield slope_off(functools.partial(_at, f, denoiser, t), x_t, size=1e-3)
+
+
+def _at(f, denoiser, t, x_t):
+    return f(denoiser, x_t, t)
 
 
 def _moment(case, power=1):
@@ -911,6 +922,13 @@ def reverse_components(f):
         got = density(parts, 0, x)
         yield off(got / got.sum(), mass, mass + 1e-6 * mass.max())
         yield off(parts[0].sum(), 1.0)
+    t, x_t = torch.tensor([3, 2]), torch.tensor([[0.2, 0.3], [-0.4, 0.1]], dtype=torch.float64)
+
+    def mixed(x_t):  # one number of each image, to which weights, means and variances contribute
+        weight, mean, var = f(ExactDenoiser(PLANE, OFTEN), x_t, t)
+        return (weight * (mean + var + mean**2).sum(-1)).sum(1)
+
+    yield slope_off(mixed, x_t, size=1e-3)
 
 
 def _steps(denoiser, x_t, t, mean, var):
