@@ -27,6 +27,7 @@ from ddpm_lib.checks.chapter_04 import (
     linear_in_images,
     off,
     reverse_step_on_a_grid,
+    slope_off,
     takes,
     x_0_given_x_t,
 )
@@ -91,6 +92,10 @@ def ancestral_step(f):
                 math.inf, "Of float32 images it makes float64.", "Cast coefficients to the images' dtype, last of all."
             )
         yield fault(not narrow)
+    told, x_t = inspect.getdoc(f) or "", some_images(2, 1, 2, 3)
+    for t in (0, SHORT.T + 1, torch.tensor([2, 0])) if "ValueError" in told else ():
+        yield accepted(lambda: f(SHORT, x_t, x_t, t, x_t))  # noqa: B023
+    yield off(f(SHORT, x_t, 2 * x_t, 1, None), 2 * x_t) if "None where t is the int 1" in told else 0.0
 
 
 def _tables(schedule, t):
@@ -374,8 +379,13 @@ def ancestral_sample(f):
         yield from _means_of_steps(f, *start)
     yield from _promises(f)
     for schedule, shape, size in STARTS:
-        for var, clip in ((posterior_var, True), (forward_var, False), (_some_var, True)):
-            yield from _noise_of_steps(f, schedule, (*shape[:-1], -(-3000 // math.prod(shape[:-1]))), size, var, clip)
+        for var, clip, source in (
+            (posterior_var, True, "one"),
+            (forward_var, False, "each"),
+            (_some_var, True, "none"),
+        ):
+            wide = (*shape[:-1], -(-6000 // math.prod(shape[:-1])))
+            yield from _noise_of_steps(f, schedule, wide, size, var, clip, source)
     yield from _means_of_steps(f, LONG, (3, 1, 2, 1), 1.0)
     yield from _noise_of_steps(f, LONG, (3, 1, 2, 400), 1.0, posterior_var, True)
 
@@ -426,15 +436,24 @@ def _standardised(chain, var, clip):
             yield t, rest / _step_var(chain.schedule, var, t) ** 0.5
 
 
-def _noise_of_steps(f, schedule, shape, size, var, clip):
-    """|z| of tests that each step of one run adds fresh noise of this variance, and the last one none."""
+def _noise_of_steps(f, schedule, shape, size, var, clip, source="one"):
+    """|z| of tests that each step of one run adds fresh noise of this variance, and the last one none.
+
+    source: of the noise, "one" generator for all images, one for "each" image, or "none", which is torch's own.
+    """
     x_T = size * some_images(*shape)
-    chain = Chain(f, schedule, x_T, reverse_var=var, clip=clip, generator=_seeded(97))
+    generator = {"one": _seeded(97), "each": [_seeded(97 + i) for i in range(len(x_T))], "none": None}[source]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(97)
+        chain = Chain(f, schedule, x_T, reverse_var=var, clip=clip, generator=generator)
     yield chain.faults(x_T)
     *_, (_, rest, unit) = chain.rests(clip)
     yield 5 * _exactly(1, rest, unit, "the last step adds no noise") / LIMIT
     few = schedule.T < 10
-    every = [z.flatten() for t, z in _standardised(chain, var, clip) if few or t in SOME_STEPS]
+    images_of = [z for t, z in _standardised(chain, var, clip) if few or t in SOME_STEPS]
+    every = [z.flatten() for z in images_of]
+    for z in images_of[:1]:
+        yield from _neighbours(z)
     for z, x_t, eps_hat in zip(every, chain.states, chain.eps_hat, strict=False):
         yield law_score(z.numpy())
         for other in (x_t.flatten(), eps_hat.flatten()) if few else ():
@@ -445,6 +464,14 @@ def _noise_of_steps(f, schedule, shape, size, var, clip):
         yield abs(np.corrcoef(rows)[0, 1]) * rows.shape[1] ** 0.5
 
 
+def _neighbours(z):
+    """|z| of correlations between entries that are next to each other: images, channels, rows and columns."""
+    for dim, size in enumerate(z.shape):
+        if size > 1:
+            here, there = z.narrow(dim, 1, size - 1), z.narrow(dim, 0, size - 1)
+            yield abs(float((here * there).mean())) * here.numel() ** 0.5
+
+
 def _promises(f):
     """What has no size: defaults, one generator an image or none, no graph, and the dtype of the start."""
     x_T = some_images(3, 1, 2, 3)
@@ -452,9 +479,11 @@ def _promises(f):
     def run(x_T, **options):
         return Chain(f, SHORT, x_T, **options).result
 
-    each = [run(x_T, generator=[_seeded(s) for s in (7, 8, 9)]), run(x_T[1:2], generator=[_seeded(8)])]
-    yield fault(not torch.equal(each[0][1:2], each[1]))
-    yield fault(torch.equal(each[0], run(x_T, generator=[_seeded(s) for s in (7, 8, 10)])))
+    seeds = (7, 8, 9)
+    each = run(x_T, generator=[_seeded(s) for s in seeds])
+    for i, seed in enumerate(seeds):  # its own generator's noise, wherever in the batch it stands
+        yield fault(not torch.equal(each[i : i + 1], run(x_T[i : i + 1], generator=[_seeded(seed)])))
+    yield fault(torch.equal(each, run(x_T, generator=[_seeded(s) for s in (7, 8, 10)])))
     explicit = {"reverse_var": posterior_var, "clip": True}
     yield fault(not torch.equal(run(x_T, generator=_seeded(3)), run(x_T, generator=_seeded(3), **explicit)))
     with torch.random.fork_rng(devices=[]):
@@ -677,7 +706,13 @@ def moments_of_the_true_step(f, exact, unit, in_the_plane) -> Iterator[float]:
         cases = [(t, x_t) for s, t, x_t in IN_THE_PLANE if s is schedule]
         t, x_t = torch.tensor([t for t, _ in cases]), torch.tensor([x for _, x in cases], dtype=torch.float64)
         expected = torch.tensor(np.array([in_the_plane(schedule, *case) for case in cases]))
-        yield off(f(ExactDenoiser(PLANE, schedule), x_t, t), expected)
+        denoiser = ExactDenoiser(PLANE, schedule)
+        yield off(f(denoiser, x_t, t), expected)
+        yield slope_off(functools.partial(_at, f, denoiser, t), x_t, size=1e-3)
+
+
+def _at(f, denoiser, t, x_t):
+    return f(denoiser, x_t, t)
 
 
 def _moment(case, power=1):
@@ -945,6 +980,13 @@ def reverse_components(f):
         got = density(parts, 0, x)
         yield off(got / got.sum(), mass, mass + 1e-6 * mass.max())
         yield off(parts[0].sum(), 1.0)
+    t, x_t = torch.tensor([3, 2]), torch.tensor([[0.2, 0.3], [-0.4, 0.1]], dtype=torch.float64)
+
+    def mixed(x_t):  # one number of each image, to which weights, means and variances contribute
+        weight, mean, var = f(ExactDenoiser(PLANE, OFTEN), x_t, t)
+        return (weight * (mean + var + mean**2).sum(-1)).sum(1)
+
+    yield slope_off(mixed, x_t, size=1e-3)
 
 
 def _steps(denoiser, x_t, t, mean, var):

@@ -22,6 +22,7 @@ def reverse_mean(denoiser: ExactDenoiser, x_t: Tensor, t: int | Tensor) -> Tenso
     """Eq. 7.4 (mean of the true step). E[x_{t−1}|x_t] = μ̃_t(E[x_0|x_t], x_t), with μ̃_t of Eq. 4.4.
 
     x_t: (n, D); t: an int or shape (n,), in 1..T (ValueError otherwise). Returns (n, D). At t = 1 it is E[x_0|x_1].
+    Gradients reach x_t, here and in Eq. 7.5 to 7.7.
     Source: the tower rule, for μ̃_t is linear in x_0.
     """
     return posterior_mean(denoiser.schedule, denoiser.x_0_hat(x_t, t), x_t, t)
