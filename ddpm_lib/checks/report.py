@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ddpm_lib.checks.compare import a_type, difference, same, shape_of
-from ddpm_lib.checks.equation import NO_SOURCE, Check
+from ddpm_lib.checks.equation import NO_SOURCE, Check, Wrong
 from ddpm_lib.checks.message import called, describe, lines
 from ddpm_lib.checks.raised import batch_of, raised, reshape, said, student_line
 from ddpm_lib.checks.record import Call, Record, record
@@ -48,9 +48,13 @@ def _texts(found: Check, function: Any, distance: float) -> list[str]:
 
 
 def _known(found: Check, seen: Record, distance: float) -> str:
-    """The wrong version that does the same, if one does: by the result of the last call, or by the distance."""
+    """The wrong version that does the same, if one does: by the result of the last call, and by the distance.
+
+    Where results cannot be compared, by the distance alone, if no other wrong version is off by as much.
+    """
     if seen.error is not None:
         return ""
+    alike: dict[bool, list[Wrong]] = {True: [], False: []}  # whether their results are the same, too
     for wrong in found.wrong_versions:
         verdict = same(seen.case.calls[-1], wrong.function) if seen.case.calls else None
         if verdict is False:
@@ -60,9 +64,12 @@ def _known(found: Check, seen: Record, distance: float) -> str:
         except Exception:
             continue
         if math.isfinite(known) and math.isclose(known, distance, rel_tol=1e-6):
-            seen_at = "" if wrong.seen.startswith(NO_SOURCE) else f" ({wrong.seen})"
-            return f"A known wrong version is off by exactly as much: {wrong.what}{seen_at}."
-    return ""
+            alike[verdict is True].append(wrong)
+    wrong = next(iter(alike[True]), None) or (alike[False][0] if len(alike[False]) == 1 else None)
+    if wrong is None:
+        return ""
+    seen_at = "" if wrong.seen.startswith(NO_SOURCE) else f" ({wrong.seen})"
+    return f"A known wrong version is off by exactly as much: {wrong.what}{seen_at}."
 
 
 def explain(found: Record, function: Callable, names: Sequence[str], reference: Callable | None) -> list[str]:

@@ -123,7 +123,8 @@ def known_mistake(found: Check, trace: Trace, distance: float, loose: bool = Fal
         if len(told) == len(usable) and any(size is not None and i in telling for i, size in told):
             alike.append(wrong)
     if not alike and not loose and not telling:
-        alike = [wrong for wrong in found.wrong_versions if _farther(found, wrong, distance) < 1e-6]
+        as_far = [wrong for wrong in found.wrong_versions if _farther(found, wrong, distance) < 1e-6]
+        alike = as_far if len(as_far) == 1 else []  # some mistakes go beyond a scale's end: all of them are as far
     return min(alike, key=lambda wrong: _farther(found, wrong, distance), default=None)
 
 

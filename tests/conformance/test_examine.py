@@ -118,6 +118,12 @@ def test_the_mistake_is_named_that_is_off_by_as_much():
     assert examine("posterior variance", var).known.what == "at least 1e-20, also at t = 1"
 
 
+def test_no_mistake_is_named_where_several_are_off_by_as_much():
+    """Of mistakes that go beyond a scale's end, each is as far off as the other."""
+    found = examine("a random step", lambda schedule, batch, generator: torch.ones(batch))
+    assert found.status == "off" and found.known is None and "known" not in found.help
+
+
 def test_a_promise_without_a_size_is_told_in_words():
     def in_place(schedule, x_0, eps, t):
         eps *= 2
