@@ -1,6 +1,7 @@
 """What every test run needs, set before torch is imported and inherited by workers and notebook kernels."""
 
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -13,6 +14,9 @@ os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [os.environ
 # Thirty kernels and the workers import the library: it is compiled once, not each time.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
+# A job that was started in the background may begin deaf to Ctrl-C, which tests send.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 # With another backend a notebook's figures would not be outputs.
 os.environ.pop("MPLBACKEND", None)
 
