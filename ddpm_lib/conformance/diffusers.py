@@ -45,14 +45,17 @@ def ddpm(exact: bool = True, **options: Any) -> Dictionary:
     def made(**more: Any) -> Callable[[Schedule], Any]:
         return once_a_schedule(lambda schedule: scheduler("DDPMScheduler", schedule, exact=exact, **options, **more))
 
-    plain, of_x_0 = made(), made(prediction_type="sample")
+    plain, of_x_0, of_v = made(), made(prediction_type="sample"), made(prediction_type="v_prediction")
+
+    def step(theirs: Any, output: Tensor, index: Tensor, x_t: Tensor, z: Tensor) -> Tensor:
+        def one(i: int, value: Tensor, x: Tensor, noise: Tensor) -> Tensor:
+            with patch("diffusers.schedulers.scheduling_ddpm.randn_tensor", lambda *shape, **options: noise):
+                return theirs.step(value, i, x).prev_sample
+
+        return _each(one, index, output, x_t, z)
 
     def mean(theirs: Any, output: Tensor, index: Tensor, x_t: Tensor) -> Tensor:
-        def silent(shape: Any, **options: Any) -> Tensor:
-            return torch.zeros(tuple(shape), dtype=options["dtype"])
-
-        with patch("diffusers.schedulers.scheduling_ddpm.randn_tensor", silent):  # their step without its noise
-            return _each(lambda i, value, x: theirs.step(value, i, x).prev_sample, index, output, x_t)
+        return step(theirs, output, index, x_t, torch.zeros_like(x_t))
 
     def linear_schedule(T: int, beta_1: float, beta_T: float) -> Schedule:
         import diffusers
@@ -74,6 +77,8 @@ def ddpm(exact: bool = True, **options: Any) -> Dictionary:
         "clean image from noise": lambda s, x_t, eps, t: _x_0(plain(s), eps, from_zero(t, x_t), x_t),
         "signal-to-noise ratio": for_any_t(lambda schedule, index: _snr(plain(schedule), index)),
         "time embedding": _embedding,
+        "ancestral step": lambda s, x_t, x_0_hat, t, z: step(of_x_0(s), x_0_hat, from_zero(t, x_t), x_t, z),
+        "clean image from velocity": lambda s, x_t, v, t: _x_0(of_v(s), v, from_zero(t, x_t), x_t),
     }
     return found if exact else {"linear schedule": linear_schedule, "cumulative alpha": cumulative_alpha, **found}
 
@@ -89,7 +94,7 @@ def ddim(exact: bool = True, **options: Any) -> Dictionary:
 
         return once_a_schedule(build)
 
-    plain, of_x_0 = made(), made(prediction_type="sample")
+    plain, of_x_0, of_v = made(), made(prediction_type="sample"), made(prediction_type="v_prediction")
 
     def mean(theirs: Any, output: Tensor, index: Tensor, x_t: Tensor) -> Tensor:
         def step(i: int, value: Tensor, x: Tensor) -> Tensor:
@@ -101,12 +106,19 @@ def ddim(exact: bool = True, **options: Any) -> Dictionary:
         theirs = plain(schedule)
         return torch.stack([torch.as_tensor(theirs._get_variance(i, i - 1)) for i in index.tolist()])
 
+    def ddim_variance(schedule: Schedule, t: int, s: int, eta: float) -> Tensor:
+        if not 0 <= s < t <= schedule.T:
+            raise ValueError("theirs counts from the end, or has no such entry")  # the book's function refuses it
+        return eta**2 * torch.as_tensor(plain(schedule)._get_variance(t - 1, s - 1))
+
     return {
         **_shared(plain),
         "posterior variance": for_any_t(posterior_variance),
         "posterior mean": lambda s, x_0, x_t, t: mean(of_x_0(s), x_0, from_zero(t, x_t), x_t),
         "posterior mean from noise": lambda s, x_t, eps, t: mean(plain(s), eps, from_zero(t, x_t), x_t),
         "clean image from noise": lambda s, x_t, eps, t: _x_0(plain(s), eps, from_zero(t, x_t), x_t),
+        "clean image from velocity": lambda s, x_t, v, t: _x_0(of_v(s), v, from_zero(t, x_t), x_t),
+        "DDIM variance": ddim_variance,
     }
 
 
