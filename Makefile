@@ -29,11 +29,14 @@ mutants: $(VENV)/.test
 digits: $(VENV)/.book
 	$(BIN)/python -m ddpm_lib train digits $(ARGS)
 
-# Runs notebooks and stores them as run. Streams are joined and widgets left out, so two runs give the same file.
+# Runs notebooks and stores them as run. Widgets are left out, and streams joined (once all is run: nbconvert would
+# join what stood there before), so two runs give the same file.
 NOTEBOOKS ?= chapters/*.ipynb chapters/solutions/*.ipynb
+STORE := $(BIN)/jupyter nbconvert --to notebook --inplace
 stored: $(VENV)/.book
-	PYTHONPATH=. OMP_NUM_THREADS=1 $(BIN)/jupyter nbconvert --to notebook --execute --inplace --coalesce-streams \
-		--ExecutePreprocessor.record_timing=False --ExecutePreprocessor.store_widget_state=False $(NOTEBOOKS)
+	PYTHONPATH=. OMP_NUM_THREADS=1 $(STORE) --execute --ExecutePreprocessor.record_timing=False \
+		--ExecutePreprocessor.store_widget_state=False $(NOTEBOOKS)
+	$(STORE) --coalesce-streams $(NOTEBOOKS)
 
 clean:
 	rm -rf $(VENV)

@@ -4,6 +4,7 @@ import ast
 import functools
 import importlib.util
 import io
+import itertools
 import re
 import subprocess
 import sys
@@ -174,6 +175,9 @@ def test_a_notebook_is_stored_as_it_ran_from_top_to_bottom(path):
     outputs = [output for cell in cells(path) for output in cell.outputs]
     assert not [o for o in outputs if o.output_type == "error"]
     assert not [o.text for o in outputs if o.get("name") == "stderr"]
+    for cell in cells(path):
+        names = [output.get("name") for output in cell.outputs]
+        assert not [a for a, b in itertools.pairwise(names) if a and a == b], "a stream in pieces: make stored joins it"
     assert "widgets" not in notebook(path).metadata, "a widget shows nothing in a notebook that is not trusted"
 
 
