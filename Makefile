@@ -33,7 +33,7 @@ digits: $(VENV)/.book
 # join what stood there before), so two runs give the same file.
 NOTEBOOKS ?= chapters/*.ipynb chapters/solutions/*.ipynb
 STORE := $(BIN)/jupyter nbconvert --to notebook --inplace
-stored: $(VENV)/.book
+stored: $(VENV)/.test
 	PYTHONPATH=. OMP_NUM_THREADS=1 $(STORE) --execute --ExecutePreprocessor.record_timing=False \
 		--ExecutePreprocessor.store_widget_state=False $(NOTEBOOKS)
 	$(STORE) --coalesce-streams $(NOTEBOOKS)
