@@ -92,6 +92,7 @@ CHAPTER = {
     "training.loop": 11,
     "training.monitor": 11,
     "checks.chapter_11": 11,
+    "runs.records": 12,
     "samplers.guidance": 14,
     "runs.recipes": 16,
     "runs.describe": 16,
