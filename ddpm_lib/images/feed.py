@@ -52,6 +52,7 @@ def feed(
     start: int = 0,
     workers: int = 4,
     budget: int | None = None,
+    share: slice = slice(None),
 ) -> Iterator[tuple[Tensor, Tensor | None]]:
     """Endless batches: x_0, (batch, C, H, W) float32 in [−1, 1] on `device`, and its labels, (batch,) on the CPU.
 
@@ -60,22 +61,24 @@ def feed(
     by `workers` processes, and kept decoded below their root (see `kept`). With None, images that do not fit the device
     stay in the machine's memory if they fit there. Else the workers read them batch by batch: decoded ones where they
     could be kept, else the files. The batches are the same in each case, and follow `batches` from number `start` on.
-    Nothing in them makes the device wait, or draws from torch's global generator. Close the iterator, or forget it, and
-    its workers end. Raises ValueError at once, naming them, for files that cannot be read.
+    share: of each batch's images, those that are wanted here, where several processes have one batch; the labels are
+    always those of all. Nothing in them makes the device wait, or draws from torch's global generator. Close the
+    iterator, or forget it, and its workers end. Raises ValueError at once, naming them, for files that cannot be read.
     """
     rows = batches(len(data), batch, seed, start)
     if isinstance(data, LabelledImages):
         fits = data.images.device == device or data.images.nbytes <= _room(device, budget)
         images = data.images.to(device) if fits else data.images.cpu()
-        return _resident(images, data.labels, rows, device)
+        return _resident(images, data.labels, rows, device, share)
     path = kept(data, workers)
     if (home := decoded_home(data, device, budget)) is not None:
-        return _resident(_all(data, path, workers, home), data.labels, rows, device)
+        return _resident(_all(data, path, workers, home), data.labels, rows, device, share)
     if path is None:
         for _ in decode(data, workers):
             pass  # a broken file shall be found now, not when its turn comes, hours later
     source = data if path is None else DecodedImages(data, path)
-    return _streamed(source, data.labels, rows, batches(len(data), batch, seed, start), device, workers)
+    wanted = (row[share] for row in rows)
+    return _streamed(source, data.labels, wanted, batches(len(data), batch, seed, start), device, workers)
 
 
 def decoded_home(data: ImageFiles, device: torch.device, budget: int | None = None) -> torch.device | None:
@@ -97,11 +100,11 @@ def _all(data: ImageFiles, path: Path | None, workers: int, home: torch.device) 
 
 
 def _resident(
-    images: Tensor, labels: Tensor | None, rows: Iterator[Tensor], device: torch.device
+    images: Tensor, labels: Tensor | None, rows: Iterator[Tensor], device: torch.device, share: slice
 ) -> Iterator[tuple[Tensor, Tensor | None]]:
     labels = None if labels is None else labels.cpu()
     for row in rows:
-        x_0 = to_device(images[to_device(row, images.device)], device)
+        x_0 = to_device(images[to_device(row[share], images.device)], device)
         yield _signed(x_0), None if labels is None else labels[row]
 
 

@@ -5,8 +5,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ddpm_lib.runs.describe import fields_in_words
-from ddpm_lib.runs.recipes import RECIPES, did_you_mean, meant
+from ddpm_lib.runs.recipes import RECIPES, meant
 from ddpm_lib.runs.run import CHANGEABLE
+from ddpm_lib.runs.words import did_you_mean
 
 PROGRAM = "python -m ddpm_lib"
 EXAMPLES = {

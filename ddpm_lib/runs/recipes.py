@@ -1,15 +1,18 @@
 """Recipes: the whole configuration of a run, as functions that return a frozen dataclass."""
 
-import difflib
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from ddpm_lib.diffusion.cosine import cosine_schedule
 from ddpm_lib.diffusion.schedule import Schedule, linear_schedule
+from ddpm_lib.diffusion.timesteps import LossSecondMoment, TimestepSampler, UniformTimesteps
 from ddpm_lib.images import data
 from ddpm_lib.networks.unet import UNet
+from ddpm_lib.runs.words import SHORT, did_you_mean, nearest
+from ddpm_lib.training.fast import PRECISIONS
+from ddpm_lib.training.rates import COURSES
 
 
 def _files(name: str) -> Callable[["Recipe"], tuple]:
@@ -24,6 +27,15 @@ def _files(name: str) -> Callable[["Recipe"], tuple]:
 DATA: dict[str, Callable[["Recipe"], tuple]] = {"digits": lambda recipe: data.digits()}
 DATA |= {name: _files(name) for name in ("mnist", "fashion", "cifar10", "stl10", "celeba", "folder")}
 SCHEDULES: dict[str, Callable[[int], Schedule]] = {"linear": linear_schedule, "cosine": cosine_schedule}
+TIMESTEPS: dict[str, Callable[[Schedule], TimestepSampler]] = {
+    "uniform": UniformTimesteps,
+    "second-moment": LossSecondMoment,
+}
+AUTO = ("no", "yes", "auto")
+CHOICES = {  # fields with one of a few words
+    **{"data": DATA, "schedule": SCHEDULES, "course": COURSES, "timestep_sampler": TIMESTEPS},
+    **{"precision": (*PRECISIONS, "auto"), "channels_last": AUTO, "compile": AUTO},
+}
 NETWORK = (
     *("size", "channels", "width", "multipliers", "blocks", "groups", "attention", "head_channels"),
     *("scale_shift", "learned_resampling", "dropout", "classes", "gradient_checkpointing"),
@@ -63,10 +75,16 @@ class Recipe:
     learning_rate: float = option("of AdamW, after the warm-up", 2e-4)
     warmup: int = option("steps in which the learning rate rises from 0", 1000)
     final_rate: float = option("the last step's learning rate, over learning_rate; 1: constant", 1.0)
+    course: str = option(f"of the learning rate after the warm-up, one of {', '.join(COURSES)}", "linear")
     weight_decay: float = option("of AdamW, on matrices and kernels alone", 0.0)
     clip_norm: float = option("longer gradients are cut to this length", 1.0)
     ema_decays: tuple[float, ...] = option("of the weights' averages, the first of which is sampled", (0.9999,))
     label_dropout: float = option("the probability of hiding a label, for guidance", 0.1)
+    timestep_sampler: str = option(f"how t is drawn, one of {', '.join(TIMESTEPS)}", "uniform")
+    precision: str = option(f"of the network's products: {', '.join(PRECISIONS)}; auto: the fastest right one", "auto")
+    channels_last: str = option("memory format of the images: yes, no; auto: the faster one", "auto")
+    compile: str = option("the network by torch.compile: yes, no; auto: on a GPU, where it is faster", "auto")
+    accumulate: int = option("parts of a batch, one after the other; 0: so few as memory allows", 1)
     seed: int = option("of the weights, the batches and the noise", 0)
     workers: int = option("processes that read image files", 4)
     memory_budget_gb: float = option("10^9 bytes, for the images; 0: a quarter of what is free", 0.0)
@@ -79,14 +97,14 @@ class Recipe:
     scale: float = option("guidance: 0 unconditional, 1 conditional, above 1 guided", 2.0)
 
     def __post_init__(self):
-        for key, known in (("data", DATA), ("schedule", SCHEDULES)):
+        for key, known in CHOICES.items():
             if getattr(self, key) not in known:
                 hint = did_you_mean(str(getattr(self, key)), known)
                 raise ValueError(f"{key} must be one of {', '.join(known)}; got {getattr(self, key)!r}{hint}")
         for key in ("T", "steps", "batch", "log_every", "save_every", "keep", "sample_steps"):
             if getattr(self, key) < 1:
                 raise ValueError(f"{key} must be at least 1, got {getattr(self, key)}")
-        for key in ("warmup", "seed", "workers", "sample_every", "classes", "memory_budget_gb"):
+        for key in ("warmup", "seed", "workers", "sample_every", "classes", "memory_budget_gb", "accumulate"):
             if getattr(self, key) < 0:
                 raise ValueError(f"{key} must be at least 0, got {getattr(self, key)}")
         for key in ("label_dropout", "eta"):
@@ -118,7 +136,8 @@ def digits() -> Recipe:
     network = {"width": 32, "multipliers": (1, 2), "blocks": 1, "groups": 8, "attention": (4,), "head_channels": 16}
     course = {"steps": 640, "batch": 96, "learning_rate": 4e-3, "warmup": 20, "final_rate": 0.0, "ema_decays": (0.99,)}
     log = {"log_every": 20, "save_every": 200}
-    return Recipe("digits", data="digits", size=8, channels=1, classes=10, dropout=0.0, **network, **course, **log)
+    plain = {"dropout": 0.0, "precision": "float32", "channels_last": "no", "compile": "no"}  # the same everywhere
+    return Recipe("digits", data="digits", size=8, channels=1, classes=10, **plain, **network, **course, **log)
 
 
 def mnist() -> Recipe:
@@ -229,22 +248,3 @@ def text_of(value: Any) -> str:
     if isinstance(value, tuple):
         return ",".join(text_of(part) for part in value)
     return str(value).lower() if isinstance(value, bool) else str(value)
-
-
-SHORT = {  # what other programs call a field
-    **{"lr": "learning_rate", "wd": "weight_decay", "bs": "batch", "batch_size": "batch", "epochs": "steps"},
-    **{"iters": "steps", "iterations": "steps", "timesteps": "T", "ema": "ema_decays", "image_size": "size"},
-    **{"resolution": "size", "clip": "clip_norm", "cfg": "scale", "guidance": "scale", "dataset": "data"},
-}
-
-
-def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """The end of a message, " (did you mean …?)", for a word that looks like a known one; else ""."""
-    return f" (did you mean {found}?)" if (found := nearest(word, known)) else ""
-
-
-def nearest(word: str, known: Iterable[str], short: Mapping[str, str] | None = None) -> str | None:
-    """The known word that this one looks like, or is short for; None where there is none."""
-    lower = {name.lower(): name for name in known}
-    word = word.strip("-").replace("-", "_").lower()
-    return (short or {}).get(word) or next((lower[name] for name in difflib.get_close_matches(word, lower, 1)), None)

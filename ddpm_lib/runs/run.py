@@ -7,14 +7,13 @@ from pathlib import Path
 
 import torch
 from matplotlib.figure import Figure
-from torch import Tensor
 
 from ddpm_lib import __version__, plot
 from ddpm_lib.devices import default_device
-from ddpm_lib.images.data import LabelledImages, check_images
-from ddpm_lib.images.decoded import some_of
+from ddpm_lib.images.data import LabelledImages
 from ddpm_lib.images.fingerprint import check_same
-from ddpm_lib.images.image_files import ImageFiles
+from ddpm_lib.runs.assemble import load_data, new_trainer, trained
+from ddpm_lib.runs.decide import decided
 from ddpm_lib.runs.folder import (
     CURVES,
     LOG,
@@ -28,9 +27,8 @@ from ddpm_lib.runs.folder import (
     write_recipe,
 )
 from ddpm_lib.runs.model import CHECKPOINTS, TrainedModel, sample_grid
-from ddpm_lib.runs.recipes import DATA, Recipe, override
+from ddpm_lib.runs.recipes import Recipe, override
 from ddpm_lib.runs.stored import to_json
-from ddpm_lib.samplers.guidance import drop_labels
 from ddpm_lib.training.checkpoint import (
     list_checkpoints,
     load_checkpoint,
@@ -40,58 +38,13 @@ from ddpm_lib.training.checkpoint import (
     step_path,
     sweep,
 )
-from ddpm_lib.training.loop import linear_rate, train
+from ddpm_lib.training.loop import train
 from ddpm_lib.training.monitor import append_entry, curves, cut_log, held_out_loss, read_log, tensorboard
 from ddpm_lib.training.trainer import Trainer
 
-HELD_OUT = 512  # images in the held-out loss
 CHANGEABLE = ("steps", "root", "workers", "log_every", "save_every", "keep", "sample_every", "sample_steps", "eta")
-CHANGEABLE += ("scale", "memory_budget_gb")
+CHANGEABLE += ("scale", "memory_budget_gb", "accumulate", "channels_last", "compile")
 Metric = Callable[[TrainedModel], float]
-
-
-def load_data(recipe: Recipe) -> tuple[LabelledImages | ImageFiles, LabelledImages]:
-    """What a recipe trains on, and at most 512 held-out images, spread evenly over those there are.
-
-    Raises ValueError or TypeError where the data are not what the recipe says.
-    """
-    data, held_out = DATA[recipe.data](recipe)
-    found = len(data.names)
-    if recipe.classes and found and recipe.classes != found:
-        raise ValueError(
-            f"the data have {found} classes ({', '.join(data.names)}) and the recipe {recipe.classes}: "
-            f"set classes={found}, or classes=0 to train without labels"
-        )
-    some = some_of(held_out, HELD_OUT, recipe.workers)
-    for part in (data, some):
-        if isinstance(part, LabelledImages):
-            check_images(part, (recipe.channels, recipe.size, recipe.size), recipe.classes)
-    return data, some
-
-
-def new_trainer(recipe: Recipe, data: LabelledImages | ImageFiles, device: torch.device | None = None) -> Trainer:
-    """Network, schedule, label dropout and options of a recipe, put together with its data, ready for `train`."""
-    torch.manual_seed(recipe.seed)
-    network = recipe.network().to(device or default_device())
-
-    def prepare_labels(labels: Tensor, generator: torch.Generator) -> Tensor | None:
-        return drop_labels(labels, recipe.label_dropout, network.null, generator) if recipe.classes else None
-
-    options = ("batch", "learning_rate", "weight_decay", "clip_norm", "ema_decays", "seed", "flip", "workers")
-    return Trainer(
-        network,
-        recipe.diffusion(),
-        data,
-        rate=linear_rate(recipe.warmup, recipe.steps, recipe.final_rate),
-        prepare_labels=prepare_labels,
-        memory_budget=recipe.memory_budget(),
-        **{name: getattr(recipe, name) for name in options},
-    )
-
-
-def trained(trainer: Trainer, recipe: Recipe) -> TrainedModel:
-    """The trainer's first averaged network, ready to sample from."""
-    return TrainedModel(trainer.ema.model, trainer.schedule, recipe, tuple(trainer.data.names))
 
 
 def run(
@@ -116,6 +69,7 @@ def run(
     folder = Path(folder)
     with beginning(folder) as begin:
         data, held_out = load_data(recipe)
+        recipe = decided(recipe, device or default_device(), print if progress else None)
         trainer = new_trainer(recipe, data, device)
         check_room(folder, bytes_needed(trainer, recipe)[1])
         trainer.open()  # a broken file shall leave no folder behind
@@ -164,6 +118,7 @@ def _resume(
                 f"{field.name} decides the steps already done and cannot change in a run; {', '.join(CHANGEABLE)} can"
             )
     data, held_out = load_data(recipe)
+    recipe = decided(recipe, device or default_device(), print if progress else None)  # changes may leave things open
     trainer = new_trainer(recipe, data, device)
     for place in (folder, folder / CHECKPOINTS):
         sweep(place)

@@ -16,10 +16,12 @@ from torch import Tensor
 from ddpm_lib.devices import default_device
 from ddpm_lib.images.feed import decoded_home
 from ddpm_lib.images.image_files import ImageFiles
+from ddpm_lib.runs.assemble import load_data, new_trainer, trained
+from ddpm_lib.runs.decide import decided
 from ddpm_lib.runs.folder import bytes_needed, check_room, command
 from ddpm_lib.runs.recipes import RECIPES, Recipe, assignments
 from ddpm_lib.runs.recipes import recipe as named_recipe
-from ddpm_lib.runs.run import load_data, new_trainer, save, trained
+from ddpm_lib.runs.run import save
 from ddpm_lib.training.checkpoint import amount, load_checkpoint
 from ddpm_lib.training.trainer import Step, Trainer
 
@@ -53,6 +55,7 @@ def self_test(
         classes = f"{recipe.classes} classes" if recipe.classes else "without labels"
         shape = f"{recipe.channels}x{recipe.size}x{recipe.size}"
         say(f"data     {len(data)} images, {shape}, {classes}; {len(held_out)} held out")
+        small = decided(small, device, say)
         with tempfile.TemporaryDirectory(dir=folder, prefix=".selftest-") as place:
             streamed, decoding = False, ""
             if isinstance(data, ImageFiles):  # all are decoded before the first step: here some of them are

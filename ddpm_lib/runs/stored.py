@@ -10,6 +10,10 @@ from ddpm_lib.runs.recipes import Recipe
 ADDED: dict[int, dict[str, Any]] = {
     1: {},  # the version itself
     2: {"memory_budget_gb": 0.0},
+    3: {
+        **{"course": "linear", "timestep_sampler": "uniform", "precision": "float32"},
+        **{"accumulate": 1, "channels_last": "no", "compile": "no"},
+    },
 }
 VERSION = max(ADDED)
 

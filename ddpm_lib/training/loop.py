@@ -27,7 +27,8 @@ def train(
     """Step until `trainer.steps` reaches `steps`. Returns the log: one dict for every `every` steps, and for the last.
 
     An entry holds step, loss (the mean since the last entry), loss_by_t (the same in each tenth of 1..T, None where no
-    t fell), gradient_norm (the largest, before clipping), learning_rate, images_per_s and memory_gb (the peak so far).
+    t fell), gradient_norm (the largest, before clipping), learning_rate, images_per_s and memory_gb (the peak so far);
+    with a loss scaler also skipped, how many steps were left out, of which the other numbers say nothing.
     on_entry: called with each, at a state whose losses and gradients were finite: the place to save.
     Only there is the device asked for numbers. Raises FloatingPointError there, before on_entry, if one is not finite.
     Ctrl-C or SIGTERM ends the step in hand and raises KeyboardInterrupt, with a message, between two steps;
@@ -45,9 +46,13 @@ def train(
         while trainer.steps < steps:
             seen.append(trainer.step())
             bar.update()
-            if trainer.steps % every and trainer.steps < steps and not interrupts:
+            stop = trainer.execution.agree(bool(interrupts))
+            if trainer.steps % every and trainer.steps < steps and not stop:
                 continue
-            entry = _summary(trainer, seen)
+            if (entry := _summary(trainer, seen)) is None:  # all were skipped, as the first ones of a run may be
+                if stop or trainer.steps == steps:
+                    raise FloatingPointError(f"every step after {trainer.steps - len(seen)} was skipped, nothing saved")
+                continue
             entry["images_per_s"] = trainer.batch * len(seen) / (time.perf_counter() - read_at)
             entry["memory_gb"] = peak_memory(trainer.device)
             history.append(entry)
@@ -55,13 +60,21 @@ def train(
             if on_entry is not None:
                 on_entry(entry)
             seen, read_at = [], time.perf_counter()  # images_per_s leaves out the saving
-            if interrupts:
+            if stop:
                 raise KeyboardInterrupt(f"stopped after step {trainer.steps} of {steps}")
     return history
 
 
-def _summary(trainer: Trainer, seen: Sequence[Step]) -> dict:
-    """The part of an entry that is read off the steps. Raises FloatingPointError if a number is not finite."""
+def _summary(trainer: Trainer, seen: Sequence[Step]) -> dict | None:
+    """The part of an entry that is read off the steps; None where a loss scaler skipped all of them.
+
+    Raises FloatingPointError if a number of a step that was not skipped is not finite.
+    """
+    skipped = [] if seen[0].skipped is None else torch.stack([step.skipped for step in seen]).tolist()
+    if skipped:
+        seen = [step for step, left_out in zip(seen, skipped, strict=True) if not left_out]
+    if not seen:
+        return None
     loss = torch.stack([step.loss for step in seen]).cpu().double()  # (steps, B)
     norm = torch.stack([step.gradient_norm for step in seen]).cpu().double()
     weighted = torch.stack([row if s.factor is None else row * s.factor for row, s in zip(loss, seen, strict=True)])
@@ -75,6 +88,7 @@ def _summary(trainer: Trainer, seen: Sequence[Step]) -> dict:
         "loss_by_t": [float(m) if n else None for m, n in zip(mean, count, strict=True)],
         "gradient_norm": float(norm.max()),
         "learning_rate": trainer.learning_rate,
+        **({"skipped": sum(skipped)} if skipped else {}),
     }
 
 

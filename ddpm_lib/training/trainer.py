@@ -19,6 +19,7 @@ from ddpm_lib.images.fingerprint import fingerprint
 from ddpm_lib.images.image_files import ImageFiles
 from ddpm_lib.training.checkpoint import load_weights
 from ddpm_lib.training.ema import EMA
+from ddpm_lib.training.execution import Execution
 
 
 class Step(NamedTuple):
@@ -28,6 +29,7 @@ class Step(NamedTuple):
     t: Tensor  # (B,), on the CPU
     factor: Tensor | None  # (B,), on the CPU: the timestep sampler's, None where all are 1
     gradient_norm: Tensor  # (), on the device, before clipping
+    skipped: Tensor | None = None  # (), on the device: whether a loss scaler let the weights be; None without one
 
 
 class Trainer:
@@ -37,7 +39,8 @@ class Trainer:
     a function of the steps done (`linear_rate`, say; None is constant). weight_decay acts on matrices and kernels, not
     on biases and norms. flip: mirror each image left to right with probability 1/2.
     prepare_labels: turns a batch's labels, (B,) on the CPU, into what the network sees (label dropout, say, or None).
-    timesteps: draws t (None: uniform). workers: processes that read files. memory_budget: bytes that the images may
+    timesteps: draws t (None: uniform). execution: how a step is computed (None: at once, in the network's dtype).
+    workers: processes that read files. memory_budget: bytes that the images may
     take on the device, or else in the machine's memory (None: a quarter of what is free there).
     On a CPU the same seed, network, data and number of threads give the same weights, however often the run was
     interrupted; on a GPU nearly, for some of its gradients add in no fixed order. Apple's GPU (MPS) is provided for,
@@ -63,6 +66,7 @@ class Trainer:
         memory_budget: int | None = None,
         prepare_labels: Callable[[Tensor, torch.Generator], Tensor | None] | None = None,
         timesteps: TimestepSampler | None = None,
+        execution: Execution | None = None,
     ):
         if batch < 1 or learning_rate <= 0 or clip_norm <= 0 or weight_decay < 0 or not ema_decays:
             raise ValueError(
@@ -74,6 +78,8 @@ class Trainer:
         self.fingerprint = fingerprint(data)  # now, for files may change while the run goes on
         self.device = next(model.parameters()).device
         self.model, self.schedule, self.data = model.train(), schedule, data
+        self.execution = execution or Execution()
+        self.share, self.network = self.execution.share(batch), self.execution.prepare(model)
         self.emas = [EMA(model, decay) for decay in dict.fromkeys(ema_decays)]
         self.batch, self.clip_norm, self.flip = batch, clip_norm, flip
         self.workers, self.memory_budget = workers, memory_budget
@@ -98,38 +104,49 @@ class Trainer:
         """Get the images ready, which is long where files are decoded; the first step does it where nobody did."""
         if self.images is None:
             options = {"seed": self.seed, "device": self.device, "workers": self.workers, "budget": self.memory_budget}
-            self.images = feed(self.data, self.batch, start=self.steps, **options)
+            self.images = feed(self.data, self.batch, start=self.steps, share=self.share, **options)
 
     def step(self) -> Step:
         """One step of the optimiser and of every average."""
         self.open()
-        x_0, labels = next(self.images)
+        self.execution.begin_step(self.seed, self.steps)
+        x_0, labels = next(self.images)  # the images of this process; all else is drawn for the joint batch
+        share, of_all = self.share, (self.batch, *x_0.shape[1:])
         if self.flip:
-            mirrored = torch.rand(self.batch, generator=self.host) < 0.5
+            mirrored = (torch.rand(self.batch, generator=self.host) < 0.5)[share]
             x_0 = torch.where(to_device(mirrored, self.device)[:, None, None, None], x_0.flip(-1), x_0)
         y = labels if labels is None or self.prepare_labels is None else self.prepare_labels(labels, self.host)
-        y = y if y is None else to_device(y, self.device)
+        y = y if y is None else to_device(y[share], self.device)
         t, factor = self.timesteps.draw(self.batch, self.host)
-        loss = l_simple(lambda x_t, t: self.model(x_t, t, y), self.schedule, x_0, noise_like(x_0, self.noise), t)
+        eps = noise_like(x_0.new_empty(1).expand(of_all), self.noise)[share]
+        x_0, eps, mine = self.execution.arrange(x_0), self.execution.arrange(eps), t[share]
+
+        def losses(part: slice) -> Tensor:
+            def model(x_t: Tensor, t: Tensor) -> Tensor:
+                return self.network(x_t, t, y if y is None else y[part])
+
+            return l_simple(model, self.schedule, x_0[part], eps[part], mine[part])
+
         self.learning_rate = self.base_rate * self.rate(self.steps)
         for group in self.optimiser.param_groups:
             group["lr"] = self.learning_rate
         self.optimiser.zero_grad(set_to_none=True)
-        (loss if factor is None else loss * to_device(factor, self.device)).mean().backward()
-        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.clip_norm)
-        self.optimiser.step()
+        loss = self.execution.backward(losses, factor if factor is None else factor[share], len(x_0))
+        norm, skipped = self.execution.update(self.optimiser, list(self.model.parameters()), self.clip_norm)
         for ema in self.emas:
             ema.update(self.model)
-        self.timesteps.update(t, loss.detach())
+        loss = self.execution.gather(loss)
+        self.timesteps.update(t, loss)
         self.steps += 1
-        return Step(loss.detach(), t, factor, norm)
+        return Step(loss, t, factor, norm, skipped)
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Tensors by name, and a JSON-able description: all that the next step depends on, besides options and data.
 
         Weights are "model.…", averages "ema.DECAY.…", AdamW's moments "optimiser.…", generators "random.…", the
-        timestep sampler's memory "timesteps.…". They are the live tensors: save or clone them before the next step.
-        The description says by a fingerprint which data it were; `load_state` takes any (see `check_same`).
+        timestep sampler's memory "timesteps.…", the execution's "execution.…". They are the live tensors: save or
+        clone them before the next step. The description says by a fingerprint which data it were; `load_state` takes
+        any (see `check_same`).
         """
         tensors = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
         for ema in self.emas:
@@ -139,6 +156,7 @@ class Trainer:
             tensors |= {f"optimiser.{kind}.{name}": tensor for kind, tensor in moments.items()}
         tensors |= {f"random.{name}": state for name, state in self._generators().items()}
         tensors |= {f"timesteps.{name}": tensor for name, tensor in self.timesteps.state().items()}
+        tensors |= {f"execution.{name}": tensor for name, tensor in self.execution.state().items()}
         return tensors, {"step": self.steps, "device": self.device.type, "data": self.fingerprint}
 
     def load_state(self, tensors: Mapping[str, Tensor], about: Mapping[str, Any], origin: str = "the state") -> None:
@@ -158,13 +176,16 @@ class Trainer:
                 raise ValueError(f"{origin} has no moments of the optimiser for {name}: it can be sampled, not resumed")
             if about["step"]:
                 moments = {kind: tensors[f"optimiser.{kind}.{name}"].to(self.device) for kind in kinds}
-                self.optimiser.state[parameter] = {kind: tensor.clone() for kind, tensor in moments.items()}
+                like = {"step": moments["step"], "exp_avg": parameter, "exp_avg_sq": parameter}  # its memory format
+                copies = {kind: torch.empty_like(like[kind]).copy_(moments[kind]) for kind in kinds}
+                self.optimiser.state[parameter] = {kind: copy.detach() for kind, copy in copies.items()}
         random = _under(tensors, "random.")
         same_kind = about["device"] == self.device.type
         needed = self._generators().keys() if same_kind else {"host", "noise", "torch"}
         if missing := ", ".join(sorted(needed - random.keys())):
             raise ValueError(f"{origin} has no state of the random generator {missing}: it can be sampled, not resumed")
         self.timesteps.load_state(_under(tensors, "timesteps."))
+        self.execution.load_state(_under(tensors, "execution."))
         if self.images is not None:
             self.images.close()
         self.steps, self.images = about["step"], None

@@ -10,9 +10,10 @@ import torch
 from ddpm_lib.__main__ import main
 from ddpm_lib.images.data import LabelledImages
 from ddpm_lib.runs import run as runs
+from ddpm_lib.runs.assemble import HELD_OUT, load_data, new_trainer
 from ddpm_lib.runs.model import CHECKPOINTS, load, sample_grid
 from ddpm_lib.runs.recipes import DATA, override, recipe
-from ddpm_lib.runs.run import HELD_OUT, load_data, new_trainer, resume, run
+from ddpm_lib.runs.run import resume, run
 from ddpm_lib.training.checkpoint import list_checkpoints, load_checkpoint, step_path
 
 CPU = torch.device("cpu")
