@@ -1,4 +1,4 @@
-"""The networks that race: DDPM's own in our code and in diffusers', with the same weights, and a third of its size."""
+"""The networks that race: DDPM's own in our code and in diffusers', with the same weights, and a third one's."""
 
 import tempfile
 from collections.abc import Callable
@@ -12,6 +12,10 @@ from torch import Tensor, nn
 from ddpm_lib.diffusion.schedule import linear_schedule
 from ddpm_lib.networks.interop import save_diffusers
 from ddpm_lib.networks.unet import UNet
+from ddpm_lib.runs.decide import decided
+from ddpm_lib.runs.recipes import recipe
+from ddpm_lib.training.fast import PRECISIONS, Fast
+from ddpm_lib.training.fastest import Way
 
 try:
     from diffusers import UNet2DModel
@@ -32,7 +36,6 @@ PEERS = {
     "full": dict(dim=144, dim_mults=(1, 2, 2, 2), full_attn=(False, True, False, False), flash_attn=True),
     "tiny": dict(dim=16, dim_mults=(1, 2), full_attn=(False, True), flash_attn=True),
 }
-DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
@@ -41,7 +44,7 @@ class Options:
 
     size: str = "full"  # one of CONFIGS
     batch: int = 8
-    precision: str = "float32"  # one of DTYPES
+    precision: str = "float32"  # or bf16
     device: str = "cpu"
     steps: int = 50  # of sampling
     workers: int = 0  # processes that read images, in the loop of diffusers
@@ -49,24 +52,38 @@ class Options:
 
     def autocast(self) -> AbstractContextManager:
         """Within, this precision."""
-        return torch.autocast(self.device, DTYPES[self.precision], enabled=self.precision != "float32")
+        dtype = PRECISIONS[self.precision]
+        return torch.autocast(self.device, dtype, enabled=dtype is not None)
 
 
 @dataclass(frozen=True)
 class Contestant:
-    """One line of a table."""
+    """One line of a table. way: how our trainer computes a step by default on this device, where it shall do so."""
 
     who: str  # one of INSTALLED
     compiled: bool = False
-    defaults: bool = False  # with what our trainer chooses on this device, in place of the run's precision
+    way: Way | None = None
 
     def __str__(self) -> str:
-        return f"{self.who}{', compiled' * self.compiled}{', own defaults' * self.defaults}"
+        return f"{self.who}{', compiled' * self.compiled}" + (f", own defaults: {self.way}" if self.way else "")
 
     @property
     def rival(self) -> "Contestant":
         """The one of diffusers that it is measured against: compiled against compiled, all else against eager."""
-        return replace(self, who=DIFFUSERS, defaults=False)
+        return Contestant(DIFFUSERS, self.compiled)
+
+    def execution(self, options: Options) -> Fast:
+        """How its steps are computed: the way that was chosen, or the run's precision and nothing else."""
+        way = self.way or Way(options.precision, channels_last=False, compile=self.compiled)
+        settings = {"precision": way.precision, "channels_last": way.channels_last, "compile": way.compile}
+        return Fast(torch.device(options.device), **settings)
+
+
+def own_defaults(options: Options) -> Way:
+    """What our trainer chooses on this device, by trying, where a recipe leaves everything open."""
+    network = {"classes": 0, "batch": options.batch, **CONFIGS[options.size]}
+    chosen = decided(replace(recipe("cifar10"), **network), torch.device(options.device))
+    return Way(chosen.precision, chosen.channels_last == "yes", chosen.compile == "yes")
 
 
 def our_network(options: Options) -> UNet:

@@ -8,11 +8,12 @@ from torch import Tensor
 from benchmarks.networks import DIFFUSERS, OURS, Contestant, Options, image_shape, network_of
 from ddpm_lib.diffusion.schedule import linear_schedule
 from ddpm_lib.samplers.ddim import ddim_sample
+from ddpm_lib.training.fastest import Way
 
 TITLE = "sampling: DDIM"
 
 
-def contestants(compiles: bool) -> list[Contestant]:
+def contestants(compiles: bool, way: Way) -> list[Contestant]:
     """All that take part where every package is installed."""
     return [Contestant(OURS), Contestant(DIFFUSERS)]
 

@@ -9,13 +9,15 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.networks import DIFFUSERS, GAUSSIAN, OURS, Contestant, Options, as_ours, image_shape, network_of
 from ddpm_lib.diffusion.loss import l_simple
 from ddpm_lib.diffusion.schedule import linear_schedule
+from ddpm_lib.training.fastest import Way
 
 TITLE = "network step: forward, L_simple, backward, AdamW"
 
 
-def contestants(compiles: bool) -> list[Contestant]:
+def contestants(compiles: bool, way: Way) -> list[Contestant]:
     """All that take part where every package is installed."""
-    return [Contestant(who, mode) for mode in (False, True)[: 1 + compiles] for who in (OURS, DIFFUSERS, GAUSSIAN)]
+    eager = [Contestant(OURS), Contestant(OURS, way=way), Contestant(DIFFUSERS), Contestant(GAUSSIAN)]
+    return eager + [Contestant(who, compiled=True) for who in (OURS, DIFFUSERS, GAUSSIAN)[: 3 * compiles]]
 
 
 def images(options: Options) -> int:
@@ -25,19 +27,17 @@ def images(options: Options) -> int:
 
 def build(contestant: Contestant, options: Options) -> Callable[[], None]:
     """A function that takes one step."""
-    network = network_of(contestant.who, options)
+    network, execution = network_of(contestant.who, options), contestant.execution(options)
+    model = as_ours(contestant.who, execution.prepare(network))
     optimiser = torch.optim.AdamW(network.parameters(), lr=1e-5, fused=True)
-    model = as_ours(contestant.who, torch.compile(network) if contestant.compiled else network)
     schedule, generator = linear_schedule(), torch.Generator().manual_seed(1)
     x_0, eps = (torch.randn(options.batch, *image_shape(options), generator=generator) for _ in range(2))
-    x_0, eps = x_0.to(options.device), eps.to(options.device)
+    x_0, eps = (execution.arrange(x.to(options.device)) for x in (x_0, eps))
     t = torch.randint(1, schedule.T + 1, (options.batch,), generator=generator)
 
     def step() -> None:
-        with options.autocast():
-            loss = l_simple(model, schedule, x_0, eps, t).mean()
         optimiser.zero_grad(set_to_none=True)
-        loss.backward()
+        execution.backward(lambda part: l_simple(model, schedule, x_0[part], eps[part], t[part]), None, options.batch)
         optimiser.step()
 
     return step

@@ -22,28 +22,35 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[1]))  # the library of this checkout, whatever is installed
 
 from benchmarks import sampling, step, whole
-from benchmarks.networks import CONFIGS, DTYPES, INSTALLED, PACKAGES, Contestant, Options
+from benchmarks.networks import CONFIGS, INSTALLED, PACKAGES, Contestant, Options, own_defaults
 from benchmarks.peak import ABOUT, peak_gb
 from benchmarks.picture import picture
 from benchmarks.timing import Times, alternate, matrix_rate, ratio, spread
 from ddpm_lib import plot
 from ddpm_lib.devices import default_device
 from ddpm_lib.runs.records import describe_record, write_record
+from ddpm_lib.training.fast import PRECISIONS
+from ddpm_lib.training.fastest import Way
 
 PARTS: dict[str, ModuleType] = {"a": step, "b": whole, "c": sampling}
 OUT = "runs/throughput.json"
 
 
-def measure(part: ModuleType, options: Options, args: argparse.Namespace, rate: float) -> dict[str, Any]:
-    """The rows of one part's table, and what does not take part."""
+def measure(
+    part: ModuleType, options: Options, args: argparse.Namespace, way: Way, rates: dict[str, float]
+) -> dict[str, Any]:
+    """The rows of one part's table, and what does not take part. rates: of matrix products, for each precision."""
     device = torch.device(options.device)
-    listed = part.contestants(args.compile)
+    listed = part.contestants(args.compile, way)
     racing = [contestant for contestant in listed if INSTALLED[contestant.who]]
     peaks = {c: peak_gb(part.__name__, c, options) if args.memory else None for c in racing}
     calls = {str(c): part.build(c, options) for c in racing}
     times = alternate(calls, args.rounds, device, args.seconds)
     cost = {c.who: None if part is sampling else step.operations(c.who, options) for c in racing}
-    rows = [_row(c, times, part.images(options), peaks[c], cost[c.who], rate) for c in racing]
+    rows = []
+    for c in racing:
+        rate = rates[c.way.precision if c.way else options.precision]
+        rows.append(_row(c, times, part.images(options), peaks[c], cost[c.who], rate))
     return {"title": part.TITLE, "missing": sorted({c.who for c in listed} - {c.who for c in racing}), "rows": rows}
 
 
@@ -52,7 +59,13 @@ def _row(
 ) -> dict[str, Any]:
     mine, rival = times[str(contestant)], times.get(str(contestant.rival))
     per_second = spread([images / seconds for seconds in mine.seconds])
-    row = {"name": str(contestant), "images_per_s": per_second, "peak_gb": peak, "seconds": mine.seconds}
+    row = {
+        "name": str(contestant),
+        "who": contestant.who,
+        "images_per_s": per_second,
+        "peak_gb": peak,
+        "seconds": mine.seconds,
+    }
     row |= {"processor_seconds": mine.processor, "gigaflop_an_image": cost and cost / 1e9}
     row |= {"share_of_matrix_rate": cost and per_second[1] * cost / rate}
     if rival is not None:
@@ -66,11 +79,11 @@ def table(results: dict[str, Any]) -> list[str]:
     lines = []
     for letter, part in results["parts"].items():
         lines += ["", f"({letter}) {part['title']}"]
-        lines += [f"{'':46}{'images/s':>9} {'middle half':>14} {'x diffusers':>12} {'peak GB':>8} {'share':>6}"]
+        lines += [f"{'':56}{'images/s':>9} {'middle half':>14} {'x diffusers':>12} {'peak GB':>8} {'share':>6}"]
         for row in part["rows"]:
             low, mid, high = row["images_per_s"]
             times, share = row.get("times_rival"), row["share_of_matrix_rate"]
-            cells = [f"{row['name']:46}{mid:9.4g}", f"{f'{low:.4g}–{high:.4g}':>14}"]
+            cells = [f"{row['name']:56}{mid:9.4g}", f"{f'{low:.4g}–{high:.4g}':>14}"]
             cells += [f"{times[1]:12.2f}" if times else f"{'':12}"]
             cells += [f"{row['peak_gb']:8.2f}" if row["peak_gb"] is not None else f"{'':8}"]
             lines += [" ".join([*cells, f"{100 * share:4.0f} %" if share else ""]).rstrip()]
@@ -82,16 +95,18 @@ def main(words: Sequence[str] | None = None) -> dict[str, Any]:
     """Measure, print, and write the record and the picture; returns the record."""
     started, args = time.perf_counter(), _arguments(words)
     options, device = args.options, torch.device(args.options.device)
-    rate = matrix_rate(device, DTYPES[options.precision])
+    way = own_defaults(options)
+    rates = {name: matrix_rate(device, PRECISIONS[name]) for name in sorted({options.precision, way.precision})}
     results: dict[str, Any] = {"options": asdict(options) | {"rounds": args.rounds, "compile": args.compile}}
-    results["matrix_rate_tflops"] = rate / 1e12
+    results["own_defaults"], results["matrix_rates"] = str(way), rates
     results["images"], results["memory"] = whole.stored_images(options)[1], ABOUT[device.type]
-    results["parts"] = {letter: measure(PARTS[letter], options, args, rate) for letter in args.part}
+    results["parts"] = {letter: measure(PARTS[letter], options, args, way, rates) for letter in args.part}
     command = shlex.join(["python", "benchmarks/throughput.py", *args.words])
     record = write_record(args.out, command, results, started, device=device, packages=PACKAGES)
     print(describe_record(record))
     print(f"batch {options.batch}, {options.precision}, {args.rounds} rounds, {results['images']}")
-    print(f"share: of the {rate / 1e12:.3g} TFLOP/s at which this device multiplies matrices in {options.precision}")
+    fast = ", ".join(f"{rate / 1e12:.3g} TFLOP/s in {name}" for name, rate in rates.items())
+    print(f"share: of the rate at which this device multiplies large matrices, {fast}")
     print(f"{results['memory']}; x diffusers: median of the rounds' ratios, compiled against compiled", end="")
     print("" if args.compile else f"; nothing is compiled ({args.why})")
     print(*table(results), sep="\n")
@@ -112,7 +127,9 @@ def _arguments(words: Sequence[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("--size", choices=CONFIGS, default="full", help="full: DDPM's network for CIFAR-10; tiny: for tests")
     add("--part", choices=PARTS, nargs="+", default=list(PARTS), help="a: network step; b: whole trainer; c: sampling")
-    add("--precision", choices=["auto", *DTYPES], default="auto", help="auto: bf16 on a GPU, float32 on a CPU")
+    add(
+        "--precision", choices=["auto", "float32", "bf16"], default="auto", help="auto: bf16 on a GPU, float32 on a CPU"
+    )
     add("--rounds", type=int, default=5, help="in which everybody has a turn")
     add("--batch", type=int, help="images (128 on a GPU, 8 on a CPU)")
     add("--steps", type=int, help="of DDIM, a divisor of 1000 (50 on a GPU, 10 on a CPU)")

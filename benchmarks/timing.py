@@ -70,12 +70,12 @@ def ratio(times: Times, rival: Times, processor: bool = False) -> tuple[float, f
     return spread([b / a for a, b in zip(mine, others, strict=True)])
 
 
-def matrix_rate(device: torch.device, dtype: torch.dtype, side: int = 8192, at_least: float = 0.5) -> float:
+def matrix_rate(device: torch.device, dtype: torch.dtype | None, side: int = 8192, at_least: float = 0.5) -> float:
     """Floating-point operations a second in the product of two square matrices: what the device can do in practice.
 
-    The best of five turns; on a CPU the matrices are small, as the product takes long there.
+    dtype: None is float32. The best of five turns; on a CPU the matrices are smaller, as the product takes long there.
     """
     side = side if device.type == "cuda" else min(side, 2048)
-    a, b = (torch.randn(side, side, device=device, dtype=torch.float32).to(dtype) for _ in range(2))
+    a, b = (torch.randn(side, side, device=device).to(dtype or torch.float32) for _ in range(2))
     times = alternate({"product": lambda: a @ b}, 5, device, at_least / 5)["product"]
     return 2 * side**3 / min(times.seconds)

@@ -2,8 +2,8 @@
 
 Their loop is that of examples/unconditional_image_generation/train_unconditional.py, with its own default settings and
 parts: images are decoded and transformed one by one in a DataLoader, noised by DDPMScheduler in the precision of the
-flag, and the loss is read after every step for the log. Where `accelerate` is installed it runs the loop, as there; else
-autocast does what its flag would.
+flag, and the loss is read after every step for the log. Where `accelerate` is installed it runs the loop, as there;
+else autocast does what its flag would.
 """
 
 import itertools
@@ -16,10 +16,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
-from benchmarks.networks import DIFFUSERS, DTYPES, OURS, Contestant, Options, image_shape, network_of
+from benchmarks.networks import DIFFUSERS, OURS, Contestant, Options, image_shape, network_of
 from ddpm_lib.diffusion.schedule import linear_schedule
 from ddpm_lib.images.data import LabelledImages
 from ddpm_lib.images.datasets import cifar10
+from ddpm_lib.training.fast import PRECISIONS
+from ddpm_lib.training.fastest import Way
 from ddpm_lib.training.trainer import Trainer
 
 try:
@@ -31,9 +33,9 @@ TITLE = "whole trainer: images from memory to averaged weights"
 RANDOM = 2048  # images, where CIFAR-10 is not there
 
 
-def contestants(compiles: bool) -> list[Contestant]:
+def contestants(compiles: bool, way: Way) -> list[Contestant]:
     """All that take part where every package is installed."""
-    return [Contestant(OURS), Contestant(DIFFUSERS)]
+    return [Contestant(OURS), Contestant(OURS, way=way), Contestant(DIFFUSERS)]
 
 
 def images(options: Options) -> int:
@@ -53,19 +55,15 @@ def stored_images(options: Options) -> tuple[Tensor, str]:
     return torch.randint(256, shape, generator=generator, dtype=torch.uint8), "random images"
 
 
-def build(contestant: Contestant, options: Options) -> Callable[[], None]:
+def build(contestant: Contestant, options: Options) -> Callable[[], object]:
     """A function that takes one step of training."""
     if contestant.who == DIFFUSERS:
         steps = _their_loop(options)
         return lambda: next(steps)
     data = LabelledImages(stored_images(options)[0])
-    trainer = Trainer(network_of(OURS, options), linear_schedule(), data, batch=options.batch, learning_rate=1e-4)
-
-    def step() -> None:
-        with options.autocast():
-            trainer.step()
-
-    return step
+    settings = {"batch": options.batch, "learning_rate": 1e-4, "flip": True}
+    execution = contestant.execution(options)
+    return Trainer(network_of(OURS, options), linear_schedule(), data, execution=execution, **settings).step
 
 
 class _Pictures(Dataset):
@@ -96,7 +94,7 @@ def _their_loop(options: Options) -> Iterator[float]:
     from diffusers.optimization import get_scheduler
     from diffusers.training_utils import EMAModel
 
-    model, scheduler, dtype = network_of(DIFFUSERS, options), DDPMScheduler(1000), DTYPES[options.precision]
+    model, scheduler, dtype = network_of(DIFFUSERS, options), DDPMScheduler(1000), PRECISIONS[options.precision]
     averaged = EMAModel(model.parameters(), decay=0.9999, use_ema_warmup=True, inv_gamma=1.0, power=0.75)
     averaged.to(options.device)
     optimiser = torch.optim.AdamW(model.parameters(), lr=1e-4, betas=(0.95, 0.999), weight_decay=1e-6, eps=1e-8)
@@ -110,8 +108,8 @@ def _their_loop(options: Options) -> Iterator[float]:
         model, optimiser, loader, rate = accelerator.prepare(model, optimiser, loader, rate)
         backward, clip = accelerator.backward, accelerator.clip_grad_norm_
     for batch in itertools.chain.from_iterable(itertools.repeat(loader)):
-        clean = batch["input"].to(options.device, dtype)
-        noise = torch.randn(clean.shape, dtype=dtype, device=clean.device)
+        clean = batch["input"].to(options.device, dtype or torch.float32)
+        noise = torch.randn(clean.shape, dtype=clean.dtype, device=clean.device)
         t = torch.randint(0, 1000, (len(clean),), device=clean.device)
         noisy = scheduler.add_noise(clean, noise, t)
         with options.autocast():
