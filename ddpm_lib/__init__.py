@@ -108,6 +108,7 @@ CHAPTER = {
     "runs.folder": 16,
     "runs.model": 16,
     "runs.run": 16,
+    "runs.duration": 16,
     "runs.selftest": 16,
     "runs.arguments": 16,
     # appendices count as after all chapters
