@@ -8,6 +8,7 @@ import argparse
 import os
 import shlex
 import shutil
+import statistics
 import sys
 import time
 from collections.abc import Sequence
@@ -25,7 +26,7 @@ from benchmarks import sampling, step, whole
 from benchmarks.networks import CONFIGS, INSTALLED, PACKAGES, Contestant, Options, own_defaults
 from benchmarks.peak import ABOUT, peak_gb
 from benchmarks.picture import picture
-from benchmarks.timing import Times, alternate, matrix_rate, ratio, spread
+from benchmarks.timing import Times, alternate, busy, matrix_rate, ratio, spread
 from ddpm_lib import plot
 from ddpm_lib.devices import default_device
 from ddpm_lib.runs.records import describe_record, write_record
@@ -34,6 +35,7 @@ from ddpm_lib.training.fastest import Way
 
 PARTS: dict[str, ModuleType] = {"a": step, "b": whole, "c": sampling}
 OUT = "runs/throughput.json"
+RATIOS, NAME = ("times_rival", "times_rival_by_processor"), 52  # columns of the table, and the width of its first
 
 
 def measure(
@@ -50,24 +52,28 @@ def measure(
     rows = []
     for c in racing:
         rate = rates[c.way.precision if c.way else options.precision]
-        rows.append(_row(c, times, part.images(options), peaks[c], cost[c.who], rate))
+        work = cost[c.who] and cost[c.who] * part.images(options)
+        rows.append(_row(c, times, part.images(options), peaks[c], work, rate, device))
     return {"title": part.TITLE, "missing": sorted({c.who for c in listed} - {c.who for c in racing}), "rows": rows}
 
 
 def _row(
-    contestant: Contestant, times: dict[str, Times], images: int, peak: float | None, cost: int | None, rate: float
+    contestant: Contestant,
+    times: dict[str, Times],
+    images: int,
+    peak: float | None,
+    work: int | None,
+    rate: float,
+    device: torch.device,
 ) -> dict[str, Any]:
+    """work: floating-point operations a call, where they were counted."""
     mine, rival = times[str(contestant)], times.get(str(contestant.rival))
-    per_second = spread([images / seconds for seconds in mine.seconds])
-    row = {
-        "name": str(contestant),
-        "who": contestant.who,
-        "images_per_s": per_second,
-        "peak_gb": peak,
-        "seconds": mine.seconds,
-    }
-    row |= {"processor_seconds": mine.processor, "gigaflop_an_image": cost and cost / 1e9}
-    row |= {"share_of_matrix_rate": cost and per_second[1] * cost / rate}
+    row = {"name": str(contestant), "who": contestant.who, "peak_gb": peak}
+    row |= {"images_per_s": spread([images / seconds for seconds in mine.seconds])}
+    row |= {"seconds": mine.seconds, "processor_seconds": mine.processor}
+    if work is not None:
+        row |= {"gigaflop_an_image": work / images / 1e9}
+        row |= {"share_of_matrix_rate": work / statistics.median(busy(mine, device)) / rate}
     if rival is not None:
         row |= {"rival": str(contestant.rival), "times_rival": ratio(mine, rival)}
         row |= {"times_rival_by_processor": ratio(mine, rival, processor=True)}
@@ -79,14 +85,17 @@ def table(results: dict[str, Any]) -> list[str]:
     lines = []
     for letter, part in results["parts"].items():
         lines += ["", f"({letter}) {part['title']}"]
-        lines += [f"{'':56}{'images/s':>9} {'middle half':>14} {'x diffusers':>12} {'peak GB':>8} {'share':>6}"]
+        head = (
+            f"{'images/s':>9} {'middle half':>14} {'x diffusers':>12} {'(processor)':>12} {'peak GB':>8} {'share':>6}"
+        )
+        lines += [f"{'':{NAME}}{head}"]
         for row in part["rows"]:
             low, mid, high = row["images_per_s"]
-            times, share = row.get("times_rival"), row["share_of_matrix_rate"]
-            cells = [f"{row['name']:56}{mid:9.4g}", f"{f'{low:.4g}–{high:.4g}':>14}"]
-            cells += [f"{times[1]:12.2f}" if times else f"{'':12}"]
+            cells = [f"{mid:9.4g}", f"{f'{low:.4g}–{high:.4g}':>14}"]
+            cells += [f"{row[key][1]:12.2f}" if key in row else f"{'':12}" for key in RATIOS]
             cells += [f"{row['peak_gb']:8.2f}" if row["peak_gb"] is not None else f"{'':8}"]
-            lines += [" ".join([*cells, f"{100 * share:4.0f} %" if share else ""]).rstrip()]
+            share = row.get("share_of_matrix_rate")
+            lines += [(f"{row['name']:{NAME}}" + " ".join([*cells, f"{100 * share:4.0f} %" if share else ""])).rstrip()]
         lines += [f"{name} is not installed and was left out" for name in part["missing"]]
     return lines
 
@@ -101,14 +110,16 @@ def main(words: Sequence[str] | None = None) -> dict[str, Any]:
     results["own_defaults"], results["matrix_rates"] = str(way), rates
     results["images"], results["memory"] = whole.stored_images(options)[1], ABOUT[device.type]
     results["parts"] = {letter: measure(PARTS[letter], options, args, way, rates) for letter in args.part}
-    command = shlex.join(["python", "benchmarks/throughput.py", *args.words])
+    threads = os.environ.get("OMP_NUM_THREADS")
+    command = shlex.join([f"OMP_NUM_THREADS={threads}"] * bool(threads) + ["python", *args.words])
     record = write_record(args.out, command, results, started, device=device, packages=PACKAGES)
     print(describe_record(record))
     print(f"batch {options.batch}, {options.precision}, {args.rounds} rounds, {results['images']}")
     fast = ", ".join(f"{rate / 1e12:.3g} TFLOP/s in {name}" for name, rate in rates.items())
     print(f"share: of the rate at which this device multiplies large matrices, {fast}")
-    print(f"{results['memory']}; x diffusers: median of the rounds' ratios, compiled against compiled", end="")
-    print("" if args.compile else f"; nothing is compiled ({args.why})")
+    print("x diffusers: how many times as fast, the median of the rounds' own ratios; compiled against compiled")
+    print(results["memory"])
+    print(*[f"nothing is compiled: {args.why}"] * (not args.compile), sep="\n", end="")
     print(*table(results), sep="\n")
     plot.save(picture(results, record["device"]), Path(args.out).with_suffix(".png"))
     print(f"\nwritten to {args.out}, and a picture beside it")
@@ -143,7 +154,7 @@ def _arguments(words: Sequence[str] | None) -> argparse.Namespace:
     add("--data", default="data", help="the folder where CIFAR-10 may lie")
     add("--out", default=OUT, help=f"record ({OUT}); the picture lies beside it")
     args = parser.parse_args(words)
-    args.words = sys.argv[1:] if words is None else list(words)
+    args.words = ["benchmarks/throughput.py", *(sys.argv[1:] if words is None else words)]
     device = torch.device(args.device) if args.device else default_device()
     gpu = device.type == "cuda"
     args.why = "no compiler was found" if args.compile == "auto" else "as asked for"

@@ -8,13 +8,13 @@ import torch
 from ddpm_lib.runs.recipes import Recipe
 from ddpm_lib.training.fastest import Way, candidates, fastest, tried
 
-TRIED_ON_CPU, TRIED_ON_GPU = 4, 64  # images
+TRIED_ON_CPU, TRIED_ON_GPU = 2, 64  # images
 
 
 def decided(recipe: Recipe, device: torch.device, say: Callable[[str], None] | None = None) -> Recipe:
     """The recipe with nothing left open: "auto" replaced by what was fastest here, and right.
 
-    A recipe without an "auto" comes back as it is, and nothing is measured. say: is told what was found, a line a way.
+    A recipe without an "auto" comes back as it is, and nothing is measured. say: is told, in a line, what was found.
     torch's generators are left as they were.
     """
     if "auto" not in (recipe.precision, recipe.channels_last, recipe.compile):
@@ -27,9 +27,8 @@ def decided(recipe: Recipe, device: torch.device, say: Callable[[str], None] | N
         found = measured(recipe, device, ways)
         chosen = fastest(found)
         if say is not None:
-            for way in found:
-                say(f"tried    {way}: " + (way.error or f"{way.seconds:.3g} s, gradient agrees to {way.cosine:.5f}"))
-            say(f"chosen   {chosen}")
+            others = (f"{way}: {way.error or f'{way.seconds:.2g} s'}" for way in found if way != chosen)
+            say(f"chosen   {chosen}: {chosen.seconds:.2g} s a pass of {_count(recipe, device)} ({'; '.join(others)})")
     word = {True: "yes", False: "no"}
     formats = {"channels_last": word[chosen.channels_last], "compile": word[chosen.compile]}
     return replace(recipe, precision=chosen.precision, **formats)
@@ -37,10 +36,14 @@ def decided(recipe: Recipe, device: torch.device, say: Callable[[str], None] | N
 
 def measured(recipe: Recipe, device: torch.device, ways: list[Way]) -> list[Way]:
     """The ways with seconds and cosines, for the recipe's network on a few random images."""
-    count = min(recipe.batch, TRIED_ON_CPU if device.type == "cpu" else TRIED_ON_GPU)
+    count = _count(recipe, device)
     generator = torch.Generator().manual_seed(recipe.seed)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         network = recipe.network().to(device)
     images = torch.randn(count, recipe.channels, recipe.size, recipe.size, generator=generator).to(device)
-    labels = torch.randint(recipe.classes, (count,), generator=generator).to(device) if recipe.classes else None
+    labels = (torch.arange(count) % recipe.classes).to(device) if recipe.classes else None
     return tried(network, images, labels, ways)
+
+
+def _count(recipe: Recipe, device: torch.device) -> int:
+    return min(recipe.batch, TRIED_ON_CPU if device.type == "cpu" else TRIED_ON_GPU)

@@ -41,10 +41,10 @@ def duration(
     """Seconds a step at the recipe's batch. trainer: of the recipe with another batch or the same, whose steps were
     found to take so many `seconds`.
 
-    Where a step of the recipe's batch B should take less than LONGEST, it is timed. Else a step is taken to cost
-    a + b·batch: the trainer's batch and a larger one take turns, and the line through their medians, with a and b not
-    negative, is read at B. recipe: with nothing left open, see `decided`. ahead: batches that workers may have read
-    while nobody waited, which are not timed.
+    Where a step of the recipe's batch B takes at most LONGEST, were it in proportion, it is timed. Else a step is taken
+    to cost a + b·batch: the trainer's batch and a larger one take turns, and the line through their medians, with a and
+    b not negative, is read at B. recipe: with nothing left open, see `decided`. ahead: batches that workers may have
+    read while nobody waited, which are not timed.
     """
     small, full = trainer.batch, recipe.batch
     if small >= full:
