@@ -35,6 +35,7 @@ from ddpm_lib.training.fastest import Way
 
 PARTS: dict[str, ModuleType] = {"a": step, "b": whole, "c": sampling}
 OUT = "runs/throughput.json"
+SIDES = {("full", "cuda"): 8192, ("full", "cpu"): 2048, ("tiny", "cuda"): 1024, ("tiny", "cpu"): 256}  # of matrices
 RATIOS, NAME = ("times_rival", "times_rival_by_processor"), 52  # columns of the table, and the width of its first
 
 
@@ -105,7 +106,8 @@ def main(words: Sequence[str] | None = None) -> dict[str, Any]:
     started, args = time.perf_counter(), _arguments(words)
     options, device = args.options, torch.device(args.options.device)
     way = own_defaults(options)
-    rates = {name: matrix_rate(device, PRECISIONS[name]) for name in sorted({options.precision, way.precision})}
+    side = SIDES[options.size, device.type]
+    rates = {name: matrix_rate(device, PRECISIONS[name], side) for name in sorted({options.precision, way.precision})}
     results: dict[str, Any] = {"options": asdict(options) | {"rounds": args.rounds, "compile": args.compile}}
     results["own_defaults"], results["matrix_rates"] = str(way), rates
     results["images"], results["memory"] = whole.stored_images(options)[1], ABOUT[device.type]

@@ -70,15 +70,14 @@ def ratio(times: Times, rival: Times, processor: bool = False) -> tuple[float, f
     return spread([b / a for a, b in zip(mine, others, strict=True)])
 
 
-def matrix_rate(device: torch.device, dtype: torch.dtype | None, at_least: float = 0.5) -> float:
-    """Floating-point operations a second in the product of two large matrices: what the device can do in practice.
+def matrix_rate(device: torch.device, dtype: torch.dtype | None, side: int) -> float:
+    """Floating-point operations a second in the product of two square matrices: what the device can do in practice.
 
-    dtype: None is float32. The best of five turns. On a CPU: a second of the processor's time, summed over its threads,
+    dtype: None is float32. side: some thousands, or it is not reached. The best of five turns. On a CPU: a second of the processor's time, summed over its threads,
     which others who use the machine do not lengthen.
     """
-    side = 8192 if device.type == "cuda" else 2048
     a, b = (torch.randn(side, side, device=device).to(dtype or torch.float32) for _ in range(2))
-    times = alternate({"product": lambda: a @ b}, 5, device, at_least / 5)["product"]
+    times = alternate({"product": lambda: a @ b}, 5, device, at_least=side / 40_000)["product"]
     return 2 * side**3 / min(busy(times, device))
 
 
