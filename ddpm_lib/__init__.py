@@ -98,6 +98,7 @@ CHAPTER = {
     "training.fast": 12,
     "training.fastest": 12,
     "training.distributed": 13,
+    "training.memory": 13,
     "samplers.guidance": 14,
     "runs.words": 16,
     "runs.recipes": 16,

@@ -4,12 +4,15 @@ import os
 import socket
 import sys
 import traceback
+from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+
+from ddpm_lib.training import distributed
 
 
 @pytest.fixture(scope="session")
@@ -46,6 +49,7 @@ def together(tmp_path_factory):
             sys.stderr.flush()
             if (pid := os.fork()) == 0:
                 os.environ.update(several, RANK=str(rank), LOCAL_RANK=str(rank))
+                distributed.TIMEOUT = timedelta(minutes=2)  # what would hang fails
                 _work(work, rank, place)
             pids.append(pid)
         ends = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids]

@@ -36,7 +36,8 @@ class Distributed(Fast):
     def prepare(self, model: nn.Module) -> Callable[..., Tensor]:
         """Gives all processes the weights of the first."""
         device_ids = [self.device] if self.device.type == "cuda" else None
-        self.network = DistributedDataParallel(super().prepare(model), device_ids=device_ids, broadcast_buffers=False)
+        options = {"broadcast_buffers": False, "gradient_as_bucket_view": True}  # no second copy of the gradients
+        self.network = DistributedDataParallel(super().prepare(model), device_ids=device_ids, **options)
         return self.network
 
     def share(self, batch: int) -> slice:
@@ -116,6 +117,13 @@ def quiet() -> Iterator[None]:
 def is_first() -> bool:
     """Whether this process is the one that writes, draws and reports: always, where there is only one."""
     return int(os.environ["RANK"]) == 0 if launched() else True
+
+
+def processes() -> tuple[int, int]:
+    """How many train together, and how many of these on this machine."""
+    if not launched():
+        return 1, 1
+    return int(os.environ["WORLD_SIZE"]), int(os.environ.get("LOCAL_WORLD_SIZE", 1))
 
 
 def wait() -> None:
