@@ -99,6 +99,7 @@ CHAPTER = {
     "training.fastest": 12,
     "training.distributed": 13,
     "training.memory": 13,
+    "checks.chapter_13": 13,
     "samplers.guidance": 14,
     "runs.words": 16,
     "runs.recipes": 16,
