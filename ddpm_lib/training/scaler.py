@@ -9,7 +9,7 @@ HIGHEST = 2.0**127  # the largest power of two in float32
 
 
 class LossScaler:
-    """Eq. 12.3 (loss scale). The loss is multiplied by a scale S before the backward pass, the gradients by 1/S after.
+    """Eq. 12.5 (loss scale). The loss is multiplied by a scale S before the backward pass, the gradients by 1/S after.
 
     A step whose gradients are not finite is skipped and halves S, but not below `floor`; `interval` good steps in a row
     double it. All of it happens on the device: no step waits for the host, as torch.amp.GradScaler's does where
