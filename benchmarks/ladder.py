@@ -1,7 +1,7 @@
 """What each optimisation gains: a trainer's whole step, with one more of them switched on from rung to rung.
 
-    python benchmarks/ladder.py                                  # writes data/records/ladder-cpu.json, or ladder-gpu.json
-    python benchmarks/ladder.py --recipes cifar10 --batch 128    # one recipe, another batch
+    python -m benchmarks.ladder                                  # writes data/records/ladder-cpu.json (or -gpu.json)
+    python -m benchmarks.ladder --recipes cifar10 --batch 128    # one recipe, another batch
 
 All rungs of a recipe are timed in one run, in turns, so that a busy moment meets all of them. The images are random.
 """
@@ -125,7 +125,7 @@ def main(arguments: list[str] | None = None, show: Callable[[str], None] = print
     parser.add_argument("--compile", choices=["yes", "no"], default="no" if kind == "cpu" else "yes")
     parser.add_argument("--out", default=str(RECORDS / f"ladder-{kind}.json"))
     given = parser.parse_args(arguments)
-    command, started, results = "python benchmarks/ladder.py", time.perf_counter(), []
+    command, started, results = "python -m benchmarks.ladder", time.perf_counter(), []
     for name in ("recipes", "batch", "rounds", "steps", "compile"):
         value = getattr(given, name)
         if value != parser.get_default(name):
