@@ -97,6 +97,7 @@ CHAPTER = {
     "training.scaler": 12,
     "training.fast": 12,
     "training.fastest": 12,
+    "checks.chapter_12": 12,
     "runs.records": 12,
     "training.distributed": 13,
     "training.memory": 13,
