@@ -12,6 +12,11 @@ CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
 FLOAT32, BF16, LAST = Way("float32", False, False), Way("bf16", False, False), Way("float32", True, False)
 
 
+@pytest.fixture(autouse=True)
+def patient(monkeypatch):
+    monkeypatch.setattr(module, "SECONDS", 1000.0)
+
+
 def network():
     torch.manual_seed(0)
     return UNet(size=4, channels=1, width=4, multipliers=(1,), blocks=1, groups=2, attention=(), classes=3)
@@ -50,6 +55,13 @@ def test_a_busy_moment_does_not_decide():
     ticks = [tick for one in seconds for tick in (0.0, one)]
     found = tried(network(), images(), None, [FLOAT32, LAST], iter(ticks).__next__)
     assert [way.seconds for way in found] == [1.0, 2.0]
+
+
+def test_what_takes_long_is_timed_once(monkeypatch):
+    monkeypatch.setattr(module, "SECONDS", 10.0)
+    ticks = iter([0.0, 9.0, 9.0, 11.0])
+    found = tried(network(), images(), None, [FLOAT32, LAST], ticks.__next__)
+    assert [way.seconds for way in found] == [9.0, 2.0] and next(ticks, None) is None
 
 
 def test_what_cannot_be_tried_is_left_out(monkeypatch):
