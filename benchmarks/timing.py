@@ -73,8 +73,8 @@ def ratio(times: Times, rival: Times, processor: bool = False) -> tuple[float, f
 def matrix_rate(device: torch.device, dtype: torch.dtype | None, side: int) -> float:
     """Floating-point operations a second in the product of two square matrices: what the device can do in practice.
 
-    dtype: None is float32. side: some thousands, or it is not reached. The best of five turns. On a CPU: a second of the processor's time, summed over its threads,
-    which others who use the machine do not lengthen.
+    dtype: None is float32. side: some thousands, or it is not reached. The best of five turns. On a CPU: a second of
+    the processor's time, summed over its threads, which others who use the machine do not lengthen.
     """
     a, b = (torch.randn(side, side, device=device).to(dtype or torch.float32) for _ in range(2))
     times = alternate({"product": lambda: a @ b}, 5, device, at_least=side / 40_000)["product"]
