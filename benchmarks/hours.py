@@ -1,7 +1,7 @@
 """How long the recipes take on this machine, as `python -m ddpm_lib check` says it, in one record.
 
 python benchmarks/hours.py                    # on a GPU where there is one, else a CPU
-python benchmarks/hours.py digits mnist --out data/records/hours_cpu.json
+OMP_NUM_THREADS=1 python benchmarks/hours.py --processor digits mnist   # as on a free core, on a busy machine
 
 A step takes as long whatever the images show, so they are random ones, of the recipe's size.
 """
@@ -34,8 +34,12 @@ OUT = "runs/hours.json"
 WAY = ("precision", "channels_last", "compile", "accumulate")
 
 
-def measured(chosen: Recipe, device: torch.device) -> dict[str, Any]:
-    """Hours, whether they are estimated from smaller batches, and what was measured of this recipe."""
+def measured(chosen: Recipe, device: torch.device, processor: bool = False) -> dict[str, Any]:
+    """Hours, whether they are estimated from smaller batches, and what was measured of this recipe.
+
+    processor: count the processor's time.
+    """
+    clock = time.process_time if processor else time.perf_counter
     chosen = replace(decided(chosen, device), warmup=0)
     small = replace(chosen, batch=min(chosen.batch, SMALL_BATCH) if device.type == "cpu" else chosen.batch)
     generator = torch.Generator().manual_seed(0)
@@ -44,7 +48,7 @@ def measured(chosen: Recipe, device: torch.device) -> dict[str, Any]:
     data = LabelledImages(images, torch.arange(len(images)) % chosen.classes if chosen.classes else None)
     trainer = new_trainer(small, data, device)
     wait(trainer.step())
-    found = duration(chosen, data, device, trainer, time_steps(trainer))
+    found = duration(chosen, data, device, trainer, time_steps(trainer, clock), clock=clock)
     parameters = sum(p.numel() for p in trainer.model.parameters())
     result = {"hours": found.seconds * chosen.steps / 3600, "estimated": found.estimated, "seconds": found.seconds}
     result |= {"batches": found.batches, "batch": chosen.batch, "steps": chosen.steps, "parameters": parameters}
@@ -58,9 +62,24 @@ def line(name: str, row: dict[str, Any]) -> str:
         + ", channels-last" * (row["channels_last"] == "yes")
         + ", compiled" * (row["compile"] == "yes")
     )
-    about = f"about {in_words(3600 * row['hours'])}" if row["estimated"] else in_words(3600 * row["hours"])
     of = " and ".join(map(str, row["batches"]))
-    return f"{name:14} {about:30} {row['steps']:7} steps of {row['batch']:3} images ({way}; timed: {of})"
+    return f"{name:14} {told(row):30} {row['steps']:7} steps of {row['batch']:3} images ({way}; timed: {of})"
+
+
+def told(row: dict[str, Any]) -> str:
+    """A recipe's time in words, with "about" where it is an estimate."""
+    return "about " * row["estimated"] + in_words(3600 * row["hours"])
+
+
+def table(records: Sequence[dict[str, Any]]) -> str:
+    """Markdown: a row a recipe, a column a record."""
+    names = [name for name in NAMES if any(name in record["results"]["recipes"] for record in records)]
+    head = ["recipe", *(f"{r['device']}{', alone on its core' * r['results']['processor']}" for r in records)]
+    rows = [head, ["---"] * len(head)]
+    for name in names:
+        found = [record["results"]["recipes"].get(name) for record in records]
+        rows.append([f"`{name}`", *(told(row) if row else "" for row in found)])
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
 def main(words: Sequence[str] | None = None) -> dict[str, Any]:
@@ -70,17 +89,22 @@ def main(words: Sequence[str] | None = None) -> dict[str, Any]:
     parser.add_argument("recipes", nargs="*", default=list(NAMES), metavar="RECIPE", help=", ".join(RECIPES))
     parser.add_argument("--device", choices=["cpu", "cuda"], help="(a GPU where there is one)")
     parser.add_argument("--out", default=OUT, help=f"record ({OUT})")
+    parser.add_argument(
+        "--processor",
+        action="store_true",
+        help="count the processor's time: with OMP_NUM_THREADS=1, what a core of its own would take, on a busy machine",
+    )
     args = parser.parse_args(words)
     device = torch.device(args.device) if args.device else default_device()
     chosen = {name: recipe(name) for name in args.recipes}  # an unknown name fails before anything is measured
-    results = {}
+    recipes: dict[str, Any] = {}
     for name, one in chosen.items():
-        results[name] = measured(one, device)
-        print(line(name, results[name]), flush=True)
+        recipes[name] = measured(one, device, args.processor)
+        print(line(name, recipes[name]), flush=True)
     threads = os.environ.get("OMP_NUM_THREADS")
     given = sys.argv[1:] if words is None else words
     command = shlex.join([*[f"OMP_NUM_THREADS={threads}"] * bool(threads), "python", "benchmarks/hours.py", *given])
-    record = write_record(args.out, command, results, started, device=device)
+    record = write_record(args.out, command, {"processor": args.processor, "recipes": recipes}, started, device=device)
     print(describe_record(record))
     return record
 

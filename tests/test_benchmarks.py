@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -13,7 +14,7 @@ from benchmarks.timing import Times, alternate, ratio, spread
 from ddpm_lib.networks.unet import UNet
 from ddpm_lib.runs.duration import Duration
 from ddpm_lib.runs.recipes import override, recipe
-from ddpm_lib.runs.records import read_record
+from ddpm_lib.runs.records import RECORDS, read_record
 from ddpm_lib.training.fastest import Way
 
 CPU, TINY = torch.device("cpu"), Options(size="tiny", batch=4, steps=4)
@@ -63,7 +64,7 @@ def test_a_ratio_is_taken_within_a_round_so_that_a_slow_one_says_nothing():
 
 
 def test_the_rate_of_matrix_products_counts_two_operations_a_product_and_sum(monkeypatch):
-    monkeypatch.setattr(timing, "alternate", lambda calls, *a: {"product": Times([9.0, 8.0], [4.0, 2.0])})
+    monkeypatch.setattr(timing, "alternate", lambda *a, **k: {"product": Times([9.0, 8.0], [4.0, 2.0])})
     assert timing.matrix_rate(CPU, None, side=16) == 2 * 16**3 / 2.0  # the best round, of the processor's time
 
 
@@ -245,16 +246,43 @@ def test_a_gpu_gets_its_own_defaults():
 
 
 def test_hours_are_those_of_the_recipe_s_steps_at_its_batch(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(hours, "time_steps", lambda trainer: 0.25 * trainer.batch)
-    monkeypatch.setattr(hours, "duration", lambda chosen, data, device, trainer, seconds: Duration(9 * seconds, (4, 8)))
+    clocks = []
+    monkeypatch.setattr(hours, "time_steps", lambda trainer, clock: clocks.append(clock) or 0.25 * trainer.batch)
+    answer = lambda chosen, data, device, trainer, seconds, clock: Duration(9 * seconds, (4, 8))  # noqa: E731
+    monkeypatch.setattr(hours, "duration", answer)
     plain = ["width=4", "groups=2", "head_channels=4", "steps=7200"]
     monkeypatch.setattr(hours, "recipe", lambda name: override(recipe(name), plain))
-    record = hours.main(["digits", "--device", "cpu", "--out", str(tmp_path / "hours.json")])
-    row = record["results"]["digits"]
+    words = ["digits", "--device", "cpu", "--out", str(tmp_path / "hours.json")]
+    record = hours.main(words)
+    row = record["results"]["recipes"]["digits"]
     assert (row["hours"], row["seconds"], row["estimated"], row["batch"]) == (18.0, 9.0, True, 96)
     printed = capsys.readouterr().out
     assert "digits         about 18.0 hours" in printed and "timed: 4 and 8" in printed
     assert "python benchmarks/hours.py digits --device cpu" in record["command"]
+    hours.main([*words, "--processor"])
+    assert clocks == [time.perf_counter, time.process_time]
     with pytest.raises(ValueError, match="unknown recipe 'digit'"):
         monkeypatch.setattr(hours, "recipe", recipe)
         hours.main(["digit", "--out", str(tmp_path / "none.json")])
+
+
+def test_the_table_of_hours_has_a_column_a_record_and_a_row_a_recipe():
+    def record(device, processor, **found):
+        recipes = {name: {"hours": h, "estimated": estimated} for name, (h, estimated) in found.items()}
+        return {"device": device, "results": {"processor": processor, "recipes": recipes}}
+
+    first, second = (
+        record("GPU", False, mnist=(2.0, False)),
+        record("CPU", True, cifar10=(800.0, True), mnist=(9, True)),
+    )
+    assert hours.table([first, second]) == "\n".join(
+        [
+            *["| recipe | GPU | CPU, alone on its core |", "| --- | --- | --- |"],
+            *["| `mnist` | 2.0 hours | about 9.0 hours |", "| `cifar10` |  | about 800 hours (33.3 days) |"],
+        ]
+    )
+
+
+def test_the_front_page_s_hours_are_those_of_the_records():
+    records = [read_record(path) for path in sorted(RECORDS.glob("hours_*.json"))]
+    assert hours.table(records) in (RECORDS.parents[1] / "README.md").read_text(encoding="utf-8")

@@ -1,5 +1,6 @@
 """What a recipe leaves to the machine: decided by measuring, before the run begins, and stored with it."""
 
+import time
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -47,7 +48,8 @@ def _with_way(recipe: Recipe, device: torch.device, say: Callable[[str], None] |
 
 def measured(recipe: Recipe, device: torch.device, ways: list[Way]) -> list[Way]:
     """The ways with seconds and cosines, for the recipe's network on a few random images."""
-    return tried(*_trial(recipe, device, _count(recipe, device)), ways)
+    clock = time.process_time if device.type == "cpu" else time.perf_counter  # others may use the cores meanwhile
+    return tried(*_trial(recipe, device, _count(recipe, device)), ways, clock)
 
 
 def _count(recipe: Recipe, device: torch.device) -> int:

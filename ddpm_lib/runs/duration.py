@@ -2,6 +2,7 @@
 
 import statistics
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -37,6 +38,7 @@ def duration(
     trainer: Trainer,
     seconds: float,
     ahead: int = 0,
+    clock: Callable[[], float] | None = None,
 ) -> Duration:
     """Seconds a step at the recipe's batch. trainer: of the recipe with another batch or the same, whose steps were
     found to take so many `seconds`.
@@ -44,9 +46,10 @@ def duration(
     Where a step of the recipe's batch B takes at most LONGEST, were it in proportion, it is timed. Else a step is taken
     to cost a + b·batch: the trainer's batch and a larger one take turns, and the line through their medians, with a and
     b not negative, is read at B. recipe: with nothing left open, see `decided`. ahead: batches that workers may have
-    read while nobody waited, which are not timed.
+    read while nobody waited, which are not timed. clock: time.perf_counter; time.process_time tells what one thread
+    would take on a core that it has to itself.
     """
-    small, full = trainer.batch, recipe.batch
+    clock, small, full = clock or time.perf_counter, trainer.batch, recipe.batch
     if small >= full:
         return Duration(seconds, (small,))
     share = seconds / small  # of one image, at most
@@ -55,14 +58,14 @@ def duration(
     for _ in range(1 + ahead):
         wait(other.step())
     if larger == full:
-        found = Duration(time_steps(other), (full,))
+        found = Duration(time_steps(other, clock), (full,))
     else:
         times = {small: [], larger: []}
         for _ in range(ROUNDS):
             for one in (trainer, other):
-                began = time.perf_counter()
+                began = clock()
                 wait(one.step())
-                times[one.batch].append(time.perf_counter() - began)
+                times[one.batch].append(clock() - began)
         at_small, at_larger = (statistics.median(times[batch]) for batch in (small, larger))
         found = Duration(on_the_line(small, at_small, larger, at_larger, full), (small, larger))
     other.images.close()
@@ -76,13 +79,14 @@ def on_the_line(small: int, at_small: float, larger: int, at_larger: float, batc
     return a + (at_larger - a) / larger * batch
 
 
-def time_steps(trainer: Trainer) -> float:
-    """Seconds that a step takes, its batch included."""
-    done, began = 0, time.perf_counter()
-    while done < LEAST or (done < MOST and time.perf_counter() - began < SECONDS):
+def time_steps(trainer: Trainer, clock: Callable[[], float] | None = None) -> float:
+    """Seconds that a step takes, its batch included. clock: see `duration`."""
+    clock = clock or time.perf_counter
+    done, began = 0, clock()
+    while done < LEAST or (done < MOST and clock() - began < SECONDS):
         step, done = trainer.step(), done + 1
     wait(step)  # a GPU is only now done with them
-    return (time.perf_counter() - began) / done
+    return (clock() - began) / done
 
 
 def wait(step: Step) -> None:
