@@ -102,6 +102,7 @@ def test_the_formulas_of_the_other_schedulers_in_float64():
 
 
 @NEEDS_DIFFUSERS
+@pytest.mark.soak  # appendix B shows the same table, and pytest compares it
 def test_as_they_come_they_hold_to_float32():
     assert set(statuses(peer.ddim(exact=False)).values()) == {"float32"}
     assert set(statuses(peer.dpm_solver(exact=False)).values()) == {"float32"}
