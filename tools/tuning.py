@@ -112,7 +112,7 @@ class NoisyEnd(TrainedModel):
 
 
 class Examiner:
-    """Draws samples of a model and gives the numbers of chapter 16 for them, and a strip of ten to look at."""
+    """Draws samples of a model and gives the numbers of chapter 16 for them, and strips of ten to look at."""
 
     def __init__(self, real: LabelledImages, held_out: LabelledImages, each: int = EACH):
         self.real, self.held_out, self.each = real, held_out, each
@@ -131,9 +131,9 @@ class Examiner:
         }
         return {name: round(number, 5) for name, number in found.items()}
 
-    def strip(self, model: TrainedModel) -> str:
-        """One guided sample of each class, (10, 8, 8), as bytes in base64."""
-        images = model.sample(torch.arange(10), seed=model.recipe.seed)
+    def strip(self, model: TrainedModel, scale: float) -> str:
+        """One sample of each class, (10, 8, 8), as bytes in base64."""
+        images = model.sample(torch.arange(10), scale=scale, seed=model.recipe.seed)
         levels = (127.5 * (images.clamp(-1, 1) + 1)).round().to(torch.uint8)
         return base64.b64encode(levels.numpy().tobytes()).decode()
 
@@ -142,7 +142,8 @@ class Examiner:
         plain = type(model) is TrainedModel and not isinstance(model.network, Retimed)
         loss = round(held_out_loss(model.network, model.schedule, self.held_out), 5) if plain else None
         found = {"held_out_loss": loss, "samples": {f"{scale:g}": self.samples(model, scale) for scale in scales}}
-        return found | ({"strip": self.strip(model)} if model.recipe.seed == 0 else {})
+        guided = [scale for scale in scales if scale >= 2 and model.recipe.seed == 0]
+        return found | {"strips": {f"{scale:g}": self.strip(model, scale) for scale in guided}}
 
 
 def points(run: Run, chosen: Recipe, trainer: Trainer, cold: EMA, examiner: Examiner) -> list[dict[str, Any]]:
