@@ -69,7 +69,6 @@ RUNS = [  # what matters most comes first, in case of impatience
     *sweep("schedule", "linear"),
     *sweep("width", "8", "32"),
     *sweep("batch", "16", "128"),
-    *(Run("batch at equal images", str(b), (f"batch={b}", f"steps={64 * 320 // b}")) for b in (128, 16)),
 ]
 
 
