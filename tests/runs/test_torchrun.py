@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
 import torch
@@ -48,7 +49,7 @@ def quick():
 def command(together):
     """A function that runs the command line in two processes; in step `at`, one of them is sent a signal."""
 
-    def run(*words, sent=None, at=None, to=1, processes=2):
+    def run(*words, sent=None, at=None, to=1, processes=2, after=lambda: None):
         def work(rank):
             take = Trainer.step
 
@@ -58,7 +59,9 @@ def command(together):
                 return take(trainer)
 
             Trainer.step = step
-            raise SystemExit(main([*map(str, words), "--device", "cpu"]))
+            code = main([*map(str, words), "--device", "cpu"])
+            after()
+            raise SystemExit(code)
 
         return together(work, processes)
 
@@ -111,11 +114,18 @@ def test_two_processes_train_the_model_of_one_and_go_on_as_one_and_as_two(comman
 
 
 @pytest.mark.parametrize("to", [0, 1])
-def test_a_stop_at_any_process_stops_both_saves_and_the_resumed_run_is_as_if_nothing_had_been(command, tmp_path, to):
+def test_a_stop_at_any_process_stops_both_saves_and_the_resumed_run_is_as_if_nothing_had_been(
+    command, tmp_path, to, monkeypatch
+):
+    save = runs.save
+    monkeypatch.setattr(runs, "save", lambda *of: time.sleep(0.1) or save(*of))  # longer than it takes to leave
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     if to == 1:  # once is enough
         assert command(*train(whole, "dropout=0.3"))[0] == [0, 0]
-    ends, outcomes = command(*train(stopped, "dropout=0.3"), sent=signal.SIGTERM, at=3, to=to)
+    ends, outcomes = command(
+        *train(stopped, "dropout=0.3"), sent=signal.SIGTERM, at=3, to=to, after=lambda: print(last(stopped)[1]["step"])
+    )
+    assert [outcome.out.split()[-1] for outcome in outcomes] == ["3", "3"]  # who leaves before it is saved ends both
     assert ends == [130, 130], outcomes[0].err + outcomes[1].err
     assert last(stopped)[1]["step"] == 3
     said = outcomes[0].err + outcomes[1].err
