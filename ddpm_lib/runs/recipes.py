@@ -5,37 +5,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
-from ddpm_lib.diffusion.cosine import cosine_schedule
-from ddpm_lib.diffusion.schedule import Schedule, linear_schedule
-from ddpm_lib.diffusion.timesteps import LossSecondMoment, TimestepSampler, UniformTimesteps
-from ddpm_lib.images import data
+from ddpm_lib.diffusion.schedule import Schedule
 from ddpm_lib.networks.unet import UNet
+from ddpm_lib.runs.choices import CHOICES, DATA, SCHEDULES, TIMESTEPS
 from ddpm_lib.runs.words import SHORT, did_you_mean, nearest
 from ddpm_lib.training.fast import PRECISIONS
 from ddpm_lib.training.rates import COURSES
 
-
-def _files(name: str) -> Callable[["Recipe"], tuple]:
-    def load(recipe: "Recipe") -> tuple:
-        from ddpm_lib.images import datasets  # torchvision takes as long to import as torch, and few commands need it
-
-        return getattr(datasets, name)(recipe.root, recipe.size, *[recipe.channels] * (name == "folder"))
-
-    return load
-
-
-DATA: dict[str, Callable[["Recipe"], tuple]] = {"digits": lambda recipe: data.digits()}
-DATA |= {name: _files(name) for name in ("mnist", "fashion", "cifar10", "stl10", "celeba", "folder")}
-SCHEDULES: dict[str, Callable[[int], Schedule]] = {"linear": linear_schedule, "cosine": cosine_schedule}
-TIMESTEPS: dict[str, Callable[[Schedule], TimestepSampler]] = {
-    "uniform": UniformTimesteps,
-    "second-moment": LossSecondMoment,
-}
-AUTO = ("no", "yes", "auto")
-CHOICES = {  # fields with one of a few words
-    **{"data": DATA, "schedule": SCHEDULES, "course": COURSES, "timestep_sampler": TIMESTEPS},
-    **{"precision": (*PRECISIONS, "auto"), "channels_last": AUTO, "compile": AUTO},
-}
 NETWORK = (
     *("size", "channels", "width", "multipliers", "blocks", "groups", "attention", "head_channels"),
     *("scale_shift", "learned_resampling", "dropout", "classes", "gradient_checkpointing"),
@@ -75,15 +51,15 @@ class Recipe:
     learning_rate: float = option("of AdamW, after the warm-up", 2e-4)
     warmup: int = option("steps in which the learning rate rises from 0", 1000)
     final_rate: float = option("the last step's learning rate, over learning_rate; 1: constant", 1.0)
-    course: str = option(f"of the learning rate after the warm-up, one of {', '.join(COURSES)}", "linear")
+    course: str = option(f"of the rate after the warm-up: {', '.join(COURSES)}", "linear")
     weight_decay: float = option("of AdamW, on matrices and kernels alone", 0.0)
     clip_norm: float = option("longer gradients are cut to this length", 1.0)
     ema_decays: tuple[float, ...] = option("of the weights' averages, the first of which is sampled", (0.9999,))
     label_dropout: float = option("the probability of hiding a label, for guidance", 0.1)
     timestep_sampler: str = option(f"how t is drawn, one of {', '.join(TIMESTEPS)}", "uniform")
-    precision: str = option(f"of the network's products: {', '.join(PRECISIONS)}; auto: the fastest right one", "auto")
+    precision: str = option(f"of the network: {', '.join(PRECISIONS)}; auto: the fastest right one", "auto")
     channels_last: str = option("memory format of the images: yes, no; auto: the faster one", "auto")
-    compile: str = option("the network by torch.compile: yes, no; auto: on a GPU, where it is faster", "auto")
+    compile: str = option("by torch.compile: yes, no; auto: on a GPU, where it is faster", "auto")
     accumulate: int = option("parts of a batch, one after the other; 0: so few as memory allows", 1)
     seed: int = option("of the weights, the batches and the noise", 0)
     workers: int = option("processes that read image files", 4)
