@@ -99,6 +99,9 @@ CHAPTER = {
     "training.fastest": 12,
     "checks.chapter_12": 12,
     "runs.records": 12,
+    "training.distributed": 13,
+    "training.memory": 13,
+    "checks.chapter_13": 13,
     "samplers.guidance": 14,
     "runs.words": 16,
     "runs.recipes": 16,
@@ -109,6 +112,7 @@ CHAPTER = {
     "runs.folder": 16,
     "runs.model": 16,
     "runs.run": 16,
+    "runs.duration": 16,
     "runs.selftest": 16,
     "runs.arguments": 16,
     # appendices count as after all chapters

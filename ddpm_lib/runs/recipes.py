@@ -174,9 +174,21 @@ def stl10() -> Recipe:
     return Recipe("stl10", data="stl10", size=64, channels=3, classes=0, flip=True, steps=300_000, **network)
 
 
+def stl10_96() -> Recipe:
+    """STL-10 at its own size, 96x96: a fourth level that is wider, and attention at 24x24 and 12x12."""
+    network = {"size": 96, "multipliers": (1, 2, 3, 4), "attention": (24, 12)}
+    return replace(stl10(), name="stl10_96", batch=64, learning_rate=1e-4, **network)
+
+
 def celeba64() -> Recipe:
     """CelebA's 162,770 faces of the training split at 64x64, without labels: the network of `stl10`."""
     return replace(stl10(), name="celeba64", data="celeba")
+
+
+def celeba128() -> Recipe:
+    """CelebA at 128x128: five levels; where memory is short, accumulate=0 or gradient_checkpointing=true."""
+    network = {"size": 128, "multipliers": (1, 1, 2, 3, 4), "attention": (32, 16, 8)}
+    return replace(celeba64(), name="celeba128", batch=64, learning_rate=1e-4, **network)
 
 
 def folder() -> Recipe:
@@ -184,7 +196,8 @@ def folder() -> Recipe:
     return replace(stl10(), name="folder", data="folder", root="images", steps=100_000)
 
 
-FUNCTIONS = (digits, mnist, fashion, fashion_small, cifar10, cifar10_small, stl10, celeba64, folder)
+FUNCTIONS = (digits, mnist, fashion, fashion_small, cifar10, cifar10_small, stl10, stl10_96, celeba64, celeba128)
+FUNCTIONS += (folder,)
 RECIPES: dict[str, Callable[[], Recipe]] = {function.__name__: function for function in FUNCTIONS}
 
 

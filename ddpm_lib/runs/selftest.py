@@ -3,7 +3,6 @@
 import dataclasses
 import re
 import tempfile
-import time
 import traceback
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -18,6 +17,7 @@ from ddpm_lib.images.feed import decoded_home
 from ddpm_lib.images.image_files import ImageFiles
 from ddpm_lib.runs.assemble import load_data, new_trainer, trained
 from ddpm_lib.runs.decide import decided
+from ddpm_lib.runs.duration import duration, in_words, time_steps
 from ddpm_lib.runs.folder import bytes_needed, check_room, command
 from ddpm_lib.runs.recipes import RECIPES, Recipe, assignments
 from ddpm_lib.runs.recipes import recipe as named_recipe
@@ -28,7 +28,6 @@ from ddpm_lib.training.trainer import Step, Trainer
 FILES = 256  # that are decoded, of a data set in files, all of which training decodes before its first step
 AFTER = ", after it has decoded its files, which finds any that is broken"
 SMALL_BATCH = 4  # on a CPU; a GPU takes the recipe's own, which must fit its memory
-LEAST, MOST, SECONDS = 3, 100, 5.0  # steps that are timed: for five seconds, but as many as that
 TOLERANCE = 0.02  # of a step's length, see `difference`
 State = tuple[Mapping[str, Tensor], Mapping[str, Any]]  # what Trainer.state returns
 
@@ -43,7 +42,8 @@ def self_test(
     """Load a batch, take steps, save, resume, sample; say what was found, line by line. True if all of it works.
 
     folder: where runs are to be stored: its free space is compared with what the run will write, and the test's own
-    checkpoint is written there and removed. The network has its full size; on a CPU the batch is cut to four images.
+    checkpoint is written there and removed. The network has its full size; on a CPU the batch is cut to four images,
+    but how long the recipe takes is timed at its own batch if a step of that is short, and else estimated: `duration`.
     trace: say also where in the code it failed.
     """
     asked, device = device, device or default_device()
@@ -68,9 +68,16 @@ def self_test(
             million = sum(p.numel() for p in trainer.model.parameters()) / 1e6
             say(f"network  {million:.2f} M parameters; a checkpoint takes {amount(one)}, a run up to {amount(need)}")
             check_room(Path(folder), need)
-            seconds = _say_steps(trainer, 2 * small.workers if streamed else 0, say)
-            if batch == recipe.batch:
-                say(f"         at this speed the recipe takes {seconds * recipe.steps / 3600:.1f} hours{decoding}")
+            ahead = 2 * small.workers if streamed else 0
+            seconds = _say_steps(trainer, ahead, say)
+            whole = dataclasses.replace(small, batch=recipe.batch)
+            found = duration(whole, data, device, trainer, seconds, ahead)
+            length = in_words(found.seconds * recipe.steps)
+            if found.estimated:
+                of = " and ".join(map(str, found.batches))
+                say(f"         the recipe takes about {length}, by an estimate from steps of {of} images{decoding}")
+            else:
+                say(f"         at this speed the recipe takes {length}{decoding}")
             _say_resume(trainer, small, Path(place), say)
         model = trained(trainer, small)
         images = model.sample([0, recipe.classes - 1] if recipe.classes else 2, steps=2)
@@ -142,11 +149,7 @@ def _say_steps(trainer: Trainer, ahead: int, say: Callable[[str], None]) -> floa
         )
     for _ in range(ahead):
         _numbers(trainer.step())
-    done, began = 0, time.perf_counter()
-    while done < LEAST or (done < MOST and time.perf_counter() - began < SECONDS):
-        step, done = trainer.step(), done + 1
-    _numbers(step)  # a GPU is only now done with them
-    seconds = (time.perf_counter() - began) / done
+    seconds = time_steps(trainer)
     say(f"step     loss {loss:.3f}, gradient norm {norm:.3g}; {trainer.batch / seconds:.3g} images/s")
     if trainer.device.type == "cuda":
         say(f"         {torch.cuda.max_memory_allocated(trainer.device) / 1e9:.1f} GB of GPU memory at the peak")

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ddpm_lib.devices import to_device
 from ddpm_lib.training.fast import Fast
 
-ROUNDS = 3  # in which each way is timed once, so that a busy moment meets all of them
+ROUNDS, SECONDS = 3, 10.0  # so often is each way timed, in turns, so that a busy moment meets all; unless it takes long
 GAIN = 1.05  # by how much faster a way must be than a simpler one
 AGREE = 0.99  # the least cosine between its gradient and that of float32
 
@@ -65,19 +65,21 @@ def tried(
     model, device = _filled(network), images.device
     t = to_device(torch.arange(len(images)) * 13 % 999 + 1, device)
     goal = to_device(torch.randn(images.shape, generator=torch.Generator().manual_seed(1)), device)  # as noise is
-    passes, errors, times = {}, {}, {way: [] for way in ways}
-    reference = _gradient(_prepared(Way("float32", False, False), model, images, labels, t, goal))
-    for way in ways:
+    passes, gradients, errors, times = {}, {}, {}, {way: [] for way in ways}
+    plain = Way("float32", False, False)
+    for way in dict.fromkeys([plain, *ways]):
         try:
             passes[way] = _prepared(way, model, images, labels, t, goal)
-            passes[way]()  # compiles, or fills caches
+            gradients[way] = _gradient(passes[way]())  # a first pass compiles, or fills caches
         except Exception as error:  # no compiler, no such kernel, too little memory: the other ways remain
             errors[way] = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
             passes.pop(way, None)
-    for _ in range(ROUNDS):
-        for way, one in passes.items():
+    for turn in range(ROUNDS):
+        if turn and sum(map(sum, times.values())) > SECONDS:
+            break
+        for way in (way for way in ways if way in passes):
             began = clock()
-            one()
+            passes[way]()
             if device.type == "cuda":
                 torch.cuda.synchronize(device)
             times[way].append(clock() - began)
@@ -86,23 +88,25 @@ def tried(
         if way in errors:
             found.append(way._replace(seconds=float("inf"), error=errors[way]))
             continue
-        cosine = torch.nn.functional.cosine_similarity(reference, _gradient(passes[way]), dim=0)
-        found.append(way._replace(seconds=statistics.median(times[way]), cosine=float(cosine)))
+        cosine = float(gradients[way] @ gradients[plain])
+        found.append(way._replace(seconds=statistics.median(times[way]), cosine=cosine))
     return found
 
 
 def fastest(found: Sequence[Way]) -> Way:
     """The fastest way that is right; a simpler one (earlier in the list) where the gain is too small to matter.
 
-    Raises RuntimeError where none could be tried or none is right.
+    Where none is right (a network whose gradients are not finite, say), the simplest that works: the run will tell.
+    Raises RuntimeError where none works.
     """
-    best = None
-    for way in found:
-        right = not way.error and way.cosine >= AGREE
-        if right and (best is None or best.seconds > GAIN * way.seconds):
+    working = [way for way in found if not way.error]
+    if not working:
+        raise RuntimeError("; ".join(f"{way}: {way.error}" for way in found))
+    right = [way for way in working if way.cosine >= AGREE] or working[:1]
+    best = right[0]
+    for way in right[1:]:
+        if best.seconds > GAIN * way.seconds:
             best = way
-    if best is None:
-        raise RuntimeError("; ".join(f"{way}: {way.error or f'cosine {way.cosine:.3f}'}" for way in found))
     return best
 
 
@@ -140,6 +144,7 @@ def _prepared(
     return one
 
 
-def _gradient(one: Callable[[], nn.Module]) -> Tensor:
-    flat = torch.cat([p.grad.flatten() for p in one().parameters() if p.grad is not None]).double().cpu()
+def _gradient(model: nn.Module) -> Tensor:
+    """All of it, of length 1, float64, on the CPU."""
+    flat = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]).double().cpu()
     return flat / flat.norm()

@@ -60,7 +60,7 @@ def train(
             if on_entry is not None:
                 on_entry(entry)
             seen, read_at = [], time.perf_counter()  # images_per_s leaves out the saving
-            if stop:
+            if trainer.execution.agree(bool(interrupts)):  # it may have come while the entry was written
                 raise KeyboardInterrupt(f"stopped after step {trainer.steps} of {steps}")
     return history
 

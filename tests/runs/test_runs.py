@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from ddpm_lib.__main__ import main
+from ddpm_lib.runs import assemble
 from ddpm_lib.runs import run as runs
 from ddpm_lib.runs.folder import command
 from ddpm_lib.runs.model import CHECKPOINTS, load
@@ -21,6 +22,7 @@ from ddpm_lib.runs.recipes import override, recipe
 from ddpm_lib.runs.run import run
 from ddpm_lib.runs.stored import from_json
 from ddpm_lib.training.checkpoint import load_checkpoint, save_checkpoint, step_path
+from ddpm_lib.training.rates import COURSES
 
 SMALL = "width=8 blocks=1 groups=4 head_channels=0 batch=16 steps=6 warmup=2 sample_steps=3".split()
 SMALL += ["log_every=3", "save_every=3"]
@@ -291,7 +293,7 @@ def test_a_checkpoint_of_another_architecture_is_refused(finished, tmp_path):
 
 def dropping(at, act):
     """Label dropout that does something in one step."""
-    calls, drop = [], runs.drop_labels
+    calls, drop = [], assemble.drop_labels
 
     def drop_labels(*arguments):
         calls.append(arguments)
@@ -303,7 +305,7 @@ def dropping(at, act):
 
 
 def test_ctrl_c_saves_the_last_step_and_exits_with_130(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(runs, "drop_labels", dropping(at=4, act=lambda: os.kill(os.getpid(), signal.SIGINT)))
+    monkeypatch.setattr(assemble, "drop_labels", dropping(at=4, act=lambda: os.kill(os.getpid(), signal.SIGINT)))
     folder = tmp_path / "stopped"
     fields = [*SMALL, "steps=1000", "save_every=1000"]
     assert main(["train", "digits", *fields, "--out", str(folder), "--device", "cpu"]) == 130
@@ -326,7 +328,7 @@ def test_training_that_explodes_at_once_exits_with_1_and_saves_nothing(tmp_path,
     ("good", "said"), [(4, "Nothing was saved since step 3"), (5, "holds NaN or infinity: not saved")]
 )
 def test_training_that_explodes_later_keeps_the_last_good_checkpoint(tmp_path, monkeypatch, good, said):
-    monkeypatch.setattr(runs, "linear_rate", lambda *course: lambda done: 1.0 if done < good else 1e45)
+    monkeypatch.setitem(COURSES, "linear", lambda *course: lambda done: 1.0 if done < good else 1e45)
     with pytest.raises(FloatingPointError, match=said):
         train_in_python(tmp_path / "exploded")
     assert load_checkpoint(checkpoint(tmp_path / "exploded", 3))[1]["step"] == 3

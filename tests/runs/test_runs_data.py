@@ -28,7 +28,8 @@ from ddpm_lib.training.trainer import Trainer
 
 CPU = torch.device("cpu")
 TINY = "size=4 channels=3 classes=2 width=4 multipliers=1 blocks=1 groups=2 attention= head_channels=0 batch=4 steps=4 "
-TINY = (TINY + "warmup=1 ema_decays=0.9 log_every=1 save_every=2 sample_steps=2 T=50 workers=0").split()
+TINY = TINY + "warmup=1 ema_decays=0.9 log_every=1 save_every=2 sample_steps=2 T=50 workers=0 "
+TINY = (TINY + "precision=float32 channels_last=no compile=no").split()
 
 
 @pytest.fixture(autouse=True)

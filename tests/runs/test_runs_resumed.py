@@ -238,7 +238,15 @@ def test_a_resumed_run_keeps_nothing_of_the_checkpoint_that_it_came_from(tmp_pat
 def test_what_does_not_decide_them_can_and_is_remembered(whole, tmp_path):
     stopped(tmp_path / "run", 8)
     changes = {"steps": 8, "root": "elsewhere", "workers": 0, "log_every": 2, "save_every": 3, "keep": 1}
-    changes |= {"sample_every": 5, "sample_steps": 3, "eta": 0.25, "scale": 1.5, "memory_budget_gb": 0.5}
+    changes |= {
+        "sample_every": 5,
+        "sample_steps": 3,
+        "eta": 0.25,
+        "scale": 1.5,
+        "memory_budget_gb": 0.5,
+        "accumulate": 2,
+    }
+    changes |= {"channels_last": "yes", "compile": "no"}
     assert set(changes) == set(CHANGEABLE)
     model = go_on(tmp_path / "run", [f"{name}={value}" for name, value in changes.items()])
     stored = json.loads((tmp_path / "run" / "recipe.json").read_text())

@@ -20,7 +20,8 @@ from ddpm_lib.images.decoded import DecodedImages
 from ddpm_lib.images.feed import feed
 from ddpm_lib.images.image_files import ImageFiles
 from ddpm_lib.networks.unet import UNet
-from ddpm_lib.runs import selftest
+from ddpm_lib.runs import duration, selftest
+from ddpm_lib.runs.duration import Duration
 from ddpm_lib.runs.recipes import DATA, RECIPES, override, recipe
 from ddpm_lib.runs.selftest import self_test
 from ddpm_lib.training.trainer import Step, Trainer
@@ -51,8 +52,11 @@ def files(tmp_path):
 
 @pytest.fixture(autouse=True)
 def few_steps(monkeypatch):
-    """No five seconds of timing."""
-    monkeypatch.setattr(selftest, "SECONDS", 0.0)
+    """No five seconds of timing, and none of larger batches (of which tests/runs/test_duration.py knows)."""
+    monkeypatch.setattr(duration, "SECONDS", 0.0)
+    monkeypatch.setattr(
+        selftest, "duration", lambda recipe, data, device, trainer, seconds, ahead: Duration(seconds, (4,))
+    )
 
 
 @pytest.fixture(autouse=True)
@@ -89,11 +93,16 @@ def test_every_recipe_passes(name, tmp_path, files):
     changes = [f"root={files}"] if name == "folder" else []
     passed, said = checked(small(name, *changes), tmp_path)
     assert passed, said[-1]
-    assert [line.split()[0] for line in said] == "device data network step resume sample ready".split()
+    assert [line.split()[0] for line in said if line[0] != " "] == [
+        "device",
+        "data",
+        *["chosen"] * (name != "digits"),
+        *"network step resume sample ready".split(),
+    ]
     chosen = recipe(name)
     classes = "10 classes" if chosen.classes else "without labels"
     assert f"{chosen.channels}x8x8, {classes}" in said[1]
-    assert said[4].endswith("; the next step differs by 0")
+    assert "the recipe takes" in said[-4] and said[-3].endswith("; the next step differs by 0")
     words = shlex.split(said[-1].removeprefix("ready    python -m ddpm_lib train "))
     assert words[0] == name and words[-2:] == ["--device", "cpu"]
     assert override(recipe(name), words[1:-2]) == small(name, *changes)
@@ -107,7 +116,7 @@ def test_of_many_files_it_reads_a_few(tmp_path, monkeypatch):
     assert passed and "20 images" in said[1]
     assert len(read) == 5 + 4  # and all of the held-out ones
     _, said = checked(small("celeba64", "batch=4"), tmp_path)
-    assert said[4].endswith("hours, after it has decoded its files, which finds any that is broken")
+    assert said[5].endswith("hours, after it has decoded its files, which finds any that is broken")
 
 
 def test_the_classes_of_a_folder_are_its_subfolders(tmp_path, files):
@@ -120,9 +129,9 @@ def test_the_classes_of_a_folder_are_its_subfolders(tmp_path, files):
 def test_its_speed_and_the_hours_of_the_recipe_are_those_of_a_clock(tmp_path, monkeypatch):
     step, taken = Trainer.step, []
     monkeypatch.setattr(Trainer, "step", lambda trainer: taken.append(1) or step(trainer))
-    monkeypatch.setattr(selftest.time, "perf_counter", lambda: 2.0 * len(taken))  # a step takes two seconds
+    monkeypatch.setattr(duration.time, "perf_counter", lambda: 2.0 * len(taken))  # a step takes two seconds
     passed, said = checked(small("cifar10", "batch=4", "steps=36000"), tmp_path)
-    assert passed and "; 2 images/s" in said[3] and said[4].endswith("the recipe takes 20.0 hours")
+    assert passed and "; 2 images/s" in said[4] and said[5].endswith("the recipe takes 20.0 hours")
 
 
 def test_the_reading_of_files_that_are_read_batch_by_batch_is_timed(tmp_path, monkeypatch):
@@ -139,15 +148,15 @@ def test_the_reading_of_files_that_are_read_batch_by_batch_is_timed(tmp_path, mo
 
     monkeypatch.setattr(DecodedImages, "__getitem__", slow)
     monkeypatch.setattr(Trainer, "step", quick)
-    monkeypatch.setattr(selftest.time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(duration.time, "perf_counter", lambda: clock[0])
     passed, said = checked(small("celeba64", "batch=4", "steps=36000"), tmp_path)
-    assert passed and "; 4 images/s" in said[3] and "takes 10.0 hours, after" in said[4]
+    assert passed and "; 4 images/s" in said[4] and "takes 10.0 hours, after" in said[5]
     monkeypatch.setattr("ddpm_lib.images.feed.free_memory", lambda device: 0)
     monkeypatch.setattr(selftest, "FILES", 5)
     read.clear()
     passed, said = checked(small("celeba64", "batch=4", "steps=36000"), tmp_path)
-    assert passed and "; 1.33 images/s" in said[3]  # three seconds for four images, two of them to read them
-    assert "the recipe takes 30.0 hours, after" in said[4]
+    assert passed and "; 1.33 images/s" in said[4]  # three seconds for four images, two of them to read them
+    assert "the recipe takes 30.0 hours, after" in said[5]
     assert set(read) == set(range(5))  # all files that the self-test took, not a few again and again
 
 
@@ -155,7 +164,7 @@ def test_what_workers_read_ahead_while_nobody_waited_is_not_timed(tmp_path, monk
     step, taken, began = Trainer.step, [], []
     monkeypatch.setattr("ddpm_lib.images.feed.free_memory", lambda device: 0)
     monkeypatch.setattr(Trainer, "step", lambda trainer: taken.append(1) or step(trainer))
-    monkeypatch.setattr(selftest.time, "perf_counter", lambda: began.append(len(taken)) or 2.0 * len(taken))
+    monkeypatch.setattr(duration.time, "perf_counter", lambda: began.append(len(taken)) or 2.0 * len(taken))
     assert checked(small("celeba64", "batch=4", "workers=2"), tmp_path)[0]
     assert began[0] == 1 + 2 * 2  # two batches a worker lay ready
 
@@ -163,13 +172,13 @@ def test_what_workers_read_ahead_while_nobody_waited_is_not_timed(tmp_path, monk
 @pytest.mark.parametrize(("took", "steps"), [(0.001, 100), (0.1, 50), (1.0, 5), (60.0, 3)])
 def test_steps_are_timed_for_some_seconds_but_never_fewer_than_three(tmp_path, monkeypatch, took, steps):
     seen = []
-    monkeypatch.setattr(selftest, "SECONDS", 5.0)
+    monkeypatch.setattr(duration, "SECONDS", 5.0)
 
     def step(trainer):
         seen.append(trainer)
         return Step(torch.ones(4), None, None, torch.tensor(1.0))
 
-    monkeypatch.setattr(selftest.time, "perf_counter", lambda: took * len(seen))
+    monkeypatch.setattr(duration.time, "perf_counter", lambda: took * len(seen))
     trainer = SimpleNamespace(batch=4, device=CPU)
     trainer.step = lambda: step(trainer)
     assert selftest._say_steps(trainer, 0, lambda line: None) == pytest.approx(took)

@@ -1,0 +1,1 @@
+"""Speed and memory beside the libraries that people use, and how long a recipe takes: see README.md."""
