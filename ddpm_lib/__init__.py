@@ -104,6 +104,7 @@ CHAPTER = {
     "checks.chapter_13": 13,
     "samplers.guidance": 14,
     "runs.words": 16,
+    "runs.choices": 16,
     "runs.recipes": 16,
     "runs.decide": 16,
     "runs.assemble": 16,
