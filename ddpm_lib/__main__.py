@@ -25,22 +25,33 @@ from ddpm_lib.runs.run import resume, run
 from ddpm_lib.runs.selftest import self_test
 from ddpm_lib.samplers.ancestral import image_seeds
 from ddpm_lib.training.checkpoint import list_checkpoints
+from ddpm_lib.training.distributed import by_first, is_first, launched, may_report, started
 
 ROWS = 100  # of a picture of samples: more than that nobody looks at
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs one command and returns its exit status: 0, 1 for a problem that its message names, 130 after Ctrl-C."""
+    """Runs one command and returns its exit status: 0, 1 for a problem that its message names, 130 after Ctrl-C.
+
+    torchrun starts several processes with it, for `train` and `resume`; one of them reports a problem.
+    """
     options = parse(sys.argv[1:] if arguments is None else arguments)
     try:
+        if options.command in SHARED:
+            with started(_device(options)) as device:
+                return COMMANDS[options.command](options, device)
+        if launched():
+            raise ValueError(f"{options.command} needs one process alone: call it without torchrun")
         return COMMANDS[options.command](options)
     except KeyboardInterrupt as stop:
-        print("\n" + "; ".join([str(stop) or "stopped", *_notes(stop)]), file=sys.stderr)
+        if may_report():
+            print("\n" + "; ".join([str(stop) or "stopped", *_notes(stop)]), file=sys.stderr)
         return 130
     except (ValueError, TypeError, OSError, FloatingPointError, RuntimeError) as error:
-        if options.traceback:
-            traceback.print_exc()
-        print("; ".join([f"error: {error}", *_notes(error)]), file=sys.stderr)
+        if may_report():
+            if options.traceback:
+                traceback.print_exc()
+            print("; ".join([f"error: {error}", *_notes(error)]), file=sys.stderr)
         return 1
 
 
@@ -53,25 +64,32 @@ def _check(options: argparse.Namespace) -> int:
     return 0 if self_test(chosen, device=_device(options), trace=options.traceback) else 1
 
 
-def _train(options: argparse.Namespace) -> int:
+def _train(options: argparse.Namespace, device: torch.device | None) -> int:
     chosen = override(recipe(options.recipe), options.fields)
     folder = options.out or next(path for path in _numbered(Path("runs") / chosen.name) if not path.exists())
-    _warn_of(chosen.scale)
+    if is_first():
+        _warn_of(chosen.scale)
     print(f"training {chosen.name} for {chosen.steps} steps of {chosen.batch} images into {folder}")
-    run(chosen, folder, device=_device(options))
-    return _finished(folder, chosen)
+    run(chosen, folder, device=device)
+    return _finished(folder, chosen) if is_first() else 0
 
 
-def _resume(options: argparse.Namespace) -> int:
-    old = read_recipe(options.run)
-    chosen = override(old, options.fields)
-    if chosen == old and is_finished(options.run, chosen):
-        print(f"{options.run} is finished: it has done its {chosen.steps} steps, and nothing was written. To train on:")
-        print(_longer(options.run, chosen))
+def _resume(options: argparse.Namespace, device: torch.device | None) -> int:
+    if by_first(lambda: _nothing_left(options)):
         return 0
     print(f"resuming {options.run}")
-    resume(options.run, options.fields, device=_device(options), other_data=options.other_data)
-    return _finished(options.run, chosen)
+    resume(options.run, options.fields, device=device, other_data=options.other_data)
+    return _finished(options.run, override(read_recipe(options.run), options.fields)) if is_first() else 0
+
+
+def _nothing_left(options: argparse.Namespace) -> bool:
+    old = read_recipe(options.run)
+    chosen = override(old, options.fields)
+    if chosen != old or not is_finished(options.run, chosen):
+        return False
+    print(f"{options.run} is finished: it has done its {chosen.steps} steps, and nothing was written. To train on:")
+    print(_longer(options.run, chosen))
+    return True
 
 
 def _finished(folder: Path, chosen: Recipe) -> int:
@@ -162,6 +180,9 @@ COMMANDS = {
     "export": _export,
     "conformance": _conformance,
 }
+
+
+SHARED = ("train", "resume")  # that several processes can do together
 
 
 def _device(options: argparse.Namespace) -> torch.device | None:

@@ -49,6 +49,7 @@ def check(number: str, name: str, kind: str, route: str, *, to: float | None = N
 
 def find(name: str) -> Check:
     """The check of this name. Raises ValueError for any other, with the name that was meant, or all names."""
+    __tracebackhide__ = True  # pytest shows where it was asked for
     load_all()
     if name in CHECKS:
         return CHECKS[name]

@@ -515,7 +515,9 @@ def _(x, mean, log_var, decode, decoder_var, eps):
     return _reconstruction(x, _z(mean, log_var, eps), decode, decoder_var), kl
 
 
-@reconstruction_and_kl.wrong("−½ once, not once a latent", seen="ericjang/draw issue 2, PR 6", idea="term")
+@reconstruction_and_kl.wrong(
+    "−½ once, not once a latent", seen="of this kind: ericjang/draw issue 2, PR 6 (−T/2)", idea="term"
+)
 def _(x, mean, log_var, decode, decoder_var, eps):
     kl = _kl(mean, log_var) + 0.5 * (mean.shape[1] - 1)
     return _reconstruction(x, _z(mean, log_var, eps), decode, decoder_var), kl

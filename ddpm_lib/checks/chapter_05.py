@@ -136,6 +136,10 @@ def far_from_the_bound(f):
 
 @check("5.1", "bound as a loss", "identity", "the joint Gaussian of chains of one to six steps", to=1e-9)
 def bound(f):
+    """f(path) returns the loss of each path, from lists of log-densities along x_1..x_T, indexed by t.
+
+    path.q_step: log q(x_t|x_{t−1}); path.p_back: log p(x_{t−1}|x_t); path.p_end: log p(x_T), no list; and path.T.
+    """
     return far_from_the_bound(f)
 
 
@@ -197,6 +201,11 @@ def _(path):
 
 @check("5.2", "telescoped bound", "identity", "the joint Gaussian of chains of one to six steps", to=1e-9)
 def telescoped(f):
+    """f(path) returns the loss of each path, from lists of log-densities along x_1..x_T, indexed by t.
+
+    path.q_back: log q(x_{t−1}|x_t, x_0), for t ≥ 2; path.p_back: log p(x_{t−1}|x_t); path.q_jump: log q(x_t|x_0);
+    path.p_end: log p(x_T), no list; and path.T.
+    """
     return far_from_the_bound(f)
 
 

@@ -362,7 +362,7 @@ def _refused(T, steps):
 
 @even_grid.wrong(
     "“leading”: 1, 1 + k, 1 + 2k, ... with k = ⌊T/n⌋",
-    seen="huggingface/diffusers issues 2585 and 10003; CompVis/latent-diffusion issue 136",
+    seen="huggingface/diffusers issues 2585 and 12588; CompVis/latent-diffusion issue 136",
     idea="time",
 )
 def _(T, steps):
@@ -379,7 +379,7 @@ def _(T, steps):
 
 
 @even_grid.wrong(
-    "strides of ⌊T/n⌋ from T", seen="of this kind: huggingface/diffusers issues 11347 and 5921", idea="edge"
+    "strides of ⌊T/n⌋ from T", seen="of this kind: huggingface/diffusers issues 11347 and 9261", idea="edge"
 )
 def _(T, steps):
     _refused(T, steps)
@@ -641,7 +641,7 @@ def _ddim(eps_model, schedule, x, steps, eta, clip, generator, times=None, on_st
 
 @ddim_sampling.wrong(
     "the “leading” grid: the network is never asked at T",
-    seen="huggingface/diffusers issues 2585 and 10003; CompVis/latent-diffusion issue 136",
+    seen="huggingface/diffusers issues 2585 and 12588; CompVis/latent-diffusion issue 136",
     idea="time",
 )
 def _(eps_model, schedule, x_T, *, steps, eta, clip, generator=None):
@@ -652,7 +652,7 @@ def _(eps_model, schedule, x_T, *, steps, eta, clip, generator=None):
 
 @ddim_sampling.wrong(
     "a step goes to t − ⌊T/n⌋, and the next call is made elsewhere",
-    seen="huggingface/diffusers issues 11347 and 5921",
+    seen="huggingface/diffusers issues 11347 and 9261",
     idea="time",
 )
 def _(eps_model, schedule, x_T, *, steps, eta, clip, generator=None):

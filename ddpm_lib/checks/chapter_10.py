@@ -29,10 +29,10 @@ def hands(last, omega):
 @check("10.1", "time embedding", "implementation", "clock hands, turned one step at a time", to=2e-4)
 @until(0.002)
 def time_embedding(f):
-    """f(t, width, max_period) returns (B, width), float32 and computed so: angles up to 999 cost four digits.
+    """f(t, width, max_period) returns (B, width), of t − 1, as published networks count.
 
-    t: (B,), integers of 32 or 64 bits. A default of max_period, if there is one, is 10,000. ValueError for a width that
-    is odd or below 4.
+    float32 and computed so: angles up to 999 cost four digits. t: (B,), integers of 32 or 64 bits. A default of
+    max_period, if there is one, is 10,000. ValueError for a width that is odd or below 4.
     """
     has_default = any(p.default is not p.empty for p in list(inspect.signature(f).parameters.values())[2:3])
     f = Watched(f)

@@ -697,7 +697,7 @@ def _(model, decay):
 
 @moving_average.wrong(
     "no warm-up of d",
-    seen="openai/improved-diffusion 43, 59: noise, where 0.9999 holds from the first step",
+    seen="openai/improved-diffusion issue 59: noise, where 0.9999 holds from the first step",
     idea="term",
 )
 def _(model, decay):
@@ -733,7 +733,7 @@ class _Forgetful(_Average):
 
 @moving_average.wrong(
     "the decay is overwritten with that of the warm-up, 0.1, and stays there",
-    seen="huggingface/diffusers 1864",
+    seen="of this kind: huggingface/diffusers issue 1864 (there it settles at 0.5)",
     idea="state",
 )
 def _(model, decay):

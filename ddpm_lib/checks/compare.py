@@ -58,7 +58,8 @@ def difference(call: Call, reference: Callable | None, names: Sequence[str]) -> 
         return None
     if got is None or got.keys() != right.keys():
         came, asked = _kind(call.result, got), _kind(expected, right)
-        return Difference(f"It returned {came}, where {asked} is expected.", "", f"Return {asked}.")
+        made = ": ddpm_lib.diffusion.schedule.Schedule(beta) makes one of β_1..β_T" if asked == "a Schedule" else ""
+        return Difference(f"It returned {came}, where {asked} is expected.", "", f"Return {asked}{made}.")
     for name, x in got.items():
         if x.shape != right[name].shape:
             return _of_shape(name, tuple(x.shape), tuple(right[name].shape), call, names)

@@ -14,6 +14,7 @@ from ddpm_lib.checks.record import note
 NEVER = 1000.0  # the |z| of what does not happen by chance
 IMAGES = 4000  # whose joint law is looked at
 ENTRIES = 4_000_000  # whose law is looked at one by one: then a sum of twelve uniform numbers is no normal one
+STEPS = 2**16  # at which the distribution function is compared
 TOLD = (
     (
         "The noise of an image is not independent N(0, 1) in every entry.",
@@ -69,7 +70,8 @@ def law_score(values: np.ndarray) -> float:
     powers = (values, 0, 1), (square, 1, 2), (square * values, 0, 15), (square * square, 3, 96)
     scores = [_score(power.mean() - mean, n, var) for power, mean, var in powers]
     scores.append(_score(values.var() - 1, n, 2))
-    D = stats.ks_1samp(values, special.ndtr, method="asymp").statistic  # exact p-values take long, and nobody asks
+    counts, steps = np.histogram(special.ndtr(values), STEPS, (0, 1))  # sorting all values takes six times as long
+    D = np.abs(counts.cumsum() / n - steps[1:]).max() + 1 / STEPS  # Kolmogorov's distance is between the two
     scores.append(2 * D * n**0.5)  # the z whose tail is 2·exp(−2nD²)
     for edge in (2.0, 3.0, 4.0):
         p = 2 * stats.norm.sf(edge)

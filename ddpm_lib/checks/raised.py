@@ -32,7 +32,10 @@ def raised(call: Call, function: Callable, names: Sequence[str]) -> list[str]:
 
 
 def student_line(error: BaseException, function: Callable) -> str:
-    """ "line 3: `return a * x`", the last line on the exception's way that is not a library's; "" if there is none."""
+    """ "line 3: `return a * x`", the last line on the exception's way that is not a library's; "" if there is none.
+
+    With its file's name, where that is another file than the function's.
+    """
     own = getattr(getattr(function, "__code__", None), "co_filename", None)
     frames = traceback.extract_tb(error.__traceback__, limit=-200)
     mine = [frame for frame in frames if frame.filename == own or not frame.filename.startswith(LIBRARIES)]
@@ -40,7 +43,8 @@ def student_line(error: BaseException, function: Callable) -> str:
         return ""
     source = (mine[-1].line or linecache.getline(mine[-1].filename, mine[-1].lineno or 0)).strip()
     shown = f": `{textwrap.shorten(source, 80, placeholder=' …')}`" if source else ""
-    return f"line {mine[-1].lineno}{shown}"
+    file = Path(mine[-1].filename)
+    return f"line {mine[-1].lineno}{f' of {file.name}' * (str(file) != own and file.is_file())}{shown}"
 
 
 def said(error: BaseException) -> str:
@@ -78,8 +82,11 @@ def _remedy(call: Call, names: Sequence[str], error: BaseException) -> str:
         return hint
     if isinstance(t, int) and isinstance(error, (AttributeError, TypeError)):
         return f"Here t is the int {t}, not a tensor: the function must take both, as `alpha_bar[t]` does."
-    if isinstance(error, IndexError) and "out of" in message and "schedule" in given:
-        return "The tables have T + 1 entries, for t = 0..T: read them at t itself, and at t − 1 for the step before."
+    if isinstance(error, (IndexError, RuntimeError)) and "out of" in message and "schedule" in given:
+        return (
+            "The tables have T + 1 entries, for t = 0..T: read them at t itself, and at t − 1 for the step before. "
+            "A table of your own with the T entries of 1..T is read at t − 1."
+        )
     if isinstance(error, NameError):
         return "This name is not defined where the function runs: give it as an argument, or import it."
     return "Call the function with arguments of these shapes in a cell of its own, and see what happens there."

@@ -59,7 +59,8 @@ def implements(*names: str) -> Callable[[Callable], Callable]:
 def registered(source: Mapping[str, Any] | ModuleType) -> list[Registered]:
     """What a module registers, or a dictionary of equations' names and functions, in the order that it has there.
 
-    Of a module: its dictionary CONFORMANCE, then what is marked, also where it was imported from elsewhere.
+    Of a module: its dictionary CONFORMANCE, then what is marked, also where it was imported from elsewhere, and what is
+    marked in its classes (a method that needs an object is not passed over: it cannot be called).
     Raises NotLoaded where CONFORMANCE is no dictionary.
     """
     if not isinstance(source, ModuleType):
@@ -68,7 +69,12 @@ def registered(source: Mapping[str, Any] | ModuleType) -> list[Registered]:
     if not isinstance(listed, Mapping):
         raise NotLoaded(f"{DICTIONARY} must be a dictionary, equation's name: function; got {type(listed).__name__}")
     found = [Registered(name, function) for name, function in listed.items()]
-    for value in list(vars(source).values()):
+    there = list(vars(source).values())
+    for value in list(there):
+        if isinstance(value, type):
+            parts = ((name, getattr(part, "__func__", part)) for name, part in vars(value).items())
+            there += [getattr(value, name) for name, part in parts if _marks(part)]
+    for value in there:
         for name in _marks(value):
             if not any(other.name == name and other.function is value for other in found):
                 found.append(Registered(name, value))
@@ -112,7 +118,7 @@ def _run(said: str, folder: str, run: Callable[[], ModuleType]) -> ModuleType:
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # exit() among them
-        if isinstance(error, ModuleNotFoundError) and error.name == said.partition(".")[0]:
+        if isinstance(error, ModuleNotFoundError) and f"{said}.".startswith(f"{error.name}."):
             raise NotLoaded(f"there is no file and no module {said!r}: name a Python file, as mycode.py") from error
         frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith("<")]
         frames = [frame for frame in frames if frame.filename not in (__file__, importlib.__file__)]

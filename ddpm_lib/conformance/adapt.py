@@ -60,6 +60,11 @@ def part(function: Callable, index: int) -> Callable:
     return _after(function, lambda results: results[index])
 
 
+def from_betas(function: Callable) -> Callable:
+    """The Schedule, where the function returns β_1..β_T, (T,)."""
+    return _after(function, Schedule)
+
+
 def from_std(function: Callable) -> Callable:
     """The variance, where the function returns a standard deviation."""
     return _after(function, lambda std: std**2)

@@ -15,6 +15,7 @@ from ddpm_lib.checks.report import failure
 from ddpm_lib.conformance.trace import Trace, between, in_single, result_of
 
 SINGLE = 2.0**-23  # float32's distance from 1 to the next number
+ROUNDED = "in single precision"  # a wrong version of this name is the right formula in float32
 ROOM = 16.0  # times worse than the right formula in float32 may be what computes in float32: four of 24 bits
 
 
@@ -71,6 +72,7 @@ def examine(name: str, function: Any) -> Verdict:
         return Verdict(name, label, "raised", f"{type(error).__name__}: {said(error)}", distance, told)
     trace = Trace.of(found, function)
     known = known_mistake(found, trace, distance)
+    known = None if known is not None and known.what == ROUNDED else known
     reached, times = as_in_float32(found, trace) if known is None else (distance, math.inf)
     if times <= ROOM and reached > found.passes:
         line = f"to float32 ({reached:.0e}), not {found.precision}: {found.route}"
@@ -112,7 +114,8 @@ def known_mistake(found: Check, trace: Trace, distance: float, loose: bool = Fal
     that is off by as much.
     """
     right, noise = trace.against(found.own)
-    room = [max(ROOM * (n or 0.0), ROOM * SINGLE) if loose else 1e-9 for n in noise]
+    least = max(ROOM * SINGLE, 0.0 if found.precision.startswith("|z|") else found.passes)
+    room = [max(ROOM * (n or 0.0), least) if loose else 1e-9 for n in noise]
     usable = [i for i, size in enumerate(right) if size is not None and room[i] < 1e-2]
     telling = [i for i in usable if right[i] > 100 * room[i]]
     alike = []
@@ -139,18 +142,22 @@ def _farther(found: Check, wrong: Wrong, distance: float) -> float:
 def as_in_float32(found: Check, trace: Trace) -> tuple[float, float]:
     """The largest distance, and how many times the distance it is, at most, of the right function computed in float32.
 
-    Cases that the right one cannot do in float32 (with noise of variance 2⁻⁴⁵, say) decide nothing. Infinitely many
-    times, where there is nothing to compare with.
+    That is the book's own with its arguments rounded, or the wrong version that is wrong in its precision alone: the
+    farther of the two. Of a schedule, made of a few numbers, only the second computes in float32. Cases that they
+    cannot do in float32 (with noise of variance 2⁻⁴⁵, say) decide nothing. Infinitely many times, where there is
+    nothing to compare with.
     """
     own, reached, times = found.own, 0.0, 0.0
     if own is None or found.precision.startswith("|z|") or not trace.ended:
         return math.inf, math.inf
 
-    single = Trace.of(found, in_single(own, trace.function))
-    if not single.ended or len(single.distances) != len(trace.distances):
+    versions = [own, *(wrong.function for wrong in found.wrong_versions if wrong.what == ROUNDED)]
+    singles = [Trace.of(found, in_single(version, trace.function)) for version in versions]
+    singles = [single for single in singles if single.ended and len(single.distances) == len(trace.distances)]
+    if not singles:
         return math.inf, math.inf
-    for distance, can in zip(trace.distances, single.distances, strict=True):
-        if can < 0.1:
+    for distance, *each in zip(trace.distances, *(single.distances for single in singles), strict=True):
+        if (can := max(each)) < 0.1:
             distance = distance if distance == distance else math.inf
             reached = max(reached, distance)
             times = max(times, distance / max(can, found.passes / ROOM, SINGLE))

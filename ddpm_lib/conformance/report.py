@@ -25,10 +25,11 @@ WORDS = {
 CONVENTIONS = """\
 t runs from 1 to T: an int, or int64 of shape (B,). A schedule has T and the tables beta, alpha
 and alpha_bar: float64, shape (T+1,), where entry 0 is the clean image, so alpha_bar[0] is 1 and
-alpha_bar[t] is what its name says. Images are (B, C, H, W), float64 and sometimes float32, and
-so is what is returned. A name that ends in var is a variance, in std a deviation, in log_var a
-logarithm. Arguments come by place, in this order; those with a = by name. Results depend on the
-arguments alone (and on a generator's state); arguments stay as they are; gradients pass.
+alpha_bar[t] is what its name says; ddpm_lib.diffusion.schedule.Schedule(beta) makes one of
+β_1..β_T. Images are (B, C, H, W), float64 and sometimes float32, and so is what is returned. A
+name that ends in var is a variance, in std a deviation, in log_var a logarithm. Arguments come
+by place, in this order; those with a = by name. Results depend on the arguments alone (and on a
+generator's state); arguments stay as they are; gradients pass.
 Where your code counts from 0, or has tables of length T: ddpm_lib/conformance/adapt.py."""
 
 
@@ -82,6 +83,8 @@ def conformance(
                 say(verdict.help)
         say("")
     say(in_total(report))
+    if not float32 and any(verdict.status == "float32" for verdict in verdicts):
+        say("For code that computes in float32 on purpose: --float32, in Python float32=True, accepts it.")
     return report
 
 

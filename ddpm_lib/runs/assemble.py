@@ -1,5 +1,7 @@
 """Data, network and trainer of a recipe, put together."""
 
+import json
+
 import torch
 from torch import Tensor
 
@@ -11,6 +13,7 @@ from ddpm_lib.runs.decide import decided
 from ddpm_lib.runs.model import TrainedModel
 from ddpm_lib.runs.recipes import DATA, TIMESTEPS, Recipe
 from ddpm_lib.samplers.guidance import drop_labels
+from ddpm_lib.training.distributed import Distributed, by_first, launched
 from ddpm_lib.training.fast import Fast
 from ddpm_lib.training.rates import COURSES
 from ddpm_lib.training.trainer import Trainer
@@ -40,13 +43,14 @@ def load_data(recipe: Recipe) -> tuple[LabelledImages | ImageFiles, LabelledImag
 def new_trainer(recipe: Recipe, data: LabelledImages | ImageFiles, device: torch.device | None = None) -> Trainer:
     """Network, schedule, label dropout and options of a recipe, put together with its data, ready for `train`.
 
-    What the recipe leaves open ("auto", 0) is decided here as `decided` does, if it was not before.
+    What the recipe leaves open ("auto", 0) is decided here as `decided` does, if it was not before. Of the processes
+    that torchrun started each computes a share of the steps; ValueError where their images are not the same.
     """
     device = device or default_device()
     recipe = decided(recipe, device)
     torch.manual_seed(recipe.seed)
     network, schedule = recipe.network().to(device), recipe.diffusion()
-    execution = Fast(
+    execution = (Distributed if launched() else Fast)(
         device,
         precision=recipe.precision,
         accumulate=recipe.accumulate,
@@ -58,7 +62,7 @@ def new_trainer(recipe: Recipe, data: LabelledImages | ImageFiles, device: torch
         return drop_labels(labels, recipe.label_dropout, network.null, generator) if recipe.classes else None
 
     options = ("batch", "learning_rate", "weight_decay", "clip_norm", "ema_decays", "seed", "flip", "workers")
-    return Trainer(
+    trainer = Trainer(
         network,
         schedule,
         data,
@@ -69,6 +73,10 @@ def new_trainer(recipe: Recipe, data: LabelledImages | ImageFiles, device: torch
         memory_budget=recipe.memory_budget(),
         **{name: getattr(recipe, name) for name in options},
     )
+    mine = json.dumps(trainer.fingerprint)
+    if by_first(lambda: mine) != mine:
+        raise ValueError("the images of this process are not those of the first: give every machine the same")
+    return trainer
 
 
 def trained(trainer: Trainer, recipe: Recipe) -> TrainedModel:

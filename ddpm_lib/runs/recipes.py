@@ -5,37 +5,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
-from ddpm_lib.diffusion.cosine import cosine_schedule
-from ddpm_lib.diffusion.schedule import Schedule, linear_schedule
-from ddpm_lib.diffusion.timesteps import LossSecondMoment, TimestepSampler, UniformTimesteps
-from ddpm_lib.images import data
+from ddpm_lib.diffusion.schedule import Schedule
 from ddpm_lib.networks.unet import UNet
+from ddpm_lib.runs.choices import CHOICES, DATA, SCHEDULES, TIMESTEPS
 from ddpm_lib.runs.words import SHORT, did_you_mean, nearest
 from ddpm_lib.training.fast import PRECISIONS
 from ddpm_lib.training.rates import COURSES
 
-
-def _files(name: str) -> Callable[["Recipe"], tuple]:
-    def load(recipe: "Recipe") -> tuple:
-        from ddpm_lib.images import datasets  # torchvision takes as long to import as torch, and few commands need it
-
-        return getattr(datasets, name)(recipe.root, recipe.size, *[recipe.channels] * (name == "folder"))
-
-    return load
-
-
-DATA: dict[str, Callable[["Recipe"], tuple]] = {"digits": lambda recipe: data.digits()}
-DATA |= {name: _files(name) for name in ("mnist", "fashion", "cifar10", "stl10", "celeba", "folder")}
-SCHEDULES: dict[str, Callable[[int], Schedule]] = {"linear": linear_schedule, "cosine": cosine_schedule}
-TIMESTEPS: dict[str, Callable[[Schedule], TimestepSampler]] = {
-    "uniform": UniformTimesteps,
-    "second-moment": LossSecondMoment,
-}
-AUTO = ("no", "yes", "auto")
-CHOICES = {  # fields with one of a few words
-    **{"data": DATA, "schedule": SCHEDULES, "course": COURSES, "timestep_sampler": TIMESTEPS},
-    **{"precision": (*PRECISIONS, "auto"), "channels_last": AUTO, "compile": AUTO},
-}
 NETWORK = (
     *("size", "channels", "width", "multipliers", "blocks", "groups", "attention", "head_channels"),
     *("scale_shift", "learned_resampling", "dropout", "classes", "gradient_checkpointing"),
@@ -75,16 +51,16 @@ class Recipe:
     learning_rate: float = option("of AdamW, after the warm-up", 2e-4)
     warmup: int = option("steps in which the learning rate rises from 0", 1000)
     final_rate: float = option("the last step's learning rate, over learning_rate; 1: constant", 1.0)
-    course: str = option(f"of the learning rate, one of {', '.join(COURSES)}", "linear")
+    course: str = option(f"of the rate after the warm-up: {', '.join(COURSES)}", "linear")
     weight_decay: float = option("of AdamW, on matrices and kernels alone", 0.0)
     clip_norm: float = option("longer gradients are cut to this length", 1.0)
     ema_decays: tuple[float, ...] = option("of the weights' averages, the first of which is sampled", (0.9999,))
     label_dropout: float = option("the probability of hiding a label, for guidance", 0.1)
     timestep_sampler: str = option(f"how t is drawn, one of {', '.join(TIMESTEPS)}", "uniform")
-    precision: str = option(f"of products: {', '.join(PRECISIONS)}; auto: the fastest", "auto")
-    channels_last: str = option("memory format: yes, no; auto: the faster one", "auto")
-    compile: str = option("by torch.compile: yes, no; auto: the faster one", "auto")
-    accumulate: int = option("parts of a batch, one by one; 0: as memory allows", 1)
+    precision: str = option(f"of the network: {', '.join(PRECISIONS)}; auto: the fastest right one", "auto")
+    channels_last: str = option("memory format of the images: yes, no; auto: the faster one", "auto")
+    compile: str = option("by torch.compile: yes, no; auto: on a GPU, where it is faster", "auto")
+    accumulate: int = option("parts of a batch, one after the other; 0: so few as memory allows", 1)
     seed: int = option("of the weights, the batches and the noise", 0)
     workers: int = option("processes that read image files", 4)
     memory_budget_gb: float = option("10^9 bytes, for the images; 0: a quarter of what is free", 0.0)
@@ -174,9 +150,21 @@ def stl10() -> Recipe:
     return Recipe("stl10", data="stl10", size=64, channels=3, classes=0, flip=True, steps=300_000, **network)
 
 
+def stl10_96() -> Recipe:
+    """STL-10 at its own size, 96x96: a fourth level that is wider, and attention at 24x24 and 12x12."""
+    network = {"size": 96, "multipliers": (1, 2, 3, 4), "attention": (24, 12)}
+    return replace(stl10(), name="stl10_96", batch=64, learning_rate=1e-4, **network)
+
+
 def celeba64() -> Recipe:
     """CelebA's 162,770 faces of the training split at 64x64, without labels: the network of `stl10`."""
     return replace(stl10(), name="celeba64", data="celeba")
+
+
+def celeba128() -> Recipe:
+    """CelebA at 128x128: five levels; where memory is short, accumulate=0 or gradient_checkpointing=true."""
+    network = {"size": 128, "multipliers": (1, 1, 2, 3, 4), "attention": (32, 16, 8)}
+    return replace(celeba64(), name="celeba128", batch=64, learning_rate=1e-4, **network)
 
 
 def folder() -> Recipe:
@@ -184,7 +172,8 @@ def folder() -> Recipe:
     return replace(stl10(), name="folder", data="folder", root="images", steps=100_000)
 
 
-FUNCTIONS = (digits, mnist, fashion, fashion_small, cifar10, cifar10_small, stl10, celeba64, folder)
+FUNCTIONS = (digits, mnist, fashion, fashion_small, cifar10, cifar10_small, stl10, stl10_96, celeba64, celeba128)
+FUNCTIONS += (folder,)
 RECIPES: dict[str, Callable[[], Recipe]] = {function.__name__: function for function in FUNCTIONS}
 
 

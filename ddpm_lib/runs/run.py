@@ -3,6 +3,7 @@
 import dataclasses
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -28,7 +29,7 @@ from ddpm_lib.runs.folder import (
 )
 from ddpm_lib.runs.model import CHECKPOINTS, TrainedModel, sample_grid
 from ddpm_lib.runs.recipes import Recipe, override
-from ddpm_lib.runs.stored import to_json
+from ddpm_lib.runs.stored import from_json, to_json
 from ddpm_lib.training.checkpoint import (
     list_checkpoints,
     load_checkpoint,
@@ -38,6 +39,7 @@ from ddpm_lib.training.checkpoint import (
     step_path,
     sweep,
 )
+from ddpm_lib.training.distributed import by_first, given_to_all, in_turn, is_first
 from ddpm_lib.training.loop import train
 from ddpm_lib.training.monitor import append_entry, curves, cut_log, held_out_loss, read_log, tensorboard
 from ddpm_lib.training.trainer import Trainer
@@ -65,18 +67,26 @@ def run(
     Raises BlockingIOError where another process trains in the folder, OSError where the disk has too little room for
     the run. Ctrl-C saves the last step before KeyboardInterrupt goes on; a loss that is not finite raises
     FloatingPointError and saves nothing. An error on the way carries a note: what is saved, and how to go on.
+    Of several processes (`training.distributed.started`) the first alone touches the folder; all return the model.
     """
     folder = Path(folder)
-    with beginning(folder) as begin:
-        data, held_out = load_data(recipe)
-        recipe = decided(recipe, device or default_device(), print if progress else None)
+    with beginning(folder) if is_first() else nullcontext() as begin:
+        with in_turn():
+            data, held_out = load_data(recipe)
+        recipe = _decided(recipe, device, progress)
         trainer = new_trainer(recipe, data, device)
-        check_room(folder, bytes_needed(trainer, recipe)[1])
-        trainer.open()  # a broken file shall leave no folder behind
-        check_room(folder, bytes_needed(trainer, recipe)[1])  # what was decoded may lie on the same disk
-        begin(recipe)
+        by_first(lambda: check_room(folder, bytes_needed(trainer, recipe)[1]))
+        with in_turn():
+            trainer.open()  # a broken file shall leave no folder behind
+        by_first(lambda: check_room(folder, bytes_needed(trainer, recipe)[1]))  # now decoded images may lie there, too
+        by_first(lambda: begin(recipe))
         with noting_what_is_saved(folder):
             return _go_on(trainer, recipe, folder, held_out, metric, progress)
+
+
+def _decided(recipe: Recipe, device: torch.device | None, progress: bool) -> Recipe:
+    say = print if progress else None
+    return from_json(by_first(lambda: to_json(decided(recipe, device or default_device(), say))))
 
 
 def resume(
@@ -97,8 +107,8 @@ def resume(
     Raises FileNotFoundError where there is no run, ValueError for another field or other images, and OSError as `run`.
     """
     folder = Path(folder)
-    read_recipe(folder)  # raises where there is no run, before a lock is left there
-    with locked(folder), noting_what_is_saved(folder):
+    by_first(lambda: to_json(read_recipe(folder)))  # raises where there is no run, before a lock is left there
+    with locked(folder) if is_first() else nullcontext(), noting_what_is_saved(folder):
         return _resume(folder, changes, device, metric, progress, other_data)
 
 
@@ -110,30 +120,37 @@ def _resume(
     progress: bool,
     other_data: bool,
 ) -> TrainedModel:
-    old = read_recipe(folder)
+    old = from_json(by_first(lambda: to_json(read_recipe(folder))))
     recipe = override(old, changes)
     for field in dataclasses.fields(recipe):
         if getattr(recipe, field.name) != getattr(old, field.name) and field.name not in CHANGEABLE:
             raise ValueError(
                 f"{field.name} decides the steps already done and cannot change in a run; {', '.join(CHANGEABLE)} can"
             )
-    data, held_out = load_data(recipe)
-    recipe = decided(recipe, device or default_device(), print if progress else None)  # changes may leave things open
+    with in_turn():
+        data, held_out = load_data(recipe)
+    recipe = _decided(recipe, device, progress)  # changes may leave things open
     trainer = new_trainer(recipe, data, device)
-    for place in (folder, folder / CHECKPOINTS):
-        sweep(place)
-    _load_last(trainer, folder / CHECKPOINTS, other_data)
+    tensors, about, origin = _last(trainer, folder, other_data) if is_first() else ({}, None, "")
+    tensors, about = given_to_all(tensors), by_first(lambda: about)
+    if about is not None:
+        trainer.load_state(tensors, about, origin)
     if recipe.steps < trainer.steps:
         raise ValueError(f"{folder} has done {trainer.steps} steps: steps must be at least that, got {recipe.steps}")
-    check_room(folder, bytes_needed(trainer, recipe, len(list_checkpoints(folder / CHECKPOINTS)))[1])
-    cut_log(folder / LOG, trainer.steps)
-    write_recipe(folder, recipe)
+    if is_first():
+        check_room(folder, bytes_needed(trainer, recipe, len(list_checkpoints(folder / CHECKPOINTS)))[1])
+        cut_log(folder / LOG, trainer.steps)
+        write_recipe(folder, recipe)
+    with in_turn():
+        trainer.open()
     return _go_on(trainer, recipe, folder, held_out, metric, progress)
 
 
-def _load_last(trainer: Trainer, folder: Path, other_data: bool) -> None:
-    """Load the last whole checkpoint, if there is one, and set aside what is damaged; nothing of the file is kept."""
-    for path in reversed(list_checkpoints(folder)):
+def _last(trainer: Trainer, folder: Path, other_data: bool) -> tuple[dict, dict | None, str]:
+    """What `load_state` needs of the last whole checkpoint, if there is one; what is damaged is set aside."""
+    for place in (folder, folder / CHECKPOINTS):
+        sweep(place)
+    for path in reversed(list_checkpoints(folder / CHECKPOINTS)):
         try:
             tensors, about = load_checkpoint(path)
         except ValueError as error:  # a disk's fault, for files are written whole
@@ -141,8 +158,8 @@ def _load_last(trainer: Trainer, folder: Path, other_data: bool) -> None:
             path.rename(path.with_suffix(".damaged"))
             continue
         check_same(about.get("data"), trainer.fingerprint, path, other_data=other_data)
-        trainer.load_state(tensors, about, str(path))
-        return
+        return tensors, about, str(path)
+    return {}, None, ""
 
 
 def _go_on(
@@ -153,8 +170,8 @@ def _go_on(
     metric: Metric | None,
     progress: bool,
 ) -> TrainedModel:
-    log, model = folder / LOG, trained(trainer, recipe)
-    history, board = read_log(log), tensorboard(folder / "tensorboard", trainer.steps)
+    log, model, first = folder / LOG, trained(trainer, recipe), is_first()
+    history, board = (read_log(log), tensorboard(folder / "tensorboard", trainer.steps)) if first else ([], None)
     before = trainer.steps
 
     def on_entry(entry: dict) -> None:
@@ -180,12 +197,13 @@ def _go_on(
             board(entry)
 
     try:
-        train(trainer, recipe.steps, every=recipe.log_every, on_entry=on_entry, progress=progress)
+        entries = {"every": recipe.log_every, "on_entry": on_entry if first else None}
+        train(trainer, recipe.steps, **entries, progress=progress and first)
     except KeyboardInterrupt as stop:
         if stop.args:  # it came between two steps; a second Ctrl-C may cut one in two, and then nothing is saved
-            save(trainer, recipe, folder / CHECKPOINTS)
+            by_first(lambda: save(trainer, recipe, folder / CHECKPOINTS))
         raise
-    _draw(sample_grid(model, progress=progress), folder / SAMPLES)
+    by_first(lambda: _draw(sample_grid(model, progress=progress), folder / SAMPLES))
     return model
 
 

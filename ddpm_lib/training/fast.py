@@ -13,7 +13,7 @@ PRECISIONS = {"float32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def microbatches(count: int, parts: int) -> Iterator[slice]:
-    """Eq. 12.4 (microbatches). 0..count−1 in at most `parts` pieces of ⌈count/parts⌉, the last of which may be shorter.
+    """0..count−1 in at most `parts` pieces of ⌈count/parts⌉, the last of which may be shorter.
 
     Raises ValueError for count or parts below 1.
     """
@@ -25,8 +25,9 @@ def microbatches(count: int, parts: int) -> Iterator[slice]:
 
 
 class Fast(Execution):
-    """A step in lower precision (autocast), its batch in parts, in the memory format channels-last, or compiled.
+    """Eq. 12.6 (accumulated gradient). Σ over parts of ∇(Σ_{i in part} w_i·ℓ_i/B): a step whose batch comes in parts.
 
+    And which is computed in lower precision (autocast), in the memory format channels-last, or compiled.
     precision: "float32"; "bf16"; or "fp16", with a `LossScaler`. Weights, their gradients, averages and losses stay in
     float32: only the network's matrix products and convolutions are computed in the lower precision.
     accumulate: the parts that a batch is cut into, one after the other: less memory, the same gradient up to rounding

@@ -5,9 +5,11 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+HIGHEST = 2.0**127  # the largest power of two in float32
+
 
 class LossScaler:
-    """Eq. 12.3 (loss scale). The loss is multiplied by a scale S before the backward pass, the gradients by 1/S after.
+    """Eq. 12.5 (loss scale). The loss is multiplied by a scale S before the backward pass, the gradients by 1/S after.
 
     A step whose gradients are not finite is skipped and halves S, but not below `floor`; `interval` good steps in a row
     double it. All of it happens on the device: no step waits for the host, as torch.amp.GradScaler's does where
@@ -31,7 +33,7 @@ class LossScaler:
         """Told whether the gradients of a step were finite, (), bool. Returns whether the step is to be skipped."""
         skip = ~finite & (self.scale > self.floor)
         good = torch.where(finite, self.good + 1, 0)
-        grown = torch.where(good == self.interval, 2 * self.scale, self.scale)
+        grown = torch.where(good == self.interval, (2 * self.scale).clamp(max=HIGHEST), self.scale)
         self.scale = torch.where(finite, grown, (self.scale / 2).clamp(min=self.floor))
         self.good = torch.where(good == self.interval, 0, good)
         return skip

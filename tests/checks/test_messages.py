@@ -117,6 +117,12 @@ SLIPS = {  # what: equation, function, what the message says, and its last line
         r"Called: f\(schedule \(T=4\), x_0 \(4, 4, 4, 4\), x_t \(4, 4, 4, 4\), t \(4,\)\)",
         "known wrong version .*first t",
     ),
+    "t from 0 forgotten, with tables of length T": (
+        "signal-to-noise ratio",
+        lambda schedule, t: schedule.alpha_bar[1:].gather(0, torch.as_tensor(t)),
+        "It raised RuntimeError: index .* out of",
+        "T entries of 1..T is read at t − 1",
+    ),
     "the sign": ("posterior mean", lambda *given: -right(*given), "at t = 3, index", "wrong sign"),
     "a factor": ("posterior mean", lambda *given: 3 * right(*given), "at t = 3, index", "3 times what is expected"),
     "the formula": (
@@ -196,7 +202,7 @@ SLIPS = {  # what: equation, function, what the message says, and its last line
         "linear schedule",
         lambda T, first, last: torch.linspace(first, last, T),
         "a Schedule is expected",
-        "Return a Schedule",
+        r"Return a Schedule: ddpm_lib\.diffusion\.schedule\.Schedule\(beta\)",
     ),
     "a table in float32": (
         "linear schedule",

@@ -17,8 +17,10 @@ def uniform(n, generator):
 
 
 def student(n, generator, freedom):
-    square = sum(normal(n, generator) ** 2 for _ in range(freedom)) / freedom
-    return normal(n, generator) / square.sqrt() * ((freedom - 2) / freedom) ** 0.5
+    """Student's t, by Bailey's polar method, scaled to variance 1."""
+    first, second = uniform(n, generator), uniform(n, generator)
+    t = (freedom * (first ** (-2 / freedom) - 1)).sqrt() * (2 * torch.pi * second).cos()
+    return t * ((freedom - 2) / freedom) ** 0.5
 
 
 def per_image(values):

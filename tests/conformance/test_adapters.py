@@ -73,6 +73,8 @@ def test_a_wanted_result_is_taken_out_of_a_tuple_and_made_a_variance():
     assert adapt.part(results, 1)(3) == 4
     assert adapt.from_std(lambda: torch.tensor(3.0))() == 9
     assert adapt.from_log_var(lambda: torch.tensor(2.0))() == pytest.approx(math.exp(2))
+    made = adapt.from_betas(lambda T: torch.full((T,), 0.5))(3)
+    assert isinstance(made, Schedule) and made.alpha_bar.tolist() == [1, 0.5, 0.25, 0.125]
     std = adapt.from_std(adapt.for_any_t(lambda schedule, index: posterior_var(schedule, index + 1).sqrt()))
     assert examine("posterior variance", std).status == "holds"
 
@@ -100,6 +102,7 @@ def test_the_formulas_of_the_other_schedulers_in_float64():
 
 
 @NEEDS_DIFFUSERS
+@pytest.mark.soak  # appendix B shows the same table, and pytest compares it
 def test_as_they_come_they_hold_to_float32():
     assert set(statuses(peer.ddim(exact=False)).values()) == {"float32"}
     assert set(statuses(peer.dpm_solver(exact=False)).values()) == {"float32"}

@@ -9,6 +9,7 @@ from ddpm_lib.checks import find, load_all
 from ddpm_lib.conformance.examine import conforms, examine
 from ddpm_lib.diffusion.forward import q_sample
 from ddpm_lib.diffusion.posterior import posterior_mean, posterior_var
+from ddpm_lib.diffusion.schedule import Schedule
 from ddpm_lib.diffusion.targets import v_from_eps
 
 
@@ -100,6 +101,30 @@ def test_most_registered_mistakes_of_each_equation_are_recognised(name):
     wrong = find(name).wrong_versions
     missed = [w.what for w in wrong if examine(name, w.function).known is not w]
     assert len(missed) <= len(wrong) // 2, missed
+
+
+def test_a_schedule_that_is_right_but_for_float32_has_that_verdict():
+    """A schedule is made of a few numbers; rounding them is not yet computing in float32."""
+
+    def scaled_linear(T, beta_1, beta_T, offset=0.0):
+        return Schedule(torch.linspace(beta_1**0.5, beta_T**0.5, T) ** 2 + offset)
+
+    def cosine(T, s, beta_max):
+        a = torch.cos((torch.linspace(0, T, T + 1) / T + s) / (1 + s) * math.pi / 2) ** 2
+        return Schedule((1 - a[1:] / a[:-1]).clip(1e-9, beta_max))
+
+    assert examine("scaled-linear schedule", scaled_linear).status == "float32"
+    assert examine("cosine schedule", cosine).status == "float32"
+    assert examine("scaled-linear schedule", lambda *given: scaled_linear(*given, 1e-6)).status == "off"
+
+
+def test_a_mistake_is_recognised_as_far_as_the_check_looks():
+    def embedding(t, width, max_period):
+        angle = t[:, None] * torch.exp(torch.arange(width // 2) * (-math.log(max_period) / (width // 2 - 1)))
+        return torch.cat([angle.sin(), angle.cos()], 1)
+
+    found = examine("time embedding", embedding)
+    assert found.status == "off" and found.known.what == "t in place of t − 1"
 
 
 def test_a_mistake_made_in_float32_is_recognised_too():

@@ -81,6 +81,21 @@ def test_what_is_imported_marked_is_found_and_what_inherits_or_wraps_is_not_mark
     assert ("a", "Derived") not in names(module) and ("b", "inner") in names(module)
 
 
+def test_what_is_marked_in_a_class_is_not_passed_over(file):
+    text = """
+from ddpm_lib.conformance import implements
+
+class Process:
+    @staticmethod
+    @implements("velocity")
+    def v(schedule, x_0, eps, t): ...
+
+    @implements("posterior mean")
+    def mean(self, schedule, x_0, x_t, t): ...
+"""
+    assert names(load(file(text))) == [("velocity", "v"), ("posterior mean", "mean")]
+
+
 def test_a_bound_method_goes_into_the_dictionary():
     class A:
         def f(self): ...
@@ -138,6 +153,8 @@ def test_what_is_not_there_is_said_to_be_missing(file, tmp_path, monkeypatch):
         load("nothing.py")
     with pytest.raises(NotLoaded, match="there is no file and no module 'nothing'"):
         load("nothing")
+    with pytest.raises(NotLoaded, match=r"there is no file and no module 'json\.nothing'"):
+        load("json.nothing")
     with pytest.raises(NotLoaded, match="is no Python file"):
         load(file("x = 1", "mycode.txt"))
     with pytest.raises(NotLoaded, match="expected a Python file"):

@@ -59,6 +59,7 @@ def test_a_wrong_function_is_told_with_the_known_mistake_on_its_line_and_the_hel
 def test_float32_is_accepted_where_it_is_asked_for(run):
     status, out, _ = run(SINGLE)
     assert status == 1 and out.startswith("float32  cumulative alpha  to float32 (")
+    assert out.splitlines()[-1].endswith("--float32, in Python float32=True, accepts it.")
     status, out, _ = run(SINGLE, options=["--float32"])
     assert status == 0 and out.splitlines()[-1] == "1 function: 1 holds to float32's precision alone"
     assert "does not hold" not in out, "no help is needed"

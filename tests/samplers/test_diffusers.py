@@ -300,7 +300,7 @@ def test_a_whole_ddim_run_is_theirs_where_the_steps_divide_T(kind, steps, eta):
 
 @pytest.mark.parametrize(("spacing", "steps"), [("trailing", 7), ("linspace", 10), ("linspace", 7)])
 def test_elsewhere_their_step_does_not_end_where_the_next_one_begins(spacing, steps):
-    """Reported in diffusers 11347 and 5921. When they mend it, this test says so, and chapter 8 is to follow."""
+    """Reported in diffusers 11347 and 9261. When they mend it, this test says so, and chapter 8 is to follow."""
     theirs = diffusers.DDIMScheduler(100, timestep_spacing=spacing, clip_sample=False)
     theirs.set_timesteps(steps)
     asked = theirs.timesteps.tolist()

@@ -7,12 +7,15 @@ import pytest
 import torch
 
 from ddpm_lib.diffusion.cosine import cosine_schedule
+from ddpm_lib.diffusion.timesteps import UniformTimesteps
 from ddpm_lib.images.data import LabelledImages
 from ddpm_lib.images.feed import feed
 from ddpm_lib.networks.unet import UNet
 from ddpm_lib.samplers.guidance import drop_labels
 from ddpm_lib.training.checkpoint import load_checkpoint, save_checkpoint
+from ddpm_lib.training.fast import Fast
 from ddpm_lib.training.loop import linear_rate
+from ddpm_lib.training.scaler import LossScaler
 from ddpm_lib.training.trainer import Trainer
 
 CLASSES, STEPS = 3, 7
@@ -129,6 +132,40 @@ def spoil(trainer, part):
         trainer.timesteps.past = torch.ones(2)
     elif part == "rate":
         trainer.rate = lambda done: linear_rate(2, 20)(done - 3)
+
+
+WAYS = list(itertools.product(("float32", "bf16", "fp16"), (1, 3), (False, True), (UniformTimesteps, Attentive)))
+
+
+@pytest.mark.parametrize(("precision", "parts", "last", "sampler"), WAYS)
+def test_every_way_to_compute_a_step_is_resumed_bit_for_bit(tmp_path, precision, parts, last, sampler):
+    def begun():
+        execution = Fast(torch.device("cpu"), precision=precision, accumulate=parts, channels_last=last)
+        if precision == "fp16":
+            execution.scaler = LossScaler("cpu", start=2.0**18 * parts, interval=2)  # skips first
+        timesteps = Attentive() if sampler is Attentive else UniformTimesteps(SCHEDULE)
+        return new_trainer(batch=5, execution=execution, timesteps=timesteps, ema_decays=(0.9,))
+
+    whole = begun()
+    expected = steps(whole, 4)
+    trainer = begun()
+    seen = steps(trainer, 2)
+    save_checkpoint(tmp_path / "state", *trainer.state())
+    again = begun()
+    again.load_state(*load_checkpoint(tmp_path / "state"))
+    assert seen + steps(again, 4) == expected
+    assert differences(again, whole) == set()
+    if precision == "fp16":
+        count = next(iter(whole.optimiser.state.values()))["step"]
+        assert 0 < count < 4, "none or all of the steps were skipped"
+    for parameter, moments in again.optimiser.state.items():
+        assert all(moments[kind].stride() == parameter.stride() for kind in ("exp_avg", "exp_avg_sq"))
+
+
+def test_a_run_that_was_begun_without_a_loss_scaler_does_not_go_on_with_one():
+    state = new_trainer().state()
+    with pytest.raises(ValueError, match="the loss scaler expected its scale: the run was not begun with one"):
+        new_trainer(execution=Fast(torch.device("cpu"), precision="fp16")).load_state(*state)
 
 
 PARTS = ["exp_avg", "exp_avg_sq", "step", "host", "noise", "torch", "ema steps", "ema", "position", "timesteps", "rate"]
