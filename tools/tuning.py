@@ -87,9 +87,7 @@ DATA: dict[str, Callable[[LabelledImages, int], LabelledImages]] = {  # the brea
     "labels shuffled": shuffled,
 }
 
-RETIMED: dict[
-    str, Callable[[Tensor, int], Tensor]
-] = {  # those in what the network is told of t; stride: of the sampler
+RETIMED: dict[str, Callable[[Tensor, int], Tensor]] = {  # those in what the network is told; stride: the sampler's
     "t - 1 for t": lambda t, stride: t - 1,
     "the step's number for t": lambda t, stride: t // stride,
 }
