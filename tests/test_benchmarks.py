@@ -3,12 +3,13 @@
 import json
 import shutil
 import time
+from itertools import pairwise
 from types import SimpleNamespace
 
 import pytest
 import torch
 
-from benchmarks import hours, networks, peak, sampling, step, throughput, timing, whole
+from benchmarks import hours, ladder, networks, peak, sampling, step, throughput, timing, whole
 from benchmarks.networks import DIFFUSERS, GAUSSIAN, OURS, Contestant, Options, as_ours, network_of
 from benchmarks.timing import Times, alternate, ratio, spread
 from ddpm_lib.networks.unet import UNet
@@ -17,6 +18,7 @@ from ddpm_lib.runs.recipes import override, recipe
 from ddpm_lib.runs.records import RECORDS, read_record
 from ddpm_lib.training.fastest import Way
 
+GPU = torch.device("cuda", 0)
 CPU, TINY = torch.device("cpu"), Options(size="tiny", batch=4, steps=4)
 PLAIN, BF16 = Way("float32", False, False), Way("bf16", True, False)
 NEEDS_DIFFUSERS = pytest.mark.skipif(not networks.INSTALLED[DIFFUSERS], reason="diffusers is not installed")
@@ -155,10 +157,11 @@ def test_the_whole_trainers_read_the_same_images_and_learn(monkeypatch):
 
 
 def test_images_are_cifar_10_where_it_lies_and_else_random_which_is_said(tmp_path, monkeypatch):
-    assert whole.stored_images(Options(data=str(tmp_path)))[1] == "random images"
-    there = torch.zeros(3, 3, 32, 32, dtype=torch.uint8)
+    there, options = torch.zeros(3, 3, 32, 32, dtype=torch.uint8), Options(data=str(tmp_path))
     monkeypatch.setattr(whole, "cifar10", lambda root: (SimpleNamespace(images=there), None))
-    images, what = whole.stored_images(Options(data=str(tmp_path)))
+    assert whole.stored_images(options)[1] == "random images"  # and nothing is downloaded
+    (tmp_path / "cifar-10-python.tar.gz").touch()
+    images, what = whole.stored_images(options)
     assert images is there and what == "CIFAR-10"
 
 
@@ -286,3 +289,35 @@ def test_the_table_of_hours_has_a_column_a_record_and_a_row_a_recipe():
 def test_the_front_page_s_hours_are_those_of_the_records():
     records = [read_record(path) for path in sorted(RECORDS.glob("hours_*.json"))]
     assert hours.table(records) in (RECORDS.parents[1] / "README.md").read_text(encoding="utf-8")
+
+
+# The ladder of chapter 12
+
+
+def test_each_rung_switches_on_one_thing_more_and_the_record_says_what_it_took(tmp_path, capsys):
+    path = tmp_path / "ladder.json"
+    ladder.main([*"--recipes digits --batch 2 --rounds 1 --out".split(), str(path)])
+    record = read_record(path)
+    assert record["command"] == "python -m benchmarks.ladder --recipes digits --batch 2 --rounds 1"
+    (result,) = record["results"]
+    names = [rung["name"] for rung in result["rungs"]]
+    assert names == ["float32, tensor by tensor", "+ fused AdamW, foreach average", "+ bf16", "+ channels-last"]
+    assert all(rung["seconds"] == [rung["median"]] and rung["median"] > 0 for rung in result["rungs"])
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == ["digits"] * 4
+    changed = [dict(options.items() - before.items()) for before, options in pairwise(ladder.rungs(GPU, True).values())]
+    assert changed == [
+        {"slow": False},
+        {"budget": None},
+        {"precision": "bf16"},
+        {"channels_last": True},
+        {"compile": True},
+    ]
+
+
+def test_the_lowest_rung_is_the_same_trainer(tmp_path):
+    options = ladder.rungs(CPU, False)
+    low, high = (ladder.new_trainer(recipe("digits"), 4, CPU, options[name]) for name in list(options)[:2])
+    for _ in range(2):
+        assert torch.allclose(low.step().loss, high.step().loss, atol=1e-5)
+    averages = zip(low.ema.model.parameters(), high.ema.model.parameters(), strict=True)
+    assert all(torch.allclose(a, b, atol=1e-5) for a, b in averages)

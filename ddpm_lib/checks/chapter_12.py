@@ -528,7 +528,7 @@ def accumulated(f):
             sizes.clear()
             got = f(torch.device("cpu"), accumulate=parts).backward(losses, factor, count)
             yield fault(got.requires_grad or tuple(got.shape) != (count,))
-            yield apart(got / np.array(expected), np.ones(count))
+            yield apart(got.double() / torch.tensor(expected, dtype=torch.float64), torch.ones(count))
             yield fault(max(sizes) > -(-count // parts) or sum(sizes) != count)
             for p, q in zip(together.parameters(), one_by_one.parameters(), strict=True):
                 yield apart(p.grad / again, q.grad, float(q.grad.abs().max()))

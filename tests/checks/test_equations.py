@@ -18,6 +18,8 @@ from ddpm_lib.checks import KINDS, NO_SOURCE, load_all
 from ddpm_lib.diffusion.schedule import Schedule
 from ddpm_lib.diffusion.timesteps import LossSecondMoment
 from ddpm_lib.training.ema import EMA
+from ddpm_lib.training.fast import Fast
+from ddpm_lib.training.scaler import LossScaler
 
 ROOT = Path(__file__).parents[2]
 CHECKS = load_all()
@@ -166,6 +168,13 @@ def without_numbers(value):
     if isinstance(value, EMA):
         for parameter in value.model.parameters():
             parameter.fill_(math.nan)
+        return value
+    if isinstance(value, LossScaler):
+        value.scale = value.scale * math.nan
+        return value
+    if isinstance(value, Fast):
+        backward = value.backward
+        value.backward = lambda *a: backward(*a) * math.nan
         return value
     if isinstance(value, LossSecondMoment):
         draw = value.draw
