@@ -121,8 +121,7 @@ def main(words: Sequence[str] | None = None) -> dict[str, Any]:
     print(f"share: of the rate at which this device multiplies large matrices, {fast}")
     print("x diffusers: how many times as fast, the median of the rounds' own ratios; compiled against compiled")
     print(results["memory"])
-    print(*[f"nothing is compiled: {args.why}"] * (not args.compile), sep="\n", end="")
-    print(*table(results), sep="\n")
+    print(*[f"nothing is compiled: {args.why}"] * (not args.compile), *table(results), sep="\n")
     plot.save(picture(results, record["device"]), Path(args.out).with_suffix(".png"))
     print(f"\nwritten to {args.out}, and a picture beside it")
     return record

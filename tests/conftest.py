@@ -36,6 +36,9 @@ def together(tmp_path_factory):
     They are forked: a new interpreter would first import torch, for seconds. What they print goes to files.
     """
 
+    if not hasattr(os, "fork"):
+        pytest.skip("this system cannot fork a process")
+
     def run(work, processes=2):
         place = tmp_path_factory.mktemp("together")
         with socket.socket() as free:

@@ -157,10 +157,11 @@ def test_the_whole_trainers_read_the_same_images_and_learn(monkeypatch):
 
 
 def test_images_are_cifar_10_where_it_lies_and_else_random_which_is_said(tmp_path, monkeypatch):
-    assert whole.stored_images(Options(data=str(tmp_path)))[1] == "random images"
-    there = torch.zeros(3, 3, 32, 32, dtype=torch.uint8)
+    there, options = torch.zeros(3, 3, 32, 32, dtype=torch.uint8), Options(data=str(tmp_path))
     monkeypatch.setattr(whole, "cifar10", lambda root: (SimpleNamespace(images=there), None))
-    images, what = whole.stored_images(Options(data=str(tmp_path)))
+    assert whole.stored_images(options)[1] == "random images"  # and nothing is downloaded
+    (tmp_path / "cifar-10-python.tar.gz").touch()
+    images, what = whole.stored_images(options)
     assert images is there and what == "CIFAR-10"
 
 

@@ -41,7 +41,7 @@ def test_a_run_that_was_stopped_goes_on_with_the_next_one(tmp_path, monkeypatch)
     clock = ("cpu_seconds",)
     plain = [[{k: v for k, v in run.items() if k not in clock} for run in r["results"]["runs"]] for r in (first, again)]
     assert plain[0] == plain[1]
-    assert log.read_text().splitlines(keepends=True)[0] == lines[0]
+    assert log.read_text().splitlines(keepends=True)[0] == lines[0] and log.read_text().count("\n") == 2
     assert first["seconds"] >= json.loads(lines[0])["seconds"]
     base, unit = first["results"]["runs"]
     assert [p["what"] for p in base["points"]].count("broken") == 4
@@ -73,10 +73,12 @@ class Told(torch.nn.Module):
 
 
 def test_the_sampler_s_breaks_do_what_they_say():
-    chosen, told = of([*tuning.BASE, "sample_steps=4", "eta=0"]), Told()
-    model = TrainedModel(tuning.Retimed(told, lambda t: t - 1), cosine_schedule(), chosen)
-    model.sample(torch.tensor([3]), scale=1)
-    assert told.times == [999, 749, 499, 249]
+    chosen = of([*tuning.BASE, "sample_steps=4", "eta=0"])
+    for value, times in {"t - 1 for t": [999, 749, 499, 249], "the step's number for t": [4, 3, 2, 1]}.items():
+        told, retime = Told(), tuning.RETIMED[value]
+        network = tuning.Retimed(told, lambda t, retime=retime: retime(t, 250))
+        TrainedModel(network, cosine_schedule(), chosen).sample(torch.tensor([3]), scale=1)
+        assert told.times == times
     labels = torch.zeros(100, dtype=torch.long)
     clean, noisy = (kind(Told(), cosine_schedule(), chosen) for kind in (TrainedModel, tuning.NoisyEnd))
     z = noisy.sample(labels, scale=1.0) - clean.sample(labels, scale=1.0)

@@ -10,6 +10,7 @@ import base64
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -84,6 +85,11 @@ def shuffled(images: LabelledImages, seed: int) -> LabelledImages:
 DATA: dict[str, Callable[[LabelledImages, int], LabelledImages]] = {  # the breaks that are in the data
     "images in [0, 1]": unit_range,
     "labels shuffled": shuffled,
+}
+
+RETIMED: dict[str, Callable[[Tensor, int], Tensor]] = {  # those in what the network is told; stride: the sampler's
+    "t - 1 for t": lambda t, stride: t - 1,
+    "the step's number for t": lambda t, stride: t // stride,
 }
 
 
@@ -161,9 +167,9 @@ def points(run: Run, chosen: Recipe, trainer: Trainer, cold: EMA, examiner: Exam
         broken = {
             "average without warm-up": replace(model, network=cold.model),
             "noise at the last step": NoisyEnd(average, trainer.schedule, chosen),
-            "t - 1 for t": replace(model, network=Retimed(average, lambda t: t - 1)),
-            "the step's number for t": replace(model, network=Retimed(average, lambda t: t // stride)),
         }
+        for value, retime in RETIMED.items():
+            broken[value] = replace(model, network=Retimed(average, partial(retime, stride=stride)))
         found += [("broken", value, sick, (1.0, 2.0)) for value, sick in broken.items()]
     return [
         {"what": what, "value": value, "seed": chosen.seed} | examiner.point(model, scales)

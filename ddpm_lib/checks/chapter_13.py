@@ -265,35 +265,46 @@ def _(G, H, Sigma, B):
     return rate, rate * (G @ G) / 2
 
 
-def _rates(change):
-    def f(G, H, Sigma, B):
-        rate = change(G, H, Sigma, B)
-        return rate, rate * (G @ G) / 2
-
-    return f
-
-
-best_step.wrong(
+@best_step.wrong(
     "without the noise: the same rate for every batch",
     seen="no public source: a learning rate that is not changed with the batch",
     idea="term",
-)(_rates(lambda G, H, Sigma, B: (G @ G) / (G @ H @ G)))
-best_step.wrong(
+)
+def _(G, H, Sigma, B):
+    rate = (G @ G) / (G @ H @ G)
+    return rate, rate * (G @ G) / 2
+
+
+@best_step.wrong(
     "proportional to the batch, however large it is",
-    seen="arXiv:1706.02677: the linear rule, beyond the batches for which it is meant",
+    seen="Goyal and others 2017, arXiv:1706.02677: the linear rule, beyond the batches for which it is meant",
     idea="claim",
-)(_rates(lambda G, H, Sigma, B: B * (G @ G) / (G @ H @ G + np.trace(H @ Sigma))))
-best_step.wrong(
+)
+def _(G, H, Sigma, B):
+    rate = B * (G @ G) / (G @ H @ G + np.trace(H @ Sigma))
+    return rate, rate * (G @ G) / 2
+
+
+@best_step.wrong(
     "the noise's standard deviation, 1/√B, in place of its variance",
     seen="no public source: the root rule, of another optimiser",
     idea="power",
-)(_rates(lambda G, H, Sigma, B: (G @ G) / (G @ H @ G + np.trace(H @ Sigma) / B**0.5)))
-best_step.wrong("tr(H)·tr(Σ) for tr(HΣ)", seen="no public source: a plausible slip", idea="axis")(
-    _rates(lambda G, H, Sigma, B: (G @ G) / (G @ H @ G + np.trace(H) * np.trace(Sigma) / B))
 )
-best_step.wrong("|G| for |G|²", seen="no public source: a plausible slip", idea="power")(
-    _rates(lambda G, H, Sigma, B: (G @ G) ** 0.5 / (G @ H @ G + np.trace(H @ Sigma) / B))
-)
+def _(G, H, Sigma, B):
+    rate = (G @ G) / (G @ H @ G + np.trace(H @ Sigma) / B**0.5)
+    return rate, rate * (G @ G) / 2
+
+
+@best_step.wrong("tr(H)·tr(Σ) for tr(HΣ)", seen="no public source: a plausible slip", idea="axis")
+def _(G, H, Sigma, B):
+    rate = (G @ G) / (G @ H @ G + np.trace(H) * np.trace(Sigma) / B)
+    return rate, rate * (G @ G) / 2
+
+
+@best_step.wrong("|G| for |G|²", seen="no public source: a plausible slip", idea="power")
+def _(G, H, Sigma, B):
+    rate = (G @ G) ** 0.5 / (G @ H @ G + np.trace(H @ Sigma) / B)
+    return rate, rate * (G @ G) / 2
 
 
 @best_step.wrong(

@@ -21,16 +21,22 @@ KEPT = 20  # calls of a case: what needs more of them draws at random, and no si
 
 @dataclass
 class Call:
-    """One call of the examined function: copies of what it was given, and its result or the exception it raised."""
+    """One call of the examined function: copies of what it was given, and its result or the exception it raised.
+
+    state: that of torch's global generator when it was called, if replays shall start from it.
+    """
 
     args: tuple
     options: dict[str, Any]
     result: Any = None
     error: BaseException | None = None
+    state: Tensor | None = None
 
     def replay(self, function: Callable) -> Any:
         """What another function returns for the same arguments; torch's global generator stands where it stood."""
         with torch.random.fork_rng(devices=[]):
+            if self.state is not None:
+                torch.set_rng_state(self.state)
             return function(*map(kept, self.args), **{name: kept(value) for name, value in self.options.items()})
 
 

@@ -37,6 +37,7 @@ class Trace:
         @functools.wraps(function, updated=())
         def heard(*args: Any, **options: Any) -> Any:
             call = Call(tuple(map(kept, args)), {name: kept(value) for name, value in options.items()})
+            call.state = torch.get_rng_state()
             result = call.result = function(*args, **options)
             call.result = kept(result)
             if len(trace.calls) < CALLS:
@@ -104,7 +105,8 @@ def rounded(value: Any) -> Any:
 
 def result_of(call: Call, function: Callable | None, change: Callable[[Any], Any] = lambda value: value) -> Any:
     """What another function returns for the same arguments, or for changed ones; None where it raises an exception."""
-    other = Call(tuple(map(change, call.args)), {name: change(value) for name, value in call.options.items()})
+    changed = {name: change(value) for name, value in call.options.items()}
+    other = Call(tuple(map(change, call.args)), changed, state=call.state)
     try:
         return None if function is None else other.replay(function)
     except Exception:

@@ -53,9 +53,10 @@ def parser(words: Sequence[str] = ()) -> argparse.ArgumentParser:
     )
     fields = f"fields, {whose}:\n{fields_in_words(RECIPES[named]() if named else None)}\n\n"
     changeable = f"fields that can change in a run, and their defaults:\n{fields_in_words(names=CHANGEABLE)}\n\n"
+    several = f"by several processes: torchrun --nproc-per-node 4 {PROGRAM.removeprefix('python ')} ...\n\n"
     add("list", "the recipes there are")
     check = add("check", "a self-test in seconds: data, a step, a checkpoint, resuming, sampling", fields)
-    train = add("train", "train a recipe into a new run folder", fields)
+    train = add("train", "train a recipe into a new run folder", fields + several)
     for command in (check, train):
         command.add_argument("recipe", help="a name that `list` shows")
         command.add_argument(
@@ -69,7 +70,7 @@ def parser(words: Sequence[str] = ()) -> argparse.ArgumentParser:
         type=Path,
         help="the run folder: a new one, or that of a run without a checkpoint (default: the next free runs/RECIPE)",
     )
-    resume = add("resume", "go on with a run that was interrupted, or for longer", changeable)
+    resume = add("resume", "go on with a run that was interrupted, or for longer", changeable + several)
     resume.add_argument("run", type=Path, help="a run folder")
     resume.add_argument("fields", nargs="*", metavar="field=value", help="change a field, see below: steps=2000")
     resume.add_argument(

@@ -7,6 +7,7 @@ import torch
 
 from ddpm_lib.checks import find, load_all
 from ddpm_lib.conformance.examine import conforms, examine
+from ddpm_lib.conformance.trace import Trace, result_of
 from ddpm_lib.diffusion.forward import q_sample
 from ddpm_lib.diffusion.posterior import posterior_mean, posterior_var
 from ddpm_lib.diffusion.schedule import Schedule
@@ -125,6 +126,15 @@ def test_a_mistake_is_recognised_as_far_as_the_check_looks():
 
     found = examine("time embedding", embedding)
     assert found.status == "off" and found.known.what == "t in place of t − 1"
+
+
+def test_what_draws_from_torch_s_own_generator_gives_the_same_once_more():
+    """Else no known mistake is like it."""
+    trace = Trace.of(find("cumulative alpha"), lambda beta: torch.cumprod(1 - beta, 0) * torch.rand(len(beta)))
+    before = torch.get_rng_state()
+    for call in trace.calls:
+        assert torch.equal(result_of(call, trace.function), call.result)
+    assert trace.calls and torch.equal(torch.get_rng_state(), before)
 
 
 def test_a_mistake_made_in_float32_is_recognised_too():

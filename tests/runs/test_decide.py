@@ -43,7 +43,7 @@ def test_what_is_open_is_decided_by_a_measurement_that_leaves_no_trace():
     assert closed.precision in ("float32", "bf16") and closed.channels_last in ("no", "yes")
     assert override(closed, ["precision=auto", "channels_last=auto"]) == open_
     (line,) = said
-    assert re.match(r"chosen   \S+(, channels-last)?: \S+ s a pass of 2 \(", line)
+    assert re.match(r"chosen   \S+(, channels-last)?: \S+ s a pass of 4 \(", line)
     assert len(re.findall(r"\d s\b", line)) == 4  # what was chosen, and the other three
 
 

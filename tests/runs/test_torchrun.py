@@ -118,7 +118,12 @@ def test_a_stop_at_any_process_stops_both_saves_and_the_resumed_run_is_as_if_not
     command, tmp_path, to, monkeypatch
 ):
     save = runs.save
-    monkeypatch.setattr(runs, "save", lambda *of: time.sleep(0.1) or save(*of))  # longer than it takes to leave
+
+    def slow(trainer, *of):
+        time.sleep(trainer.steps == 3)  # at the stop: longer than it takes to leave
+        save(trainer, *of)
+
+    monkeypatch.setattr(runs, "save", slow)
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     if to == 1:  # once is enough
         assert command(*train(whole, "dropout=0.3"))[0] == [0, 0]

@@ -1,14 +1,17 @@
 """What the samplers are asked for: times, clipping, callbacks, seeds and dtypes; and what they refuse."""
 
+import inspect
 from fractions import Fraction
 from itertools import pairwise
 
 import pytest
 import torch
 
-from ddpm_lib.diffusion.schedule import linear_schedule
-from ddpm_lib.samplers.ancestral import ancestral_sample
+from ddpm_lib.diffusion.schedule import Schedule, linear_schedule
+from ddpm_lib.samplers.ancestral import ancestral_sample, image_seeds
 from ddpm_lib.samplers.ddim import ddim_sample, strided_t
+from ddpm_lib.samplers.inversion import ddim_invert
+from ddpm_lib.samplers.second_order import dpm_solver_sample, heun_sample
 
 SCHEDULE = linear_schedule(20, 0.02, 0.4)
 ALL_T = list(range(20, -1, -1))
@@ -116,3 +119,30 @@ def test_an_eta_outside_0_to_1_is_refused(eta):
 def test_a_number_of_steps_that_the_schedule_has_not_is_refused(steps):
     with pytest.raises(ValueError, match=rf"1\.\.20, the schedule's T; got {steps}"):
         ddim_sample(half, SCHEDULE, noise(), steps=steps)
+
+
+def test_what_a_sampler_does_unless_told_otherwise():
+    asked = {"progress", "on_step", "clip", "steps", "times", "eta", "generator"}
+    common = {"clip": True, "progress": False, "on_step": None}
+    for sample, own in {
+        ancestral_sample: {"generator": None},
+        ddim_sample: {"steps": 50, "times": None, "eta": 0.0, "generator": None},
+        heun_sample: {"steps": 25, "times": None},
+        dpm_solver_sample: {"steps": 25, "times": None},
+        ddim_invert: {"steps": 50, "times": None},
+    }.items():
+        parameters = inspect.signature(sample).parameters
+        assert {name: p.default for name, p in parameters.items() if name in asked} == common | own
+
+
+def test_the_last_step_of_ancestral_sampling_draws_nothing():
+    schedule, x_T = Schedule([0.1, 0.2, 0.3]), torch.zeros(2, 3)
+    used, expected = (torch.Generator().manual_seed(0) for _ in range(2))
+    ancestral_sample(lambda x_t, t: x_t, schedule, x_T, generator=used)
+    for _ in range(2):
+        torch.randn(x_T.shape, generator=expected)
+    assert torch.equal(used.get_state(), expected.get_state())
+
+
+def test_the_seeds_of_images_go_up_by_the_golden_step():
+    assert image_seeds(7, 3) == [7, 7 + 0x9E3779B9, (7 + 2 * 0x9E3779B9) % 2**32]
