@@ -66,7 +66,7 @@ class Fast(Execution):
         for part in microbatches(count, self.accumulate):
             with self.synchronised(part.stop == count):
                 with torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None):
-                    loss = losses(part).float()
+                    loss = losses(part)
                 seen.append(loss.detach())
                 total = weighted(loss, factor if factor is None else factor[part]).sum()
                 (total * scale / count).backward()
