@@ -131,10 +131,7 @@ def _resume(
         data, held_out = load_data(recipe)
     recipe = _decided(recipe, device, progress)  # changes may leave things open
     trainer = new_trainer(recipe, data, device)
-    tensors, about, origin = _last(trainer, folder, other_data) if is_first() else ({}, None, "")
-    tensors, about = given_to_all(tensors), by_first(lambda: about)
-    if about is not None:
-        trainer.load_state(tensors, about, origin)
+    _load_last(trainer, folder, other_data)
     if recipe.steps < trainer.steps:
         raise ValueError(f"{folder} has done {trainer.steps} steps: steps must be at least that, got {recipe.steps}")
     if is_first():
@@ -144,6 +141,14 @@ def _resume(
     with in_turn():
         trainer.open()
     return _go_on(trainer, recipe, folder, held_out, metric, progress)
+
+
+def _load_last(trainer: Trainer, folder: Path, other_data: bool) -> None:
+    """Load the last whole checkpoint, if there is one; nothing of what was read is kept."""
+    tensors, about, origin = _last(trainer, folder, other_data) if is_first() else ({}, None, "")
+    tensors, about = given_to_all(tensors), by_first(lambda: about)
+    if about is not None:
+        trainer.load_state(tensors, about, origin)
 
 
 def _last(trainer: Trainer, folder: Path, other_data: bool) -> tuple[dict, dict | None, str]:
