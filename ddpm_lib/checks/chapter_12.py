@@ -524,9 +524,9 @@ class Weighing(nn.Module):
 @check("12.6", "accumulated gradient", "implementation", "one image at a time, each with the share 1/B", to=1e-6)
 @until(1e-5)
 def accumulated(f):
-    """f(device, accumulate=parts) has `backward(losses, factor, count)`: losses(part) are those of images
+    """f(device, accumulate=) has `backward(losses, factor, count)`: losses(part) are those of images
     part.start..part.stop − 1, (n,), with a graph. Each parameter's .grad gets that of the mean of factor·loss over all
-    `count` images *added*; all losses are returned, (count,), without a graph. No part is longer than ⌈count/parts⌉.
+    `count` images *added*; all losses are returned, (count,), without a graph. No part is longer than ⌈count/accumulate⌉.
     A part's backward pass comes before the next part's losses: else all activations wait, and no memory is saved.
     """
     for seed, (count, parts, weighs) in enumerate(
