@@ -526,8 +526,8 @@ class Weighing(nn.Module):
 def accumulated(f):
     """f(device, accumulate=) has `backward(losses, factor, count)`: losses(part) are those of images
     part.start..part.stop − 1, (n,), with a graph. Each parameter's .grad gets that of the mean of factor·loss over all
-    `count` images *added*; all losses are returned, (count,), without a graph. No part is longer than ⌈count/accumulate⌉.
-    A part's backward pass comes before the next part's losses: else all activations wait, and no memory is saved.
+    `count` images *added*; all losses are returned, (count,), without a graph. No part is longer
+    than ⌈count/accumulate⌉. A part's backward pass comes before the next part's losses: else all activations wait.
     """
     for seed, (count, parts, weighs) in enumerate(
         ((6, 1, False), (6, 3, False), (7, 3, False), (7, 3, True), (10, 4, True), (5, 5, True), (3, 8, True))
