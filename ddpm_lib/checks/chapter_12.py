@@ -39,6 +39,9 @@ def cosine(f):
         fallen = np.interp(height, [-1, 1], [final, 1])
         expected = np.where(done < warmup, _rising(done, warmup), fallen)
         yield apart(np.array([float(factor(int(k))) for k in done]), expected)
+    for warmup, steps in ((7, 7), (9, 4)):  # no step is left to fall in
+        factor = f(warmup, steps, 0.3)
+        yield apart(np.array([float(factor(k)) for k in (warmup, warmup + 1, 3 * warmup)]), np.array([1.0, 0.3, 0.3]))
 
 
 def _warm(warmup, after):
@@ -178,6 +181,8 @@ def spacing(f):
         between = numbers[:-1] + 0.37 * numbers.diff()  # not numbers of the format
         yield apart(f(between, bits, lowest) / numbers.diff(), torch.ones(len(numbers) - 1))
     some = (10.0 ** torch.linspace(-44, 38, 999, dtype=torch.float64)).float()
+    below = torch.nextafter(2.0 ** torch.arange(-125.0, 128.0), torch.tensor(0.0))  # whose logarithms are nearly whole
+    some = torch.cat([some, below])
     gap = torch.nextafter(some, torch.tensor(math.inf)).double() - some.double()
     yield apart(f(some.double(), 23, -126) / gap, torch.ones(len(some)))
     yield f.fault
@@ -253,6 +258,10 @@ def scaled(f):
             broken = [torch.as_tensor(g * S).clone() for g in true]
             broken[seed % 3].view(-1)[-1] = bad
             yield fault(not bool(f(broken, S, c)[1]))
+    for size in (0.0, 1e30):  # nothing to shorten, and very much
+        got, skip = f([torch.full((3,), 8.0 * size, dtype=torch.float64)], 8.0, 1.0)
+        yield fault(bool(skip))
+        yield apart(got[0], np.full(3, 3**-0.5 if size else 0.0))
     yield f.fault
 
 
@@ -349,14 +358,18 @@ def loss_scale(f):
             yield fault(bool(mine.update(torch.tensor(good))) == good)
             scales.append(math.log2(float(mine.scale)) if float(mine.scale) > 0 else -math.inf)
         yield apart(np.array(scales), np.log2(_torchs(tuple(finite), 2.0**12, interval)))
-    for floor, start in ((1.0, 8.0), (4.0, 4.0), (0.5, 2.0)):
-        mine, worst = f("cpu", start, 2, floor), int(math.log2(start / floor))
+    for floor, start in ((1.0, 8.0), (4.0, 4.0), (0.5, 2.0), (3.0, 10.0)):
+        mine, worst = f("cpu", start, 2, floor), math.ceil(math.log2(start / floor))
         skips = [bool(mine.update(torch.tensor(False))) for _ in range(worst + 5)]
         yield apart(np.array(skips, float), np.array([1.0] * worst + [0.0] * 5))
         yield apart(float(mine.scale), floor)
         for _ in range(4):
             mine.update(torch.tensor(True))
         yield apart(float(mine.scale), 4 * floor)
+    mine = f("cpu", 1.0, 2, 1.0)
+    for good, scale in ((True, 1.0), (False, 1.0), (True, 1.0), (True, 2.0)):  # in a row, at the floor as well
+        mine.update(torch.tensor(good))
+        yield apart(float(mine.scale), scale)
     finite = next(_rows())
     whole = f("cpu", 2.0**12, 4, 1.0)
     for k, good in enumerate(finite):
@@ -367,6 +380,14 @@ def loss_scale(f):
         whole.update(torch.tensor(good))
         yield 0.0 if k else _remembered(other)
     yield apart(float(whole.scale), float(other.scale))
+    scale, other = float(whole.scale), f("cpu", 2.0**20, 4, 1.0)
+    other.load_state(whole.state())  # which stays that of another
+    for good in (False, *[True] * 9):
+        other.update(torch.tensor(good))
+        yield apart(float(whole.scale), scale)
+    mine = f("cpu", 2.0**127, 1, 1.0)  # twice that is no number of float32
+    mine.update(torch.tensor(True))
+    yield fault(not math.isfinite(float(mine.scale)))
     for options in ((0.0, 4, 1.0), (1.0, 0, 1.0), (1.0, 4, 2.0), (4.0, 4, 0.0)):
         yield accepted(lambda options=options: f("cpu", *options))
 
@@ -503,9 +524,10 @@ class Weighing(nn.Module):
 @check("12.6", "accumulated gradient", "implementation", "one image at a time, each with the share 1/B", to=1e-6)
 @until(1e-5)
 def accumulated(f):
-    """f(device, accumulate=parts) has `backward(losses, factor, count)`: losses(part) are those of images
+    """f(device, accumulate=) has `backward(losses, factor, count)`: losses(part) are those of images
     part.start..part.stop − 1, (n,), with a graph. Each parameter's .grad gets that of the mean of factor·loss over all
-    `count` images *added*; all losses are returned, (count,), without a graph. No part is longer than ⌈count/parts⌉.
+    `count` images *added*; all losses are returned, (count,), without a graph. No part is longer
+    than ⌈count/accumulate⌉. A part's backward pass comes before the next part's losses: else all activations wait.
     """
     for seed, (count, parts, weighs) in enumerate(
         ((6, 1, False), (6, 3, False), (7, 3, False), (7, 3, True), (10, 4, True), (5, 5, True), (3, 8, True))
@@ -513,11 +535,15 @@ def accumulated(f):
         generator = torch.Generator().manual_seed(seed)
         x = torch.randn(count, 3, generator=generator, dtype=torch.float64)
         factor = 0.2 + torch.rand(count, generator=generator) if weighs else None
-        sizes, one_by_one, together = [], Weighing(), Weighing()
+        sizes, waiting, held, one_by_one, together = [], [], [], Weighing(), Weighing()
 
-        def losses(part, network=together, x=x, sizes=sizes):
-            sizes.append(part.stop - part.start)
-            return network.layer(x[part]).square().sum(1)
+        def losses(part, network=together, x=x, sizes=sizes, waiting=waiting, held=held):
+            waiting.append(part.stop - part.start)
+            sizes.append(waiting[-1])
+            held.append(sum(waiting))
+            loss = network.layer(x[part]).square().sum(1)
+            loss.register_hook(lambda _: waiting.clear())  # its backward pass has begun
+            return loss
 
         expected = []
         for i in range(count):
@@ -525,11 +551,12 @@ def accumulated(f):
             (loss * (1.0 if factor is None else float(factor[i])) / count).backward()
             expected.append(float(loss.detach()))
         for again in (1, 2):  # the second time, there is a gradient already
-            sizes.clear()
+            for seen in (sizes, waiting, held):
+                seen.clear()
             got = f(torch.device("cpu"), accumulate=parts).backward(losses, factor, count)
             yield fault(got.requires_grad or tuple(got.shape) != (count,))
             yield apart(got.double() / torch.tensor(expected, dtype=torch.float64), torch.ones(count))
-            yield fault(max(sizes) > -(-count // parts) or sum(sizes) != count)
+            yield fault(max(held) > -(-count // parts) or sum(sizes) != count)
             for p, q in zip(together.parameters(), one_by_one.parameters(), strict=True):
                 yield apart(p.grad / again, q.grad, float(q.grad.abs().max()))
 

@@ -12,9 +12,9 @@ class LossScaler:
     """Eq. 12.5 (loss scale). The loss is multiplied by a scale S before the backward pass, the gradients by 1/S after.
 
     A step whose gradients are not finite is skipped and halves S, but not below `floor`; `interval` good steps in a row
-    double it. All of it happens on the device: no step waits for the host, as torch.amp.GradScaler's does where
-    gradients are clipped. Unlike that one it has a floor: at the floor nothing is skipped, so that whoever trains sees
-    what is not finite, and S cannot fall to 0 unnoticed.
+    double it, up to 2^127. All of it happens on the device: no step waits for the host (torch.amp.GradScaler's waits
+    where the optimiser is not fused). Unlike that one it has a floor: at the floor nothing is skipped, so that whoever
+    trains sees what is not finite, and S cannot fall to 0 unnoticed.
     Source: Micikevicius et al. 2018, section 3.2; its numbers are torch.amp.GradScaler's, which has no floor.
     """
 
