@@ -228,11 +228,13 @@ def _(parameters, images, per_image, averages):
 
 
 def _problems():
-    """G, H, Σ and B: gradients, curvatures and covariances of few and of many dimensions."""
+    """G, H, Σ and B: gradients, curvatures and covariances of few and of many dimensions; a flat loss, and a saddle."""
     draws = np.random.default_rng(0)
     for dims, batch, noise in ((1, 1, 1.0), (2, 4, 0.3), (3, 1, 5.0), (5, 64, 20.0), (8, 1000, 1.0), (4, 2, 0.0)):
         root, spread = draws.normal(size=(2, dims, dims))
         yield draws.normal(size=dims), root @ root.T + np.eye(dims), noise * spread @ spread.T, batch
+    yield np.array([0.3, -0.2]), np.diag([0.01, 0.04]), np.diag([0.5, 0.1]), 8
+    yield np.array([0.2, 2.0, 0.5]), np.diag([-0.8, 1.5, 0.3]), np.diag([1.0, 2.0, 0.4]), 3  # it rises all the same
 
 
 @check("13.4", "best step along a noisy gradient", "identity", "the expected loss after a step, minimised", to=1e-6)
@@ -413,10 +415,10 @@ def by_sampler(f):
     m: (T,), the mean |gradient|² of the images of each t, without weights; square: |G|², of the mean gradient. float64.
     """
     f = Watched(f)
-    for T, few, dims in ((1, 3, 2), (2, 1, 1), (4, 3, 5), (10, 2, 3), (50, 4, 2)):
+    for T, few, dims, skew in ((1, 3, 2, 1), (2, 1, 1, 1), (4, 3, 5, 1), (10, 2, 3, 1), (50, 4, 2, 1), (20, 2, 3, 4)):
         draws = np.random.default_rng(T)
         each = draws.normal(size=(T, few, dims)) * draws.uniform(0.1, 3, (T, 1, 1)) + 0.5
-        p = draws.uniform(0.1, 1, T)
+        p = draws.uniform(0.1, 1, T) ** skew  # in the last case some steps are hardly ever drawn
         p /= p.sum()
         chance = np.repeat(p / few, few)
         drawn = (each / (T * p)[:, None, None]).reshape(-1, dims)  # with its weight: right on average
