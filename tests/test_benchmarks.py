@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import statistics
 import time
 from itertools import pairwise
 from types import SimpleNamespace
@@ -289,6 +290,15 @@ def test_the_table_of_hours_has_a_column_a_record_and_a_row_a_recipe():
 def test_the_front_page_s_hours_are_those_of_the_records():
     records = [read_record(path) for path in sorted(RECORDS.glob("hours_*.json"))]
     assert hours.table(records) in (RECORDS.parents[1] / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_front_page_s_comparison_is_that_of_the_record():
+    parts = read_record(RECORDS / "throughput_cpu.json")["results"]["parts"]
+    ours = [row for part in parts.values() for row in part["rows"] if row["who"] == "ddpm_lib"]
+    step, step_bf16, whole, whole_bf16, sampling = (f"{statistics.median(row['times_rival']):.2f}" for row in ours)
+    said = (RECORDS.parents[1] / "README.md").read_text(encoding="utf-8")
+    assert f"our step is {step} times as fast in float32 and {step_bf16} times with these defaults" in said
+    assert f"the whole trainer {whole} and {whole_bf16} times, and sampling {sampling} times" in said
 
 
 # The ladder of chapter 12
