@@ -67,7 +67,7 @@ def parts_that_fit(memory: Memory, batch: int, free: int) -> int:
     free: bytes, of which USABLE may be used. Raises ValueError, with the numbers, where one image does not fit.
     """
     room = int(USABLE * free)
-    if (most := (room - memory.fixed) // memory.image) < 1:
+    if (most := (room - memory.fixed) // max(1, memory.image)) < 1:
         raise ValueError(
             f"a step does not fit, even image by image: weights, gradients, moments and averages take "
             f"{amount(memory.fixed)}, one image {amount(memory.image)}, and of {amount(free)} that are free "

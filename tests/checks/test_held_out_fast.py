@@ -4,24 +4,15 @@ import math
 
 import pytest
 import torch
+from held_out import registry, rejecting
 
-from ddpm_lib.checks import find
 from ddpm_lib.training.fast import Fast, microbatches
 from ddpm_lib.training.rates import cosine_rate, inverse_sqrt_rate
 from ddpm_lib.training.scaler import LossScaler
 
 pytestmark = pytest.mark.soak  # many versions, each a function of its own
 
-WRONG = {}
-
-
-def wrong(name, what):
-    def register(function):
-        assert (name, what) not in WRONG
-        WRONG[name, what] = function
-        return function
-
-    return register
+WRONG, wrong = registry()
 
 
 # Courses of the rate
@@ -232,7 +223,4 @@ parts("only the last part's gradient", all_but_the_last_detached)
 parts("the whole batch at once", lambda self, losses, *rest: Fast(self.device).backward(losses, *rest))
 
 
-@pytest.mark.parametrize(("name", "what"), WRONG, ids=lambda x: x)
-def test_is_rejected(name, what):
-    found = find(name)
-    assert found.measure(WRONG[name, what]) >= found.rejects
+test_is_rejected = rejecting(WRONG)

@@ -9,23 +9,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 from einops import rearrange
+from held_out import registry, rejecting
 from torch import nn
 
-from ddpm_lib.checks import find
 from ddpm_lib.networks.blocks import ResidualBlock, SelfAttention
 
 pytestmark = pytest.mark.soak  # minutes: many versions, each a function of its own
 
-WRONG = {}
-
-
-def wrong(name, what):
-    def register(function):
-        assert (name, what) not in WRONG
-        WRONG[name, what] = function
-        return function
-
-    return register
+WRONG, wrong = registry()
 
 
 # The residual block
@@ -2228,7 +2219,4 @@ class Hidden(Average):
 wrong("exponential moving average", "another count than steps")(Hidden)
 
 
-@pytest.mark.parametrize(("name", "what"), WRONG, ids=lambda x: x)
-def test_is_rejected(name, what):
-    found = find(name)
-    assert found.measure(WRONG[name, what]) >= found.rejects
+test_is_rejected = rejecting(WRONG)

@@ -5,8 +5,8 @@ from itertools import pairwise
 
 import pytest
 import torch
+from held_out import registry, rejecting
 
-from ddpm_lib.checks import find
 from ddpm_lib.diffusion.cosine import cosine_schedule
 from ddpm_lib.diffusion.elbo import bits_per_dim, bound_term, discretised_log_likelihood, posterior_var_clipped
 from ddpm_lib.diffusion.forward import forward_var, noise_like, noise_std, q_sample, signal_scale, snr, step_scale
@@ -26,16 +26,7 @@ from ddpm_lib.samplers.second_order import noise_ratio
 
 pytestmark = pytest.mark.soak  # a minute: many versions, each a function of its own
 
-WRONG = {}
-
-
-def wrong(name, what):
-    def register(function):
-        assert (name, what) not in WRONG
-        WRONG[name, what] = function
-        return function
-
-    return register
+WRONG, wrong = registry()
 
 
 def images(value, like):
@@ -698,7 +689,4 @@ def _(schedule):
     return LossSecondMoment(schedule, history=9)
 
 
-@pytest.mark.parametrize(("name", "what"), WRONG, ids=lambda x: x)
-def test_is_rejected(name, what):
-    found = find(name)
-    assert found.measure(WRONG[name, what]) >= found.rejects
+test_is_rejected = rejecting(WRONG)

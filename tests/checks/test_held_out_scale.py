@@ -3,22 +3,13 @@
 import numpy as np
 import pytest
 import torch
+from held_out import registry, rejecting
 
-from ddpm_lib.checks import find
 from ddpm_lib.training.memory import step_memory
 
 pytestmark = pytest.mark.soak  # with those of the other chapters: many versions, each a function of its own
 
-WRONG = {}
-
-
-def wrong(name, what):
-    def register(function):
-        assert (name, what) not in WRONG
-        WRONG[name, what] = function
-        return function
-
-    return register
+WRONG, wrong = registry()
 
 
 # One batch, several processes
@@ -351,7 +342,4 @@ noise_with("one weight for all: the mean of 1/p")(
 )
 
 
-@pytest.mark.parametrize(("name", "what"), WRONG, ids=lambda x: x)
-def test_is_rejected(name, what):
-    found = find(name)
-    assert found.measure(WRONG[name, what]) >= found.rejects
+test_is_rejected = rejecting(WRONG)

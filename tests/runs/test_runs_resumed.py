@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from small_data import made_up
 
-from ddpm_lib.images.data import LabelledImages
 from ddpm_lib.runs import run as runs
 from ddpm_lib.runs.model import CHECKPOINTS, load
 from ddpm_lib.runs.recipes import DATA, override, recipe
@@ -25,12 +25,6 @@ TINY = override(
     "data=mnist size=4 classes=3 width=4 multipliers=1 blocks=1 groups=2 attention= head_channels=0 dropout=0.3 "
     "flip=true batch=4 steps=8 warmup=2 ema_decays=0.9,0.2 log_every=1 save_every=2 keep=9 sample_steps=2 T=50".split(),
 )
-
-
-def made_up(recipe):
-    images = torch.rand(20, 1, 4, 4, generator=torch.Generator().manual_seed(1)) * 2 - 1
-    labels, names = torch.arange(20) % 3, ("crow", "daw", "jay")
-    return LabelledImages(images[:14], labels[:14], names), LabelledImages(images[14:], labels[14:], names)
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -9,10 +9,9 @@ import sys
 import time
 
 import pytest
-import torch
+from small_data import made_up
 
 from ddpm_lib.__main__ import main
-from ddpm_lib.images.data import LabelledImages
 from ddpm_lib.runs import run as runs
 from ddpm_lib.runs.model import CHECKPOINTS
 from ddpm_lib.runs.recipes import DATA
@@ -25,12 +24,6 @@ TINY = (
 )
 TINY += "steps=6 warmup=2 ema_decays=0.9,0.2 log_every=1 save_every=2 keep=9 sample_steps=2 T=50 precision=float32 "
 TINY = (TINY + "channels_last=no compile=no timestep_sampler=second-moment").split()
-
-
-def made_up(recipe):
-    images = torch.rand(20, 1, 4, 4, generator=torch.Generator().manual_seed(1)) * 2 - 1
-    labels, names = torch.arange(20) % 3, ("crow", "daw", "jay")
-    return LabelledImages(images[:14], labels[:14], names), LabelledImages(images[14:], labels[14:], names)
 
 
 @pytest.fixture(autouse=True, scope="module")
