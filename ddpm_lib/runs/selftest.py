@@ -21,6 +21,7 @@ from ddpm_lib.runs.duration import duration, in_words, time_steps
 from ddpm_lib.runs.folder import bytes_needed, check_room, command
 from ddpm_lib.runs.recipes import RECIPES, Recipe, assignments
 from ddpm_lib.runs.recipes import recipe as named_recipe
+from ddpm_lib.runs.records import device_name
 from ddpm_lib.runs.run import save
 from ddpm_lib.training.checkpoint import amount, load_checkpoint
 from ddpm_lib.training.trainer import Step, Trainer
@@ -49,7 +50,7 @@ def self_test(
     asked, device = device, device or default_device()
     batch = min(recipe.batch, SMALL_BATCH) if device.type == "cpu" else recipe.batch
     small = dataclasses.replace(recipe, batch=batch, warmup=0)
-    say(f"device   {_device_name(device)}, torch {torch.__version__}")
+    say(f"device   {device_name(device)}, torch {torch.__version__}")
     try:
         data, held_out = load_data(small)
         classes = f"{recipe.classes} classes" if recipe.classes else "without labels"
@@ -132,12 +133,6 @@ def difference(expected: State, got: State, before: State | None = None) -> floa
 
 
 KIND = re.compile(r"ema\.\d+(\.\d+)?(e-\d+)?\.|optimiser\.\w+\.|\w+\.")
-
-
-def _device_name(device: torch.device) -> str:
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return {"cpu": "CPU", "mps": "Apple's GPU (MPS)"}.get(device.type, device.type)
 
 
 def _say_steps(trainer: Trainer, ahead: int, say: Callable[[str], None]) -> float:

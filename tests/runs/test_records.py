@@ -72,7 +72,7 @@ def test_a_processor_is_named_with_its_threads(tmp_path, monkeypatch):
         assert device_name(CPU) == f"Chip 9 @ 2.0GHz, {words}"
     monkeypatch.setattr(records, "CPUS", tmp_path / "none")
     assert device_name(CPU).endswith(", 7 threads")
-    assert device_name(torch.device("mps")) == "Apple's GPU (MPS)"
+    assert device_name(torch.device("mps")) == "Apple's GPU (MPS)" and device_name(torch.device("xpu")) == "xpu"
 
 
 @pytest.fixture

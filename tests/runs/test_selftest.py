@@ -23,6 +23,7 @@ from ddpm_lib.networks.unet import UNet
 from ddpm_lib.runs import duration, selftest
 from ddpm_lib.runs.duration import Duration
 from ddpm_lib.runs.recipes import DATA, RECIPES, override, recipe
+from ddpm_lib.runs.records import device_name
 from ddpm_lib.runs.selftest import self_test
 from ddpm_lib.training.trainer import Step, Trainer
 
@@ -101,6 +102,7 @@ def test_every_recipe_passes(name, tmp_path, files):
     ]
     chosen = recipe(name)
     classes = "10 classes" if chosen.classes else "without labels"
+    assert said[0] == f"device   {device_name(CPU)}, torch {torch.__version__}"
     assert f"{chosen.channels}x8x8, {classes}" in said[1]
     assert "the recipe takes" in said[-4] and said[-3].endswith("; the next step differs by 0")
     words = shlex.split(said[-1].removeprefix("ready    python -m ddpm_lib train "))
@@ -372,8 +374,3 @@ def test_the_command_line_checks_and_tells_by_its_exit_status(tmp_path, monkeypa
     assert main(["check", "digits", "flavour=strong"]) == 1
     assert "error: unknown field 'flavour'" in capsys.readouterr().err
     assert sorted(tmp_path.rglob("*")) == before
-
-
-@pytest.mark.parametrize(("kind", "name"), [("cpu", "CPU"), ("mps", "Apple's GPU (MPS)"), ("xpu", "xpu")])
-def test_the_device_is_called_by_its_name(kind, name):
-    assert selftest._device_name(torch.device(kind)) == name
