@@ -47,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if may_report():
             print("\n" + "; ".join([str(stop) or "stopped", *_notes(stop)]), file=sys.stderr)
         return 130
-    except (ValueError, TypeError, OSError, FloatingPointError, RuntimeError) as error:
+    except (ValueError, TypeError, OSError, FloatingPointError, RuntimeError, ImportError) as error:
         if may_report():
             if options.traceback:
                 traceback.print_exc()
