@@ -154,7 +154,20 @@ def _evaluate(options: argparse.Namespace) -> int:
     from ddpm_lib.runs.assess import assess  # SciPy and scikit-learn take a while, and few commands need them
 
     scales = [float(word) for word in (options.scales or "").split(",") if word]
-    names = ("out", "count", "bits", "features", "root", "weights", "which", "steps", "eta", "seed", "precision")
+    names = (
+        "out",
+        "pictures",
+        "count",
+        "bits",
+        "features",
+        "root",
+        "weights",
+        "which",
+        "steps",
+        "eta",
+        "seed",
+        "precision",
+    )
     chosen = {name: getattr(options, name) for name in names} | {"device": _device(options)}
     assess(options.run, command=command(*options.words), scales=scales, progress=True, **chosen)
     return 0
