@@ -108,6 +108,7 @@ CHAPTER = {
     "training.classify": 14,
     "samplers.guidance": 14,
     "samplers.classifier_guidance": 14,
+    "checks.chapter_14": 14,
     "runs.words": 16,
     "runs.choices": 16,
     "runs.recipes": 16,

@@ -68,7 +68,8 @@ def rescaled(guided: Tensor, conditional: Tensor, rescale: float) -> Tensor:
     if not 0 <= rescale <= 1:
         raise ValueError(f"rescale mixes two estimates and must lie in [0, 1]; got {rescale}")
     of_guided, of_conditional = (x.flatten(1).std(1, correction=0) for x in (guided, conditional))
-    ratio = torch.where(of_guided > 0, of_conditional / of_guided, 1.0)
+    rounding = 4 * torch.finfo(guided.dtype).eps * guided.flatten(1).abs().amax(1)
+    ratio = torch.where(of_guided > rounding, of_conditional / of_guided, 1.0)
     return guided * shaped(1 + rescale * (ratio - 1), like=guided)
 
 
