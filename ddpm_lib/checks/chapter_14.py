@@ -222,7 +222,7 @@ NOBODY = "no public source: a plausible slip"
 for _what, _seen, _idea, _make in (
     (
         "the classifier of clean images, asked about noisy ones",
-        "of this kind: Dhariwal and Nichol 2021, section 4.1 says why it must see noise",
+        NOBODY + " (the one at hand was trained on clean images)",
         "time",
         _classifier(scale=lambda a: a * 0 + 1, spread=lambda a, var: var + 0 * a),
     ),
@@ -276,8 +276,8 @@ def _network(shape: tuple[int, ...], seed: int):
     return classifier, first
 
 
-@check("14.2", "gradient of a classifier", "implementation", "differences of log p(y|x_t), image by image", to=1e-8)
-@until(1e-7)
+@check("14.2", "gradient of a classifier", "implementation", "differences of log p(y|x_t), image by image", to=1e-9)
+@until(1e-8)
 def class_gradient(f):
     """f(classifier, x_t, t, labels) returns ∇ log p(y|x_t), like x_t; classifier(x_t, t): logits (B, classes)."""
     for seed, world in enumerate(worlds()):
@@ -322,7 +322,7 @@ def _right(logits, labels):
 for _what, _seen, _idea, _wrong in (
     (
         "of the mean over the batch: divided by B",
-        "of this kind: kim-sanghwan/D2C-NIPS2021 and others; torch's cross_entropy, whose default is a mean",
+        "torch's cross_entropy, whose default is a mean",
         "axis",
         _gradient(_right, torch.mean),
     ),
@@ -383,8 +383,8 @@ def _(classifier, x_t, t, labels):
 # Classifier guidance
 
 
-@check("14.3", "classifier guidance", "implementation", "differences of log p(x_t) + s·log p(y|x_t)", to=1e-8)
-@until(1e-7)
+@check("14.3", "classifier guidance", "implementation", "differences of log p(x_t) + s·log p(y|x_t)", to=1e-9)
+@until(1e-8)
 def classifier_guided(f):
     """f(eps_model, classifier, schedule, labels, scale) returns the guided noise as a function of (x_t, t).
 
@@ -572,8 +572,8 @@ for _what, _seen, _idea, _change in (
 # Classifier-free guidance
 
 
-@check("14.5", "classifier-free guidance", "implementation", "differences of log p(x_t) + s·log p(y|x_t)", to=1e-8)
-@until(1e-7)
+@check("14.5", "classifier-free guidance", "implementation", "differences of log p(x_t) + s·log p(y|x_t)", to=1e-9)
+@until(1e-8)
 def guided(f):
     """f(model, labels, scale, null) returns the guided noise as a function of (x_t, t).
 
@@ -655,7 +655,7 @@ for _what, _seen, _idea, _wrong in (
     ("w for s: s − 1", NOBODY, "exchange", _free(lambda e, c, s: e + (s - 1) * (c - e))),
     (
         "the label 0 means none",
-        "of this kind: labels and none share a number where classes are counted from 0",
+        NOBODY,
         "exchange",
         _free(lambda e, c, s: e + s * (c - e), away=lambda y, null: 0 * y),
     ),
@@ -668,7 +668,7 @@ for _what, _seen, _idea, _wrong in (
     ("one image's ε_∅ for all", NOBODY, "axis", _free(lambda e, c, s: e[:1] + s * (c - e[:1]))),
     (
         "both branches are asked, though s is 0 or 1",
-        "of this kind: lucidrains/denoising-diffusion-pytorch 253",
+        NOBODY,
         "term",
         _free(lambda e, c, s: e + s * (c - e), shortcut=False),
     ),
@@ -1105,8 +1105,8 @@ for _what, _seen, _idea, _wrong in (
 # Away from something
 
 
-@check("14.11", "negative condition", "identity", "differences of log p(x_t|y') + s·log(p(x_t|y)/p(x_t|y'))", to=1e-8)
-@until(1e-7)
+@check("14.11", "negative condition", "identity", "differences of log p(x_t|y') + s·log(p(x_t|y)/p(x_t|y'))", to=1e-9)
+@until(1e-8)
 def negative(f):
     """f(model, labels, negative, scale, null) returns the guided noise as a function of (x_t, t).
 
@@ -1153,8 +1153,8 @@ for _what, _idea, _combine in (
 # A worse model as a guide
 
 
-@check("14.12", "autoguidance", "implementation", "differences of s·log p(x_t) + (1 − s)·log p'(x_t)", to=1e-8)
-@until(1e-7)
+@check("14.12", "autoguidance", "implementation", "differences of s·log p(x_t) + (1 − s)·log p'(x_t)", to=1e-9)
+@until(1e-8)
 def autoguidance(f):
     """f(model, worse, scale, labels) returns the guided noise as a function of (x_t, t); labels: (B,), or None.
 
