@@ -4,10 +4,11 @@
     python -m benchmarks.gpu_records --root data --minutes 9      # a piece; the next call goes on where this one ended
     python -m benchmarks.gpu_records --tiny                       # everything in small, to see it run
 
-The data sets lie in `data/` (or --root). In this order: the small model of CIFAR-10 and its curve against the guidance scale, that of Fashion-MNIST and its
-curve, and DDPM's own network for CIFAR-10. Of each, `data/records/train-NAME.json` says how it was trained and
-`evaluate-NAME.json` what it is worth; runs lie in `runs/gpu/`. The small models' weights, in fp16, go to
-`data/NAME.safetensors`. How many steps fit into a stage's minutes is measured before its first one.
+The data sets lie in `data/` (or --root). In this order: the small model of CIFAR-10 and its curve against the guidance
+scale, that of Fashion-MNIST and its curve, and DDPM's own network for CIFAR-10. Of each, `train-NAME.json` in
+`data/records/` says how it was trained, and `evaluate-NAME.json` what it is worth; runs lie in `runs/gpu/`. The small
+models' weights, in fp16, go to `data/NAME.safetensors`. How many steps fit into a stage's minutes is measured before
+its first one.
 """
 
 import argparse
@@ -28,14 +29,13 @@ from ddpm_lib.runs.assemble import load_data, new_trainer
 from ddpm_lib.runs.assess import assess
 from ddpm_lib.runs.decide import decided
 from ddpm_lib.runs.duration import time_steps, wait
-from ddpm_lib.runs.folder import LOG, is_finished, read_recipe
+from ddpm_lib.runs.folder import is_finished, read_recipe
+from ddpm_lib.runs.logbook import training_of
 from ddpm_lib.runs.model import CHECKPOINTS, export
 from ddpm_lib.runs.recipes import Recipe, override, recipe
 from ddpm_lib.runs.records import read_record, write_record
 from ddpm_lib.runs.run import resume, run
-from ddpm_lib.runs.stored import to_json
 from ddpm_lib.training.checkpoint import list_checkpoints
-from ddpm_lib.training.monitor import read_log
 
 COMMAND = "python -m benchmarks.gpu_records"
 SCALES = (0.0, 1.0, 1.25, 1.5, 1.75, 2.0, 2.5, 3.0, 4.0, 6.0, 8.0)
@@ -102,7 +102,7 @@ def train_piece(stage: Stage, options: argparse.Namespace, device: torch.device,
     folder = options.runs / stage.recipe
     if (begun := bool(list_checkpoints(folder / CHECKPOINTS))) and is_finished(folder, read_recipe(folder)):
         return True
-    if until - time.monotonic() < LEFT and not options.tiny:
+    if until - time.monotonic() < LEFT:
         return False
     started, device_options = time.perf_counter(), {"device": device, "progress": sys.stderr.isatty()}
     stop = threading.Timer(max(0.0, until - time.monotonic() - LEFT / 2), os.kill, (os.getpid(), signal.SIGTERM))
@@ -151,21 +151,11 @@ def planned(stage: Stage, options: argparse.Namespace, device: torch.device) -> 
 
 def record_training(stage: Stage, options: argparse.Namespace, device: torch.device, started: float) -> None:
     """What the log says of a run so far, and how long its pieces took."""
-    folder, path = options.runs / stage.recipe, options.out / f"train-{stage.recipe}.json"
-    entries, chosen = read_log(folder / LOG), read_recipe(folder)
-    rates = sorted(entry["images_per_s"] for entry in entries)
+    path = options.out / f"train-{stage.recipe}.json"
     pieces = read_record(path)["results"]["pieces_s"] if path.is_file() else []
-    results = {
-        "recipe": to_json(replace(chosen, root="data")),
-        "steps": entries[-1]["step"],
-        "images": entries[-1]["step"] * chosen.batch,
-        "images_per_s": round(rates[len(rates) // 2], 1),
-        "memory_gb": round(max(entry["memory_gb"] for entry in entries), 3),
-        "loss": [[entry["step"], round(entry["loss"], 5)] for entry in entries][:: max(1, len(entries) // 60)],
-        "held_out_loss": [[e["step"], round(e["held_out_loss"], 5)] for e in entries if "held_out_loss" in e],
-        "pieces_s": [*pieces, round(time.perf_counter() - started, 1)],
-    }
-    write_record(path, called(options), results, time.perf_counter() - sum(results["pieces_s"]), device=device)
+    pieces = [*pieces, round(time.perf_counter() - started, 1)]
+    results = training_of(options.runs / stage.recipe) | {"pieces_s": pieces}
+    write_record(path, called(options), results, time.perf_counter() - sum(pieces), device=device)
 
 
 def measure_piece(stage: Stage, options: argparse.Namespace, device: torch.device, until: float) -> bool:
@@ -178,7 +168,7 @@ def measure_piece(stage: Stage, options: argparse.Namespace, device: torch.devic
     settings |= {"pictures": pictures, "root": options.root, "command": called(options), "steps": None, "eta": None}
 
     def measured(weights: str, scale: float) -> dict | None:
-        if until - time.monotonic() < LEFT and not options.tiny:
+        if until - time.monotonic() < LEFT:
             return None
         return assess(options.runs / stage.recipe, scales=[scale], weights=weights, **settings)
 
@@ -186,9 +176,13 @@ def measure_piece(stage: Stage, options: argparse.Namespace, device: torch.devic
         if (record := measured("ema", scale)) is None:
             return False
     rows = [row for row in record["results"]["rows"] if row["what"] == "samples" and row["weights"] == "ema"]
-    best = min(rows, key=lambda row: row["numbers"]["Fréchet distance"]["value"])["scale"]
+    best = min(rows, key=lambda row: next(iter(_distances(row)))["value"])["scale"]
     shutil.copy(pictures / f"{out.stem}-s{best:g}.png", out.with_suffix(".png"))
     return measured("model", best) is not None
+
+
+def _distances(row: dict) -> list[dict]:
+    return [number for name, number in row["numbers"].items() if name in ("Fréchet distance", "FID")]
 
 
 if __name__ == "__main__":

@@ -127,6 +127,7 @@ CHAPTER = {
     "runs.stored": 16,
     "runs.shipped": 16,
     "runs.examiner": 16,
+    "runs.logbook": 16,
     "runs.evaluate": 16,
     "runs.assess": 16,
     "runs.folder": 16,

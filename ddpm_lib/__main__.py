@@ -47,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if may_report():
             print("\n" + "; ".join([str(stop) or "stopped", *_notes(stop)]), file=sys.stderr)
         return 130
-    except (ValueError, TypeError, OSError, FloatingPointError, RuntimeError) as error:
+    except (ValueError, TypeError, OSError, FloatingPointError, RuntimeError, ImportError) as error:
         if may_report():
             if options.traceback:
                 traceback.print_exc()
@@ -154,7 +154,20 @@ def _evaluate(options: argparse.Namespace) -> int:
     from ddpm_lib.runs.assess import assess  # SciPy and scikit-learn take a while, and few commands need them
 
     scales = [float(word) for word in (options.scales or "").split(",") if word]
-    names = ("out", "count", "bits", "features", "root", "weights", "which", "steps", "eta", "seed", "precision")
+    names = (
+        "out",
+        "pictures",
+        "count",
+        "bits",
+        "features",
+        "root",
+        "weights",
+        "which",
+        "steps",
+        "eta",
+        "seed",
+        "precision",
+    )
     chosen = {name: getattr(options, name) for name in names} | {"device": _device(options)}
     assess(options.run, command=command(*options.words), scales=scales, progress=True, **chosen)
     return 0

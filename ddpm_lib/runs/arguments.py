@@ -112,6 +112,7 @@ def parser(words: Sequence[str] = ()) -> argparse.ArgumentParser:
     evaluate.add_argument("--root", help="where the data lie (default: where the recipe says)")
     evaluate.add_argument("--seed", type=int, default=0, help="of the first sample")
     evaluate.add_argument("--out", type=Path, help="the record, a .json (default: evaluation.json in the run's folder)")
+    evaluate.add_argument("--pictures", type=Path, help="the folder for pictures (default: where the record lies)")
     export = add("export", "write a run's weights alone: one fp16 file, or a folder for diffusers")
     export.add_argument("run", type=Path, help="a run folder or a checkpoint")
     export.add_argument("out", type=Path, help="the new file (NAME.safetensors), or with --diffusers the new folder")

@@ -17,10 +17,13 @@ from ddpm_lib.images.image_files import ImageFiles
 from ddpm_lib.runs.choices import DATA, FEATURES
 from ddpm_lib.runs.evaluate import Reference, Row, bits_row, evaluate_scale, find, fingerprint, settings_of, table
 from ddpm_lib.runs.examiner import SETTINGS, Examiner, examiner
+from ddpm_lib.runs.folder import LOG
+from ddpm_lib.runs.logbook import training_of
 from ddpm_lib.runs.model import load
 from ddpm_lib.runs.recipes import override
 from ddpm_lib.runs.records import read_record, write_record
 from ddpm_lib.runs.shipped import located
+from ddpm_lib.training.monitor import read_log
 
 FILES = 10_000  # images that are looked at, of a data set in files
 
@@ -66,6 +69,9 @@ def assess(
     rows: list[Row] = before["results"]["rows"]
     about = {"model": recipe.name, "data": recipe.data, "train": len(train), "held_out": len(held_out)}
     about["parameters"] = sum(p.numel() for p in model.network.parameters())
+
+    if path.is_dir() and read_log(path / LOG):
+        about["training"] = training_of(path)
 
     def keep(row: Row) -> None:
         rows.append(row)

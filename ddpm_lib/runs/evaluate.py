@@ -13,10 +13,11 @@ from ddpm_lib import plot
 from ddpm_lib.evaluation.bits import measured_bits
 from ddpm_lib.evaluation.coverage import density_and_coverage, precision_and_recall
 from ddpm_lib.evaluation.features import Features
+from ddpm_lib.evaluation.frechet import Moments
 from ddpm_lib.evaluation.intervals import Measured, measured, measured_share
 from ddpm_lib.evaluation.kernel import kernel_distance
 from ddpm_lib.evaluation.memorised import copying_score, share_below
-from ddpm_lib.evaluation.metrics import frechet_distance, gaussian_per_class
+from ddpm_lib.evaluation.metrics import gaussian_per_class
 from ddpm_lib.evaluation.neighbours import nearest
 from ddpm_lib.images.data import LabelledImages, to_signed
 from ddpm_lib.runs.examiner import Examiner
@@ -60,7 +61,7 @@ class Reference:
     def numbers(self, images: Tensor, labels: Tensor | None) -> dict[str, Measured]:
         """All metrics of images, (count, C, H, W) in [−1, 1], that were drawn for these labels, (count,)."""
         fake, real = self.features(images.clamp(-1, 1)), self.seen["held_out"]
-        some = real[_spread(len(real), self.count)]
+        some, moments = real[_spread(len(real), self.count)], Moments.of(real)
         about = {"features": self.features.name, "fake": len(fake)}
         found = {}
         if self.examiner is not None and labels is not None:
@@ -69,8 +70,8 @@ class Reference:
                 "accuracy", right, len(images), features=self.examiner.name, fake=len(images)
             )
         metrics: dict[str, tuple[Callable[[Tensor], float], int]] = {
-            "Fréchet distance": (lambda f: frechet_distance(real, f), len(real)),
-            "kernel distance": (lambda f: kernel_distance(some, f), len(some)),
+            self.features.frechet: (lambda f: moments.distance(Moments.of(f)), len(real)),
+            self.features.kernel: (lambda f: kernel_distance(some, f), len(some)),
             "precision": (lambda f: precision_and_recall(some, f)[0], len(some)),
             "recall": (lambda f: precision_and_recall(some, f)[1], len(some)),
             "density": (lambda f: density_and_coverage(some, f)[0], len(some)),
@@ -79,11 +80,13 @@ class Reference:
         for name, (metric, against) in metrics.items():
             found[name] = measured(name, metric, fake, GROUPS, **about, real=against)
         train = self.seen["train"]
-        near, copying = share_below(fake, some, train, QUANTILE), copying_score(fake, some, train)
         about |= {"real": len(some)}
+        near, nearer = share_below(fake, some, train, QUANTILE), copying_score(fake, some, train).nearer
         found["near to training"] = measured_share("near to training", round(near * len(fake)), len(fake), **about)
-        z = copying.z
-        found["copying z"] = Measured("copying z", z, z - 1.96, z + 1.96, "95 %, of a z-score", **about)
+        reach = 1.96 * ((len(fake) + len(some) + 1) / (12 * len(fake) * len(some))) ** 0.5
+        how = "95 % were nothing copied, Mann and Whitney"
+        name = "nearer than held-out"
+        found[name] = Measured(name, nearer, nearer - reach, nearer + reach, how=how, **about)
         return found
 
     def rows(self) -> Iterator[Row]:

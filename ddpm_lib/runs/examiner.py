@@ -78,7 +78,7 @@ def save_examiner(classifier: Classifier, name: str, held_out: LabelledImages, p
     """Write a classifier in fp16, with what it is worth in that precision on these images."""
     device = next(classifier.parameters()).device
     halves = {key: value.half() for key, value in classifier.state_dict().items()}
-    rounded = Classifier(**classifier.config).to(device).eval()
+    rounded = _new(classifier.config).to(device).eval()
     rounded.load_state_dict({key: value.float() for key, value in halves.items()})
     found = accuracy(rounded, held_out.images, held_out.labels)
     about = {"classifier": classifier.config, "data": name, "accuracy": found, "version": __version__}
@@ -90,6 +90,12 @@ def load_examiner(path: str | Path, device: torch.device | None = None) -> Exami
     tensors, about = load_checkpoint(Path(path), (PREFIX,))
     if "classifier" not in about:
         raise ValueError(f"{path} holds no classifier")
-    classifier = Classifier(**about["classifier"])
+    classifier = _new(about["classifier"])
     load_weights(classifier, tensors, PREFIX, path)
     return Examiner(classifier.to(device or torch.device("cpu")).eval(), about["accuracy"], about["data"])
+
+
+def _new(config: dict[str, Any]) -> Classifier:
+    """One whose first weights nobody will see, and which draws nothing from torch's generator."""
+    with torch.random.fork_rng(devices=[]):
+        return Classifier(**config)
