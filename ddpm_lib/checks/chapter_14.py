@@ -219,45 +219,55 @@ def _classifier(log_prior=None, scale=None, spread=None, normalise=None):
 
 NOBODY = "no public source: a plausible slip"
 
-for _what, _seen, _idea, _make in (
+for _what, _seen, _idea, _wrong in (
     (
         "the classifier of clean images, asked about noisy ones",
         NOBODY + " (the one at hand was trained on clean images)",
         "time",
-        _classifier(scale=lambda a: a * 0 + 1, spread=lambda a, var: var + 0 * a),
+        lambda *of: _classifier(scale=lambda a: a * 0 + 1, spread=lambda a, var: var + 0 * a)(*of),
     ),
-    ("the classes' shares are forgotten", NOBODY, "term", _classifier(log_prior=lambda w: 0 * w)),
-    ("the noise's variance is not added", NOBODY, "term", _classifier(spread=lambda a, var: a * var)),
+    ("the classes' shares are forgotten", NOBODY, "term", lambda *of: _classifier(log_prior=lambda w: 0 * w)(*of)),
+    ("the noise's variance is not added", NOBODY, "term", lambda *of: _classifier(spread=lambda a, var: a * var)(*of)),
     (
         "all classes equally wide: only the noise counts",
         NOBODY,
         "term",
-        _classifier(spread=lambda a, var: 1 - a + 0 * var),
+        lambda *of: _classifier(spread=lambda a, var: 1 - a + 0 * var)(*of),
     ),
-    ("the mean shrinks by ᾱ_t, not by its root", NOBODY, "power", _classifier(scale=lambda a: a)),
-    ("x_t is compared with the clean means", NOBODY, "term", _classifier(scale=lambda a: a * 0 + 1)),
-    ("not divided by the sum over the classes", NOBODY, "term", _classifier(normalise=lambda joint: joint)),
+    ("the mean shrinks by ᾱ_t, not by its root", NOBODY, "power", lambda *of: _classifier(scale=lambda a: a)(*of)),
+    ("x_t is compared with the clean means", NOBODY, "term", lambda *of: _classifier(scale=lambda a: a * 0 + 1)(*of)),
+    (
+        "not divided by the sum over the classes",
+        NOBODY,
+        "term",
+        lambda *of: _classifier(normalise=lambda joint: joint)(*of),
+    ),
     (
         "probabilities in place of their logarithms",
         NOBODY,
         "power",
-        _classifier(normalise=lambda joint: joint.softmax(1)),
+        lambda *of: _classifier(normalise=lambda joint: joint.softmax(1))(*of),
     ),
-    ("normalised over the batch", NOBODY, "axis", _classifier(normalise=lambda joint: joint.log_softmax(0))),
+    (
+        "normalised over the batch",
+        NOBODY,
+        "axis",
+        lambda *of: _classifier(normalise=lambda joint: joint.log_softmax(0))(*of),
+    ),
     (
         "a probability of at least 1e-6",
         NOBODY,
         "edge",
-        _classifier(normalise=lambda joint: joint.softmax(1).clamp(min=1e-6).log()),
+        lambda *of: _classifier(normalise=lambda joint: joint.softmax(1).clamp(min=1e-6).log())(*of),
     ),
     (
         "the deviation of the data in place of its variance",
         NOBODY,
         "power",
-        _classifier(spread=lambda a, var: a * var.sqrt() + 1 - a),
+        lambda *of: _classifier(spread=lambda a, var: a * var.sqrt() + 1 - a)(*of),
     ),
 ):
-    exact_classifier.wrong(_what, seen=_seen, idea=_idea)(_make)
+    exact_classifier.wrong(_what, seen=_seen, idea=_idea)(_wrong)
 
 
 # The gradient of a classifier
@@ -324,35 +334,55 @@ for _what, _seen, _idea, _wrong in (
         "of the mean over the batch: divided by B",
         "torch's cross_entropy, whose default is a mean",
         "axis",
-        _gradient(_right, torch.mean),
+        lambda *of: _gradient(_right, torch.mean)(*of),
     ),
-    ("of the logit: log-softmax forgotten", NOBODY, "term", _gradient(_own)),
-    ("of the probability, not of its logarithm", NOBODY, "power", _gradient(lambda z, y: _own(z.softmax(1), y))),
-    ("of the loss: the sign", "torch's cross_entropy, which is −log p", "sign", _gradient(lambda z, y: -_right(z, y))),
-    ("of all classes' log-probabilities together", NOBODY, "axis", _gradient(lambda z, y: z.log_softmax(1).sum(1))),
-    ("of the most probable class", NOBODY, "exchange", _gradient(lambda z, y: _right(z, z.argmax(1)))),
+    ("of the logit: log-softmax forgotten", NOBODY, "term", lambda *of: _gradient(_own)(*of)),
+    (
+        "of the probability, not of its logarithm",
+        NOBODY,
+        "power",
+        lambda *of: _gradient(lambda z, y: _own(z.softmax(1), y))(*of),
+    ),
+    (
+        "of the loss: the sign",
+        "torch's cross_entropy, which is −log p",
+        "sign",
+        lambda *of: _gradient(lambda z, y: -_right(z, y))(*of),
+    ),
+    (
+        "of all classes' log-probabilities together",
+        NOBODY,
+        "axis",
+        lambda *of: _gradient(lambda z, y: z.log_softmax(1).sum(1))(*of),
+    ),
+    ("of the most probable class", NOBODY, "exchange", lambda *of: _gradient(lambda z, y: _right(z, z.argmax(1)))(*of)),
     (
         "softmax over the batch",
         "of this kind: torch's softmax with dim=None",
         "axis",
-        _gradient(lambda z, y: _own(z.log_softmax(0), y)),
+        lambda *of: _gradient(lambda z, y: _own(z.log_softmax(0), y))(*of),
     ),
     (
         "each label's own odds: a sigmoid in place of the softmax",
         NOBODY,
         "exchange",
-        _gradient(lambda z, y: torch.nn.functional.logsigmoid(_own(z, y))),
+        lambda *of: _gradient(lambda z, y: torch.nn.functional.logsigmoid(_own(z, y)))(*of),
     ),
-    ("softmax taken twice", NOBODY, "term", _gradient(lambda z, y: _right(z.softmax(1), y))),
+    ("softmax taken twice", NOBODY, "term", lambda *of: _gradient(lambda z, y: _right(z.softmax(1), y))(*of)),
     (
         "the class after the one that is asked for",
         NOBODY,
         "time",
-        _gradient(lambda z, y: _right(z, (y + 1) % z.shape[1])),
+        lambda *of: _gradient(lambda z, y: _right(z, (y + 1) % z.shape[1]))(*of),
     ),
-    ("the label of the first image for all", NOBODY, "axis", _gradient(lambda z, y: _right(z, y[:1].expand_as(y)))),
-    ("log(p + 1e-3)", NOBODY, "edge", _gradient(lambda z, y: torch.log(_own(z.softmax(1), y) + 1e-3))),
-    ("in bits", NOBODY, "power", _gradient(lambda z, y: _right(z, y) / math.log(2))),
+    (
+        "the label of the first image for all",
+        NOBODY,
+        "axis",
+        lambda *of: _gradient(lambda z, y: _right(z, y[:1].expand_as(y)))(*of),
+    ),
+    ("log(p + 1e-3)", NOBODY, "edge", lambda *of: _gradient(lambda z, y: torch.log(_own(z.softmax(1), y) + 1e-3))(*of)),
+    ("in bits", NOBODY, "power", lambda *of: _gradient(lambda z, y: _right(z, y) / math.log(2))(*of)),
 ):
     class_gradient.wrong(_what, seen=_seen, idea=_idea)(_wrong)
 
@@ -420,92 +450,114 @@ def _table(values, t, like):
     return _each(values[t], like)
 
 
-for _what, _seen, _idea, _change in (
+for _what, _seen, _idea, _wrong in (
     (
         "without √(1 − ᾱ_t)",
         "of this kind: arpitbansal297/Universal-Guided-Diffusion 5 (asked there)",
         "term",
-        lambda S, e, g, t, s: e - s * g,
+        lambda *of: _with(lambda S, e, g, t, s: e - s * g)(*of),
     ),
     (
         "1 − ᾱ_t without its root",
         "of this kind: zhanyisun/lpb 2 (asked there)",
         "power",
-        lambda S, e, g, t, s: e - s * _table(1 - S.alpha_bar, t, e) * g,
+        lambda *of: _with(lambda S, e, g, t, s: e - s * _table(1 - S.alpha_bar, t, e) * g)(*of),
     ),
     (
         "the sign: away from the class",
         NOBODY,
         "sign",
-        lambda S, e, g, t, s: e + s * _table((1 - S.alpha_bar).sqrt(), t, e) * g,
+        lambda *of: _with(lambda S, e, g, t, s: e + s * _table((1 - S.alpha_bar).sqrt(), t, e) * g)(*of),
     ),
-    ("√ᾱ_t for √(1 − ᾱ_t)", NOBODY, "exchange", lambda S, e, g, t, s: e - s * _table(S.alpha_bar.sqrt(), t, e) * g),
+    (
+        "√ᾱ_t for √(1 − ᾱ_t)",
+        NOBODY,
+        "exchange",
+        lambda *of: _with(lambda S, e, g, t, s: e - s * _table(S.alpha_bar.sqrt(), t, e) * g)(*of),
+    ),
     (
         "divided by √(1 − ᾱ_t)",
         NOBODY,
         "power",
-        lambda S, e, g, t, s: e - s * g / _table((1 - S.alpha_bar).sqrt(), t, e),
+        lambda *of: _with(lambda S, e, g, t, s: e - s * g / _table((1 - S.alpha_bar).sqrt(), t, e))(*of),
     ),
-    ("√β_t for √(1 − ᾱ_t)", NOBODY, "exchange", lambda S, e, g, t, s: e - s * _table(S.beta.sqrt(), t, e) * g),
+    (
+        "√β_t for √(1 − ᾱ_t)",
+        NOBODY,
+        "exchange",
+        lambda *of: _with(lambda S, e, g, t, s: e - s * _table(S.beta.sqrt(), t, e) * g)(*of),
+    ),
     (
         "√(1 − ᾱ) of the step before",
         NOBODY,
         "time",
-        lambda S, e, g, t, s: e - s * _table((1 - S.alpha_bar).sqrt(), t - 1, e) * g,
+        lambda *of: _with(lambda S, e, g, t, s: e - s * _table((1 - S.alpha_bar).sqrt(), t - 1, e) * g)(*of),
     ),
     (
         "the variance β̃_t: the rule for the mean",
         "no public source: Algorithm 1 in the place of Algorithm 2",
         "exchange",
-        lambda S, e, g, t, s: (
-            e - s * _table((1 - S.alpha_bar.roll(1)) / (1 - S.alpha_bar).clamp(min=1e-9) * S.beta, t, e) * g
-        ),
+        lambda *of: _with(
+            lambda S, e, g, t, s: (
+                e - s * _table((1 - S.alpha_bar.roll(1)) / (1 - S.alpha_bar).clamp(min=1e-9) * S.beta, t, e) * g
+            )
+        )(*of),
     ),
-    ("the scale is not heeded", NOBODY, "term", lambda S, e, g, t, s: e - _table((1 - S.alpha_bar).sqrt(), t, e) * g),
+    (
+        "the scale is not heeded",
+        NOBODY,
+        "term",
+        lambda *of: _with(lambda S, e, g, t, s: e - _table((1 - S.alpha_bar).sqrt(), t, e) * g)(*of),
+    ),
     (
         "the scale taken for w: s + 1",
         NOBODY,
         "exchange",
-        lambda S, e, g, t, s: e - (s + 1) * _table((1 - S.alpha_bar).sqrt(), t, e) * g,
+        lambda *of: _with(lambda S, e, g, t, s: e - (s + 1) * _table((1 - S.alpha_bar).sqrt(), t, e) * g)(*of),
     ),
     (
         "no guidance for s < 1",
         "of this kind: huggingface/diffusers 12905",
         "edge",
-        lambda S, e, g, t, s: e - s * (s >= 1) * _table((1 - S.alpha_bar).sqrt(), t, e) * g,
+        lambda *of: _with(lambda S, e, g, t, s: e - s * (s >= 1) * _table((1 - S.alpha_bar).sqrt(), t, e) * g)(*of),
     ),
     (
         "divided by the batch size",
         "of this kind: torch's cross_entropy, whose default is a mean",
         "axis",
-        lambda S, e, g, t, s: e - s * _table((1 - S.alpha_bar).sqrt(), t, e) * g / len(e),
+        lambda *of: _with(lambda S, e, g, t, s: e - s * _table((1 - S.alpha_bar).sqrt(), t, e) * g / len(e))(*of),
     ),
     (
         "on the first three channels alone",
         "of this kind: facebookresearch/DiT 41",
         "axis",
-        lambda S, e, g, t, s: torch.cat([(e - s * _table((1 - S.alpha_bar).sqrt(), t, e) * g)[:, :3], e[:, 3:]], 1),
+        lambda *of: _with(
+            lambda S, e, g, t, s: torch.cat([(e - s * _table((1 - S.alpha_bar).sqrt(), t, e) * g)[:, :3], e[:, 3:]], 1)
+        )(*of),
     ),
     (
         "gradients of at most 1",
         "no public source: clipped as in training",
         "edge",
-        lambda S, e, g, t, s: e - s * _table((1 - S.alpha_bar).sqrt(), t, e) * g.clamp(-1, 1),
+        lambda *of: _with(lambda S, e, g, t, s: e - s * _table((1 - S.alpha_bar).sqrt(), t, e) * g.clamp(-1, 1))(*of),
     ),
     (
         "the guided ε as long as the unguided one",
         NOBODY,
         "edge",
-        lambda S, e, g, t, s: (
-            (e - s * _table((1 - S.alpha_bar).sqrt(), t, e) * g)
-            * _each(
-                e.flatten(1).norm(dim=1) / (e - s * _table((1 - S.alpha_bar).sqrt(), t, e) * g).flatten(1).norm(dim=1),
-                e,
+        lambda *of: _with(
+            lambda S, e, g, t, s: (
+                (e - s * _table((1 - S.alpha_bar).sqrt(), t, e) * g)
+                * _each(
+                    e.flatten(1).norm(dim=1)
+                    / (e - s * _table((1 - S.alpha_bar).sqrt(), t, e) * g).flatten(1).norm(dim=1),
+                    e,
+                )
             )
-        ),
+        )(*of),
     ),
 ):
-    classifier_guided.wrong(_what, seen=_seen, idea=_idea)(_with(_change))
+    classifier_guided.wrong(_what, seen=_seen, idea=_idea)(_wrong)
 
 
 # The mean of a step
@@ -543,30 +595,40 @@ def _mean(change):
     return lambda mean, var, gradient, scale: change(mean, torch.as_tensor(var), gradient, _each(scale, mean))
 
 
-for _what, _seen, _idea, _change in (
-    ("σ for σ²", NOBODY, "power", lambda m, v, g, s: m + s * v.sqrt() * g),
+for _what, _seen, _idea, _wrong in (
+    ("σ for σ²", NOBODY, "power", lambda *of: _mean(lambda m, v, g, s: m + s * v.sqrt() * g)(*of)),
     (
         "no variance: the gradient itself is added",
         "Feynben/GenerativeDiffusionPrior 27 (“we do not use Sigma”)",
         "term",
-        lambda m, v, g, s: m + s * g,
+        lambda *of: _mean(lambda m, v, g, s: m + s * g)(*of),
     ),
-    ("the sign", NOBODY, "sign", lambda m, v, g, s: m - s * v * g),
-    ("divided by the variance", NOBODY, "power", lambda m, v, g, s: m + s * g / v),
-    ("half of it, as in the exponent", NOBODY, "term", lambda m, v, g, s: m + s * v * g / 2),
-    ("the scale squared", NOBODY, "power", lambda m, v, g, s: m + s**2 * v * g),
-    ("the scale is not heeded", NOBODY, "term", lambda m, v, g, s: m + v * g),
+    ("the sign", NOBODY, "sign", lambda *of: _mean(lambda m, v, g, s: m - s * v * g)(*of)),
+    ("divided by the variance", NOBODY, "power", lambda *of: _mean(lambda m, v, g, s: m + s * g / v)(*of)),
+    ("half of it, as in the exponent", NOBODY, "term", lambda *of: _mean(lambda m, v, g, s: m + s * v * g / 2)(*of)),
+    ("the scale squared", NOBODY, "power", lambda *of: _mean(lambda m, v, g, s: m + s**2 * v * g)(*of)),
+    ("the scale is not heeded", NOBODY, "term", lambda *of: _mean(lambda m, v, g, s: m + v * g)(*of)),
     (
         "the log-variance",
         "of this kind: huggingface/diffusers 14569 (one name for both)",
         "power",
-        lambda m, v, g, s: m + s * v.log() * g,
+        lambda *of: _mean(lambda m, v, g, s: m + s * v.log() * g)(*of),
     ),
-    ("the mean is scaled: s·μ", NOBODY, "term", lambda m, v, g, s: s * m + v * g),
-    ("the mean's variance over the batch", NOBODY, "axis", lambda m, v, g, s: m + s * v * g.mean(0)),
-    ("the result is clipped to [−1, 1]", NOBODY, "edge", lambda m, v, g, s: (m + s * v * g).clamp(-1, 1)),
+    ("the mean is scaled: s·μ", NOBODY, "term", lambda *of: _mean(lambda m, v, g, s: s * m + v * g)(*of)),
+    (
+        "the mean's variance over the batch",
+        NOBODY,
+        "axis",
+        lambda *of: _mean(lambda m, v, g, s: m + s * v * g.mean(0))(*of),
+    ),
+    (
+        "the result is clipped to [−1, 1]",
+        NOBODY,
+        "edge",
+        lambda *of: _mean(lambda m, v, g, s: (m + s * v * g).clamp(-1, 1))(*of),
+    ),
 ):
-    guided_mean.wrong(_what, seen=_seen, idea=_idea)(_mean(_change))
+    guided_mean.wrong(_what, seen=_seen, idea=_idea)(_wrong)
 
 
 # Classifier-free guidance
@@ -617,60 +679,65 @@ for _what, _seen, _idea, _wrong in (
         "the unconditional branch is given the label",
         "QiaoyuHu89/DiffGui 5",
         "exchange",
-        _free(lambda e, c, s: e + s * (c - e), away=lambda y, null: y),
+        lambda *of: _free(lambda e, c, s: e + s * (c - e), away=lambda y, null: y)(*of),
     ),
     (
         "ε_c + s·(ε_c − ε_∅), called scale s (it is s + 1)",
         "threestudio-project/threestudio 127 and 289",
         "exchange",
-        _free(lambda e, c, s: c + s * (c - e)),
+        lambda *of: _free(lambda e, c, s: c + s * (c - e))(*of),
     ),
     (
         "ε_c + w·ε_∅",
         "TeaPearce/Conditional_Diffusion_MNIST, an early README",
         "sign",
-        _free(lambda e, c, s: c + (s - 1) * e),
+        lambda *of: _free(lambda e, c, s: c + (s - 1) * e)(*of),
     ),
     (
         "the sign: away from the class",
         "of this kind: an early README of TeaPearce/Conditional_Diffusion_MNIST",
         "sign",
-        _free(lambda e, c, s: e - s * (c - e)),
+        lambda *of: _free(lambda e, c, s: e - s * (c - e))(*of),
     ),
     (
         "on three of four channels",
         "facebookresearch/DiT 41 (copied into SiT, MDT and PixArt)",
         "axis",
-        _free(lambda e, c, s: torch.cat([(e + s * (c - e))[:, :3], c[:, 3:]], 1)),
+        lambda *of: _free(lambda e, c, s: torch.cat([(e + s * (c - e))[:, :3], c[:, 3:]], 1))(*of),
     ),
-    ("the two halves of the batch exchanged", NOBODY, "exchange", _free(lambda e, c, s: c + s * (e - c))),
+    (
+        "the two halves of the batch exchanged",
+        NOBODY,
+        "exchange",
+        lambda *of: _free(lambda e, c, s: c + s * (e - c))(*of),
+    ),
     (
         "no guidance for s < 1: the conditional model",
         "huggingface/diffusers 12905; open-mmlab/PowerPaint 65",
         "edge",
-        _free(lambda e, c, s: torch.where(s < 1, c, e + s * (c - e))),
+        lambda *of: _free(lambda e, c, s: torch.where(s < 1, c, e + s * (c - e)))(*of),
     ),
-    ("s·ε_c − (1 − s)·ε_∅", NOBODY, "sign", _free(lambda e, c, s: s * c - (1 - s) * e)),
-    ("(1 + s)·ε_c + s·ε_∅", NOBODY, "sign", _free(lambda e, c, s: (1 + s) * c + s * e)),
-    ("w for s: s − 1", NOBODY, "exchange", _free(lambda e, c, s: e + (s - 1) * (c - e))),
+    ("s·ε_c − (1 − s)·ε_∅", NOBODY, "sign", lambda *of: _free(lambda e, c, s: s * c - (1 - s) * e)(*of)),
+    ("(1 + s)·ε_c + s·ε_∅", NOBODY, "sign", lambda *of: _free(lambda e, c, s: (1 + s) * c + s * e)(*of)),
+    ("w for s: s − 1", NOBODY, "exchange", lambda *of: _free(lambda e, c, s: e + (s - 1) * (c - e))(*of)),
     (
         "the label 0 means none",
         NOBODY,
         "exchange",
-        _free(lambda e, c, s: e + s * (c - e), away=lambda y, null: 0 * y),
+        lambda *of: _free(lambda e, c, s: e + s * (c - e), away=lambda y, null: 0 * y)(*of),
     ),
     (
         "the last class means none",
         NOBODY,
         "time",
-        _free(lambda e, c, s: e + s * (c - e), away=lambda y, null: 0 * y + null - 1),
+        lambda *of: _free(lambda e, c, s: e + s * (c - e), away=lambda y, null: 0 * y + null - 1)(*of),
     ),
-    ("one image's ε_∅ for all", NOBODY, "axis", _free(lambda e, c, s: e[:1] + s * (c - e[:1]))),
+    ("one image's ε_∅ for all", NOBODY, "axis", lambda *of: _free(lambda e, c, s: e[:1] + s * (c - e[:1]))(*of)),
     (
         "both branches are asked, though s is 0 or 1",
         NOBODY,
         "term",
-        _free(lambda e, c, s: e + s * (c - e), shortcut=False),
+        lambda *of: _free(lambda e, c, s: e + s * (c - e), shortcut=False)(*of),
     ),
     (
         "a scale of each image stands beside the last axis",
@@ -680,16 +747,16 @@ for _what, _seen, _idea, _wrong in (
             lambda e, c, s: e + (s.flatten() if e.shape[-1] == s.numel() else s) * (c - e)
         )(model, labels, scale, null),
     ),
-    ("clipped to [−3, 3]", NOBODY, "edge", _free(lambda e, c, s: (e + s * (c - e)).clamp(-3, 3))),
+    ("clipped to [−3, 3]", NOBODY, "edge", lambda *of: _free(lambda e, c, s: (e + s * (c - e)).clamp(-3, 3))(*of)),
     (
         "as long as the conditional one",
         "of this kind: Lin et al. 2024, section 3.4, always on",
         "edge",
-        _free(
+        lambda *of: _free(
             lambda e, c, s: (
                 (e + s * (c - e)) * _each(c.flatten(1).norm(dim=1) / (e + s * (c - e)).flatten(1).norm(dim=1), e)
             )
-        ),
+        )(*of),
     ),
 ):
     guided.wrong(_what, seen=_seen, idea=_idea)(_wrong)
@@ -720,17 +787,20 @@ def conversion(f):
         yield apart(none + s * (label - none), _published(value, convention, none, label, of_class), size)
 
 
-for _what, _seen, _idea, _added in (
-    ("s = w: no conversion", "threestudio-project/threestudio 127", "exchange", (0, 0, 0, 0)),
-    ("s = w − 1", NOBODY, "sign", (0, -1, 0, -1)),
-    ("a classifier's scale on the conditional model is s", NOBODY, "exchange", (0, 1, 0, 0)),
-    ("a classifier's scale on the unconditional model is w", NOBODY, "exchange", (0, 1, 1, 1)),
-    ("every scale is raised by 1", NOBODY, "term", (1, 1, 1, 1)),
-    ("w is s, and s is w", NOBODY, "exchange", (1, 0, 0, 1)),
+def _plus(added, value, convention):
+    """The value, with a number added that is another for each convention."""
+    return value + dict(zip(CONVENTIONS, added, strict=True))[convention]
+
+
+for _what, _seen, _idea, _wrong in (
+    ("s = w: no conversion", "threestudio-project/threestudio 127", "exchange", lambda *of: _plus((0, 0, 0, 0), *of)),
+    ("s = w − 1", NOBODY, "sign", lambda *of: _plus((0, -1, 0, -1), *of)),
+    ("a classifier's scale on the conditional model is s", NOBODY, "exchange", lambda *of: _plus((0, 1, 0, 0), *of)),
+    ("a classifier's scale on the unconditional model is w", NOBODY, "exchange", lambda *of: _plus((0, 1, 1, 1), *of)),
+    ("every scale is raised by 1", NOBODY, "term", lambda *of: _plus((1, 1, 1, 1), *of)),
+    ("w is s, and s is w", NOBODY, "exchange", lambda *of: _plus((1, 0, 0, 1), *of)),
 ):
-    conversion.wrong(_what, seen=_seen, idea=_idea)(
-        lambda value, convention, added=_added: value + dict(zip(CONVENTIONS, added, strict=True))[convention]
-    )
+    conversion.wrong(_what, seen=_seen, idea=_idea)(_wrong)
 
 
 @conversion.wrong("a scale below 0 is 0", seen=NOBODY, idea="edge")
@@ -956,28 +1026,36 @@ def _at(inside, outside=1.0):
 
 
 for _what, _idea, _wrong in (
-    ("outside the interval, not inside", "sign", _at(lambda t, low, high: (t < low) | (t > high))),
-    ("outside of it 0, the unconditional model", "exchange", _at(lambda t, low, high: (t >= low) & (t <= high), 0.0)),
-    ("the lower end does not belong to it", "edge", _at(lambda t, low, high: (t > low) & (t <= high))),
-    ("the upper end does not belong to it", "edge", _at(lambda t, low, high: (t >= low) & (t < high))),
-    ("only the lower end counts", "term", _at(lambda t, low, high: t >= low)),
-    ("only the upper end counts", "term", _at(lambda t, low, high: t <= high)),
+    ("outside the interval, not inside", "sign", lambda *of: _at(lambda t, low, high: (t < low) | (t > high))(*of)),
+    (
+        "outside of it 0, the unconditional model",
+        "exchange",
+        lambda *of: _at(lambda t, low, high: (t >= low) & (t <= high), 0.0)(*of),
+    ),
+    ("the lower end does not belong to it", "edge", lambda *of: _at(lambda t, low, high: (t > low) & (t <= high))(*of)),
+    ("the upper end does not belong to it", "edge", lambda *of: _at(lambda t, low, high: (t >= low) & (t < high))(*of)),
+    ("only the lower end counts", "term", lambda *of: _at(lambda t, low, high: t >= low)(*of)),
+    ("only the upper end counts", "term", lambda *of: _at(lambda t, low, high: t <= high)(*of)),
     (
         "the first image decides for all",
         "axis",
-        _at(lambda t, low, high: ((t >= low) & (t <= high))[:1].expand(t.shape)),
+        lambda *of: _at(lambda t, low, high: ((t >= low) & (t <= high))[:1].expand(t.shape))(*of),
     ),
-    ("none, unless all are inside", "axis", _at(lambda t, low, high: ((t >= low) & (t <= high)).all().expand(t.shape))),
-    ("t counted from 0", "time", _at(lambda t, low, high: (t - 1 >= low) & (t - 1 <= high))),
+    (
+        "none, unless all are inside",
+        "axis",
+        lambda *of: _at(lambda t, low, high: ((t >= low) & (t <= high)).all().expand(t.shape))(*of),
+    ),
+    ("t counted from 0", "time", lambda *of: _at(lambda t, low, high: (t - 1 >= low) & (t - 1 <= high))(*of)),
     (
         "outside of it half of the way",
         "term",
-        _at(lambda t, low, high: (t >= low) & (t <= high), lambda s: (1 + s) / 2),
+        lambda *of: _at(lambda t, low, high: (t >= low) & (t <= high), lambda s: (1 + s) / 2)(*of),
     ),
     (
         "counted from the start of sampling, 1001 − t",
         "time",
-        _at(lambda t, low, high: (1001 - t >= low) & (1001 - t <= high)),
+        lambda *of: _at(lambda t, low, high: (1001 - t >= low) & (1001 - t <= high))(*of),
     ),
 ):
     interval_scale.wrong(_what, seen=NOBODY, idea=_idea)(_wrong)
@@ -1045,53 +1123,68 @@ for _what, _seen, _idea, _wrong in (
         "over the whole batch",
         NOBODY,
         "axis",
-        _rescale(
+        lambda *of: _rescale(
             lambda c, g: (c.std(correction=0) / g.std(correction=0)).expand(len(g)).reshape(-1, *[1] * (g.ndim - 1))
-        ),
+        )(*of),
     ),
     (
         "each channel by itself",
         NOBODY,
         "axis",
-        _rescale(
+        lambda *of: _rescale(
             lambda c, g: (
                 c.flatten(2).std(2, correction=0)[(...,) + (None,) * (g.ndim - 2)]
                 / g.flatten(2).std(2, correction=0)[(...,) + (None,) * (g.ndim - 2)]
                 if g.ndim > 2
                 else _std(c, g)
             )
-        ),
+        )(*of),
     ),
-    ("variances in place of deviations", NOBODY, "power", _rescale(_image(lambda x: x.var(1, correction=0)))),
+    (
+        "variances in place of deviations",
+        NOBODY,
+        "power",
+        lambda *of: _rescale(_image(lambda x: x.var(1, correction=0)))(*of),
+    ),
     (
         "the root of the mean square: the mean is not taken off",
         NOBODY,
         "term",
-        _rescale(_image(lambda x: x.square().mean(1).sqrt())),
+        lambda *of: _rescale(_image(lambda x: x.square().mean(1).sqrt()))(*of),
     ),
-    ("the inverse ratio", NOBODY, "power", _rescale(lambda c, g: 1 / _std(c, g))),
-    ("φ and 1 − φ exchanged", NOBODY, "exchange", _rescale(_std, lambda g, r, phi: (1 - phi) * (g * r) + phi * g)),
-    ("φ is not heeded: always the whole way", NOBODY, "term", _rescale(_std, lambda g, r, phi: g * r)),
-    ("the power φ of the ratio", NOBODY, "exchange", _rescale(_std, lambda g, r, phi: g * r**phi)),
+    ("the inverse ratio", NOBODY, "power", lambda *of: _rescale(lambda c, g: 1 / _std(c, g))(*of)),
+    (
+        "φ and 1 − φ exchanged",
+        NOBODY,
+        "exchange",
+        lambda *of: _rescale(_std, lambda g, r, phi: (1 - phi) * (g * r) + phi * g)(*of),
+    ),
+    ("φ is not heeded: always the whole way", NOBODY, "term", lambda *of: _rescale(_std, lambda g, r, phi: g * r)(*of)),
+    ("the power φ of the ratio", NOBODY, "exchange", lambda *of: _rescale(_std, lambda g, r, phi: g * r**phi)(*of)),
     (
         "only made smaller, never larger",
         NOBODY,
         "edge",
-        _rescale(_std, lambda g, r, phi: g * (1 + phi * (r.clamp(max=1) - 1))),
+        lambda *of: _rescale(_std, lambda g, r, phi: g * (1 + phi * (r.clamp(max=1) - 1)))(*of),
     ),
     (
         "ranges, from the smallest to the largest number",
         NOBODY,
         "exchange",
-        _rescale(_image(lambda x: x.amax(1) - x.amin(1))),
+        lambda *of: _rescale(_image(lambda x: x.amax(1) - x.amin(1)))(*of),
     ),
     (
         "mean absolute deviations",
         NOBODY,
         "exchange",
-        _rescale(_image(lambda x: (x - x.mean(1, keepdim=True)).abs().mean(1))),
+        lambda *of: _rescale(_image(lambda x: (x - x.mean(1, keepdim=True)).abs().mean(1)))(*of),
     ),
-    ("an ε of 1e-8 beside the deviation", NOBODY, "edge", _rescale(_image(lambda x: x.std(1, correction=0) + 1e-8))),
+    (
+        "an ε of 1e-8 beside the deviation",
+        NOBODY,
+        "edge",
+        lambda *of: _rescale(_image(lambda x: x.std(1, correction=0) + 1e-8))(*of),
+    ),
     (
         "the mean is moved, too",
         NOBODY,
@@ -1138,16 +1231,24 @@ def _three(combine):
     return f
 
 
-for _what, _idea, _combine in (
-    ("the negative label is not heeded", "term", lambda e, c, n, s: e + s * (c - e)),
-    ("towards it, not away from it", "sign", lambda e, c, n, s: c + s * (n - c)),
-    ("ε_y − s·ε_{y'}", "term", lambda e, c, n, s: c - s * n),
-    ("from none, with two differences", "term", lambda e, c, n, s: e + s * (c - e) - s * (n - e)),
-    ("ε_∅ + s·(ε_y − ε_{y'})", "exchange", lambda e, c, n, s: e + s * (c - n)),
-    ("ε_y + s·(ε_y − ε_{y'})", "exchange", lambda e, c, n, s: c + s * (c - n)),
-    ("half none, half the negative label", "exchange", lambda e, c, n, s: (e + n) / 2 + s * (c - (e + n) / 2)),
+for _what, _idea, _wrong in (
+    ("the negative label is not heeded", "term", lambda *of: _three(lambda e, c, n, s: e + s * (c - e))(*of)),
+    ("towards it, not away from it", "sign", lambda *of: _three(lambda e, c, n, s: c + s * (n - c))(*of)),
+    ("ε_y − s·ε_{y'}", "term", lambda *of: _three(lambda e, c, n, s: c - s * n)(*of)),
+    (
+        "from none, with two differences",
+        "term",
+        lambda *of: _three(lambda e, c, n, s: e + s * (c - e) - s * (n - e))(*of),
+    ),
+    ("ε_∅ + s·(ε_y − ε_{y'})", "exchange", lambda *of: _three(lambda e, c, n, s: e + s * (c - n))(*of)),
+    ("ε_y + s·(ε_y − ε_{y'})", "exchange", lambda *of: _three(lambda e, c, n, s: c + s * (c - n))(*of)),
+    (
+        "half none, half the negative label",
+        "exchange",
+        lambda *of: _three(lambda e, c, n, s: (e + n) / 2 + s * (c - (e + n) / 2))(*of),
+    ),
 ):
-    negative.wrong(_what, seen=NOBODY, idea=_idea)(_three(_combine))
+    negative.wrong(_what, seen=NOBODY, idea=_idea)(_wrong)
 
 
 # A worse model as a guide
@@ -1187,23 +1288,27 @@ def _auto(combine, of_worse=lambda labels: labels, shortcut=True):
 
 
 for _what, _idea, _wrong in (
-    ("towards the worse model", "exchange", _auto(lambda g, b, s: g + s * (b - g))),
-    ("ε + s·(ε − ε'), which is scale s + 1", "exchange", _auto(lambda g, b, s: g + s * (g - b))),
-    ("s·ε − (1 − s)·ε'", "sign", _auto(lambda g, b, s: s * g - (1 - s) * b)),
+    ("towards the worse model", "exchange", lambda *of: _auto(lambda g, b, s: g + s * (b - g))(*of)),
+    ("ε + s·(ε − ε'), which is scale s + 1", "exchange", lambda *of: _auto(lambda g, b, s: g + s * (g - b))(*of)),
+    ("s·ε − (1 − s)·ε'", "sign", lambda *of: _auto(lambda g, b, s: s * g - (1 - s) * b)(*of)),
     (
         "the worse model is asked without the labels",
         "exchange",
-        _auto(lambda g, b, s: b + s * (g - b), of_worse=lambda y: 0 * y + 3),
+        lambda *of: _auto(lambda g, b, s: b + s * (g - b), of_worse=lambda y: 0 * y + 3)(*of),
     ),
-    ("the average of both", "exchange", _auto(lambda g, b, s: (g + b) / 2)),
-    ("the good model alone", "term", _auto(lambda g, b, s: g + 0 * b)),
-    ("one scale for all: the mean of them", "axis", _auto(lambda g, b, s: b + s.mean() * (g - b))),
-    ("both are asked, though one does not count", "term", _auto(lambda g, b, s: b + s * (g - b), shortcut=False)),
+    ("the average of both", "exchange", lambda *of: _auto(lambda g, b, s: (g + b) / 2)(*of)),
+    ("the good model alone", "term", lambda *of: _auto(lambda g, b, s: g + 0 * b)(*of)),
+    ("one scale for all: the mean of them", "axis", lambda *of: _auto(lambda g, b, s: b + s.mean() * (g - b))(*of)),
+    (
+        "both are asked, though one does not count",
+        "term",
+        lambda *of: _auto(lambda g, b, s: b + s * (g - b), shortcut=False)(*of),
+    ),
     (
         "on the first three channels alone",
         "axis",
-        _auto(lambda g, b, s: torch.cat([(b + s * (g - b))[:, :3], g[:, 3:]], 1)),
+        lambda *of: _auto(lambda g, b, s: torch.cat([(b + s * (g - b))[:, :3], g[:, 3:]], 1))(*of),
     ),
-    ("no guidance for s < 1", "edge", _auto(lambda g, b, s: b + s.clamp(min=1) * (g - b))),
+    ("no guidance for s < 1", "edge", lambda *of: _auto(lambda g, b, s: b + s.clamp(min=1) * (g - b))(*of)),
 ):
     autoguidance.wrong(_what, seen=NOBODY, idea=_idea)(_wrong)
