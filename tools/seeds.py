@@ -1,8 +1,9 @@
 """Trains a small network from several seeds and measures several sets of samples of each: python -m tools.seeds
 
-Each training is the recipe `digits`, made small (BASE), as in the tuning guide. What retraining moves, and what drawing again moves: chapter 15 compares the two. One line of WORK/trainings.jsonl is
-written when a training and its samples are done: started again, the command goes on with the next seed. At the end it
-writes the record `data/records/seeds.json`. One thread; about a quarter of an hour where the core is free.
+Each training is the recipe `digits`, made small (BASE), as in the tuning guide. What retraining moves, and what drawing
+again moves: chapter 15 compares the two. One line of WORK/trainings.jsonl is written when a training and its samples
+are done: started again, the command goes on with the next seed. At the end it writes the record
+`data/records/seeds.json`. One thread; a few minutes where the core is free.
 """
 
 import argparse
@@ -60,7 +61,7 @@ def numbers(images: Tensor, labels: Tensor, data: LabelledImages, held_out: Labe
         "density": density,
         "coverage": coverage,
         "recognised": svc.accuracy(images, labels),
-        "nearer than held-out": copying_score(fake, look(held_out.images), real).nearer,
+        "nearer than held-out": copying_score(fake, look(held_out.images), real)[1],
     }
     return {name: round(value, 6) for name, value in found.items()}
 
