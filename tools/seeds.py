@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ddpm_lib.evaluation.bits import measured_bits
 from ddpm_lib.evaluation.coverage import density_and_coverage, precision_and_recall
 from ddpm_lib.evaluation.features import Features, classifier_features, pixels
 from ddpm_lib.evaluation.kernel import kernel_distance
@@ -32,7 +31,6 @@ from ddpm_lib.training.loop import train
 from ddpm_lib.training.monitor import append_entry, read_log
 
 COMMAND = "python -m tools.seeds"
-LEVELS = 17  # grey levels of the digits
 BASE = ("width=16", "groups=4", "batch=64", "steps=320", "sample_steps=20")  # of the recipe digits
 
 
@@ -67,7 +65,7 @@ def numbers(images: Tensor, labels: Tensor, data: LabelledImages, held_out: Labe
 
 
 def measure(seed: int, changes: Sequence[str], draws: int, each: int, classifier_steps: int) -> dict[str, Any]:
-    """Train one network; the metrics of `draws` sets of 10·each samples, and its bits on the held-out images."""
+    """Train one network; the metrics of `draws` sets of 10·each samples."""
     started, chosen = time.perf_counter(), override(recipe("digits"), [*changes, f"seed={seed}"])
     data, held_out = load_data(chosen)
     seen, svc = examiner(data, classifier_steps), PixelClassifier(data.images, data.labels)
@@ -78,18 +76,9 @@ def measure(seed: int, changes: Sequence[str], draws: int, each: int, classifier
     for draw in range(draws):
         images = model.sample(wanted, scale=1.0, seed=1000 * seed + draw, batch=250).clamp(-1, 1)
         sets.append(numbers(images, wanted, data, held_out, seen, svc))
-    eps_model, generator = model.network, torch.Generator().manual_seed(seed)
-    bits = {}
-    for name, part in (("held-out", held_out), ("training", data)):
-        of = slice(0, len(held_out))
-        found = measured_bits(
-            eps_model, model.schedule, part.images[of], generator, levels=LEVELS, labels=part.labels[of]
-        )
-        bits[name] = {key: [round(m.value, 5), round(m.low, 5), round(m.high, 5)] for key, m in found.items()}
     return {
         "seed": seed,
         "sets": sets,
-        "bits": bits,
         "classifier": round(accuracy(seen.network.__closure__[0].cell_contents, held_out.images, held_out.labels), 5),
         "seconds": round(time.perf_counter() - started, 1),
     }
@@ -117,7 +106,7 @@ def run(
             print(f"seed {seed}: {done[seed]['sets'][0]}, {done[seed]['seconds']:.0f} s", flush=True)
     trainings = [done[seed] for seed in seeds]
     seconds = sum(entry.pop("seconds") for entry in trainings)
-    results = {"changes": list(changes), "samples": 10 * each, "levels": LEVELS, "trainings": trainings}
+    results = {"changes": list(changes), "samples": 10 * each, "trainings": trainings}
     return write_record(out, COMMAND, results, time.perf_counter() - seconds, device=torch.device("cpu"))
 
 
