@@ -950,6 +950,9 @@ def network(f):
             together = (pairs[0] * pairs[1]).mean(0) / found.var(0)
             yield float(together.abs().max()) * 1500**0.5  # the noise of one image says nothing of another's
     x_0 = torch.tensor([-1.0, 0.0, 1.0, 0.5]).double().reshape(4, 1, 1, 1)
+    each = [_exact_bits(SHORT, blind, v, 5) for v in x_0.flatten().tolist()]
+    found = f(_estimator(blind), SHORT, x_0, torch.Generator().manual_seed(1), draws=3, levels=5)
+    yield 5e8 * apart(torch.stack(found, 1), torch.tensor(each))  # each image has its own
     first, again, other = (
         f(_estimator((0.3,) * 4), SHORT, x_0, torch.Generator().manual_seed(s), draws=2, levels=5) for s in (1, 1, 2)
     )

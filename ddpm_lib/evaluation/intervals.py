@@ -108,5 +108,5 @@ def over_seeds(name: str, values: Sequence[float], **about: str | int) -> Measur
 def _short(m: Measured) -> str:
     """The three numbers, to two digits of the interval's width."""
     width = m.high - m.low
-    digits = max(0, 1 - math.floor(math.log10(width))) if width > 0 and math.isfinite(width) else 3
+    digits = min(6, max(0, 1 - math.floor(math.log10(width)))) if width > 0 and math.isfinite(width) else 3
     return f"{m.value:.{digits}f} [{m.low:.{digits}f}, {m.high:.{digits}f}]"
