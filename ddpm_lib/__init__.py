@@ -118,6 +118,7 @@ CHAPTER = {
     "evaluation.bits": 15,
     "evaluation.features": 15,
     "evaluation.summary": 15,
+    "checks.chapter_15": 15,
     "runs.words": 16,
     "runs.choices": 16,
     "runs.recipes": 16,

@@ -32,7 +32,7 @@ def network_bits(
     levels: int = 256,
     reverse_var: ReverseVar = posterior_var_clipped,
 ) -> tuple[Tensor, Tensor]:
-    """Rate and distortion of each image in bits per dimension, (B,) each, float64.
+    """Eq. 15.10 (bits of a network). Rate and distortion of each image in bits per dimension, (B,) each, float64.
 
     Distortion is L_0, and rate all other terms; their sum is an unbiased estimate of the bound on −log₂ P(x_0)/D.
     x_0: (B, C, H, W), values on a grid of `levels` grey levels scaled to [−1, 1] (ValueError for others: the decoder

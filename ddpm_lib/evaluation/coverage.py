@@ -6,7 +6,7 @@ from ddpm_lib.evaluation.neighbours import inside, kth_radius
 
 
 def precision_and_recall(real: Tensor, fake: Tensor, k: int = 3) -> tuple[float, float]:
-    """Shares: of fake points in some real point's ball, and the other way round.
+    """Eq. 15.4 (precision and recall). Shares: of fake points in some real point's ball, and the other way round.
 
     real: (N, D), fake: (M, D), N, M > k. A ball reaches to the k-th nearest other point of the same set, which it
     holds. Source: Kynkäänniemi et al. 2019, Eq. 1 to 3.
@@ -18,7 +18,7 @@ def precision_and_recall(real: Tensor, fake: Tensor, k: int = 3) -> tuple[float,
 
 
 def density_and_coverage(real: Tensor, fake: Tensor, k: int = 5) -> tuple[float, float]:
-    """Real balls that hold a fake point, over k; real balls that hold one at all.
+    """Eq. 15.5 (density and coverage). Real balls that hold a fake point, over k; real balls that hold one at all.
 
     real: (N, D), N > k; fake: (M, D). Density is the mean over the fake points, and may be above 1; coverage is a
     share of the real points. For two draws from one law both have known values: density 1, coverage 1 − (1 − …), see

@@ -37,7 +37,7 @@ class Measured:
 
 
 def share_interval(hits: int, n: int, level: float = 0.95) -> tuple[float, float]:
-    """All p for which `hits` of n is less than z deviations from n·p.
+    """Eq. 15.7 (interval of a share). All p for which `hits` of n is less than z deviations from n·p.
 
     Both ends lie in [0, 1], also for 0 or n hits, where p̂ ± z·deviation has no width. 0 <= hits <= n, n >= 1, level
     in (0, 1) (ValueError otherwise). Source: Wilson 1927.
@@ -51,7 +51,7 @@ def share_interval(hits: int, n: int, level: float = 0.95) -> tuple[float, float
 
 
 def jackknife_std(metric: Callable[[Tensor], float], samples: Tensor, groups: int = 20, seed: int = 0) -> float:
-    """The standard deviation of metric(samples) over draws of the samples, (N, ...).
+    """Eq. 15.8 (jackknife). The standard deviation of metric(samples) over draws of the samples, (N, ...).
 
     The metric is taken `groups` times, each time without one of so many random groups, all of nearly the same size:
     no sample occurs twice, as it does in a bootstrap, whose copies a covariance and a nearest neighbour take for real.
@@ -68,7 +68,7 @@ def jackknife_std(metric: Callable[[Tensor], float], samples: Tensor, groups: in
 
 
 def seed_variances(values: Tensor) -> tuple[float, float]:
-    """The variance of a metric over training seeds, and over draws of the samples.
+    """Eq. 15.9 (two kinds of seeds). The variance of a metric over training seeds, and over draws of the samples.
 
     values: (S, R), float64: R sets of samples of each of S trainings; S, R >= 2 (ValueError otherwise). Both are
     unbiased: the variance within a row is that of the draws, and a row's mean has a part R of it, which is taken off.
@@ -108,5 +108,5 @@ def over_seeds(name: str, values: Sequence[float], **about: str | int) -> Measur
 def _short(m: Measured) -> str:
     """The three numbers, to two digits of the interval's width."""
     width = m.high - m.low
-    digits = max(0, 1 - math.floor(math.log10(width))) if width > 0 and math.isfinite(width) else 3
+    digits = min(6, max(0, 1 - math.floor(math.log10(width)))) if width > 0 and math.isfinite(width) else 3
     return f"{m.value:.{digits}f} [{m.low:.{digits}f}, {m.high:.{digits}f}]"

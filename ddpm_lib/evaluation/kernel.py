@@ -9,7 +9,7 @@ BLOCK = 2**22  # numbers in a block of the kernel's matrix
 
 
 def kernel_distance(real: Tensor, fake: Tensor, *, block: int = BLOCK) -> float:
-    """MMD² of two sets of features, (N, D) and (M, D), with k(x, y) = (x·y/D + 1)³.
+    """Eq. 15.3 (kernel distance). MMD² of two sets of features, (N, D) and (M, D), with k(x, y) = (x·y/D + 1)³.
 
     The mean of k over pairs of different real ones, plus that of fake ones, minus twice that of mixed pairs: unbiased,
     so below 0 now and then. In blocks and in float64; N, M >= 2 (ValueError otherwise).

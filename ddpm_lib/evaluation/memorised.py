@@ -1,30 +1,18 @@
 """Are samples copies of training images? Only beside held-out images can one tell: they are near to some, too."""
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
 from ddpm_lib.evaluation.neighbours import nearest
 
 
-@dataclass(frozen=True)
-class Copying:
-    """z: how many deviations nearer to the training set samples are than held-out images; copies make it negative.
+def copying_score(fake: Tensor, held_out: Tensor, train: Tensor) -> tuple[float, float]:
+    """Eq. 15.6 (copying score). Mann and Whitney's test on distances to the nearest training point.
 
-    nearer: the probability that a sample is nearer to the training set than a held-out image is, ties counting half;
-    0.5 where nothing is copied.
-    """
-
-    z: float
-    nearer: float
-
-
-def copying_score(fake: Tensor, held_out: Tensor, train: Tensor) -> Copying:
-    """Mann and Whitney's test on distances to the nearest training point.
-
-    fake: (M, D), held_out: (N, D), train: (L, D). Where fake and held_out come from one law, z is N(0, 1) for large
-    sets. U counts the pairs in which the sample is farther away, ties half; ties take their part from the variance.
+    fake: (M, D), held_out: (N, D), train: (L, D). Returns z and the probability that a sample is nearer to the training
+    set than a held-out image is, ties counting half. Where fake and held_out come from one law, z is N(0, 1) for large
+    sets, and the probability 0.5; copies make z negative. U counts the pairs in which the sample is farther away, ties
+    half; ties take their part from the variance.
     Source: Meehan et al. 2020, §4 (theirs is a weighted mean over cells of the space, ours has one cell).
     """
     if not (len(fake) and len(held_out)):
@@ -37,7 +25,7 @@ def copying_score(fake: Tensor, held_out: Tensor, train: Tensor) -> Copying:
     _, counts = torch.cat([x, y]).unique(return_counts=True)
     ties = float((counts.double() ** 3 - counts).sum()) / ((m + n) * max(m + n - 1, 1))
     var = m * n / 12 * (m + n + 1 - ties)
-    return Copying((U - m * n / 2) / var**0.5 if var > 0 else 0.0, 1 - U / (m * n))
+    return (U - m * n / 2) / var**0.5 if var > 0 else 0.0, 1 - U / (m * n)
 
 
 def share_below(fake: Tensor, held_out: Tensor, train: Tensor, quantile: float = 0.05) -> float:

@@ -49,7 +49,7 @@ def summary(
         known, new = features(train), features(held_out)
         about |= {"real": len(new)}
         found.append(
-            measured("nearer than held-out", lambda s: copying_score(s, new, known).nearer, y, groups, **about)
+            measured("nearer than held-out", lambda s: copying_score(s, new, known)[1], y, groups, **about)
         )
     return {each.name: each for each in found}
 

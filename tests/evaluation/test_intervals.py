@@ -77,9 +77,9 @@ def test_over_seeds_is_student_s_interval():
 
 def test_copies_are_told_from_samples_by_held_out_images():
     train, held_out, new = cloud(300, 4), cloud(200, 4, 1), cloud(150, 4, 2)
-    assert abs(copying_score(new, held_out, train).z) < 3
+    assert abs(copying_score(new, held_out, train)[0]) < 3
     copies = torch.cat([train[:15] + 1e-3, new[15:]])  # one in ten
-    assert copying_score(train[:150] + 1e-3, held_out, train).nearer > 0.99
+    assert copying_score(train[:150] + 1e-3, held_out, train)[1] > 0.99
     assert share_below(copies, held_out, train) > 0.1 and share_below(new, held_out, train) < 0.1
     with pytest.raises(ValueError, match="empty set"):
         copying_score(new[:0], held_out, train)
