@@ -48,9 +48,7 @@ def summary(
     if train is not None and held_out is not None:
         known, new = features(train), features(held_out)
         about |= {"real": len(new)}
-        found.append(
-            measured("nearer than held-out", lambda s: copying_score(s, new, known)[1], y, groups, **about)
-        )
+        found.append(measured("nearer than held-out", lambda s: copying_score(s, new, known)[1], y, groups, **about))
     return {each.name: each for each in found}
 
 
