@@ -50,18 +50,34 @@ def share_interval(hits: int, n: int, level: float = 0.95) -> tuple[float, float
     return (0.0 if hits == 0 else low), (1.0 if hits == n else high)
 
 
-def jackknife_std(metric: Callable[[Tensor], float], samples: Tensor, groups: int = 20, seed: int = 0) -> float:
+def jackknife_std(
+    metric: Callable[[Tensor], float],
+    samples: Tensor,
+    groups: int = 20,
+    seed: int = 0,
+    *,
+    strata: Tensor | None = None,
+) -> float:
     """Eq. 15.8 (jackknife). The standard deviation of metric(samples) over draws of the samples, (N, ...).
 
     The metric is taken `groups` times, each time without one of so many random groups, all of nearly the same size:
     no sample occurs twice, as it does in a bootstrap, whose copies a covariance and a nearest neighbour take for real.
     Groups are random since samples are often sorted by their labels. 2 <= groups <= N (ValueError otherwise).
+    strata: labels, (N,), whose counts were fixed before the draw (so many samples of each class): then every group gets
+    as many of each label, for chance moves none of the counts; without it the deviation would be too large. Raises
+    ValueError where a count is no multiple of `groups`.
     Source: Quenouille 1956; Tukey 1958; with groups: Efron and Tibshirani 1993, §11.
     """
     if not 2 <= groups <= len(samples):
         raise ValueError(f"expected 2 <= groups <= the number of samples, {len(samples)}; got {groups}")
     order = torch.randperm(len(samples), generator=torch.Generator().manual_seed(seed))
-    parts = order.tensor_split(groups)
+    if strata is None:
+        parts = order.tensor_split(groups)
+    else:
+        if (strata.unique(return_counts=True)[1] % groups).any():
+            raise ValueError(f"expected {groups} groups to divide the count of every label, see strata")
+        order = order[strata.cpu()[order].argsort(stable=True)]  # label by label, in a random order within each
+        parts = [order[i::groups] for i in range(groups)]
     without = [torch.cat([p for j, p in enumerate(parts) if j != i]).to(samples.device) for i in range(groups)]
     values = torch.tensor([metric(samples[kept]) for kept in without], dtype=torch.float64)
     return float(((groups - 1) / groups * (values - values.mean()).square().sum()).sqrt())
@@ -87,11 +103,19 @@ def measured_share(name: str, hits: int, n: int, **about: str | int) -> Measured
 
 
 def measured(
-    name: str, metric: Callable[[Tensor], float], samples: Tensor, groups: int = 20, **about: str | int
+    name: str,
+    metric: Callable[[Tensor], float],
+    samples: Tensor,
+    groups: int = 20,
+    strata: Tensor | None = None,
+    **about: str | int,
 ) -> Measured:
-    """metric(samples) with the interval over draws of the samples, by the jackknife and Student's t."""
+    """metric(samples) with the interval over draws of the samples, by the jackknife and Student's t.
+
+    strata: see `jackknife_std`.
+    """
     value = metric(samples)
-    reach = stats.t.ppf(0.975, groups - 1) * jackknife_std(metric, samples, groups)
+    reach = stats.t.ppf(0.975, groups - 1) * jackknife_std(metric, samples, groups, strata=strata)
     return Measured(name, value, value - reach, value + reach, how="95 %, jackknife", **about)
 
 

@@ -58,11 +58,18 @@ class Reference:
         """What of it decides a row's numbers."""
         return {"count": self.count, "features": self.features.name}
 
-    def numbers(self, images: Tensor, labels: Tensor | None) -> dict[str, Measured]:
-        """All metrics of images, (count, C, H, W) in [−1, 1], that were drawn for these labels, (count,)."""
+    def numbers(self, images: Tensor, labels: Tensor | None, fixed: bool = False) -> dict[str, Measured]:
+        """All metrics of images, (count, C, H, W) in [−1, 1], that were drawn for these labels, (count,).
+
+        fixed: how many of each label there are was no matter of chance, which the intervals then leave out.
+        """
         fake, real = self.features(images.clamp(-1, 1)), self.seen["held_out"]
         some, moments = real[_spread(len(real), self.count)], Moments.of(real)
         about = {"features": self.features.name, "fake": len(fake)}
+        groups, strata = GROUPS, None
+        if fixed and labels is not None:
+            groups = next((g for g in range(GROUPS, 9, -1) if not (labels.unique(return_counts=True)[1] % g).any()), 0)
+            groups, strata = (groups, labels) if groups else (GROUPS, None)
         found = {}
         if self.examiner is not None and labels is not None:
             right = round(accuracy(self.examiner.classifier, images, labels) * len(images))
@@ -78,7 +85,7 @@ class Reference:
             "coverage": (lambda f: density_and_coverage(some, f)[1], len(some)),
         }
         for name, (metric, against) in metrics.items():
-            found[name] = measured(name, metric, fake, GROUPS, **about, real=against)
+            found[name] = measured(name, metric, fake, groups, strata, **about, real=against)
         train = self.seen["train"]
         about |= {"real": len(some)}
         near, nearer = share_below(fake, some, train, QUANTILE), copying_score(fake, some, train).nearer
@@ -114,7 +121,7 @@ def evaluate_scale(model: TrainedModel, reference: Reference, settings: Row, pro
     labels = None if settings["scale"] is None else torch.arange(count) % model.recipe.classes
     wanted = count if labels is None else labels
     drawn = model.sample(wanted, scale=settings["scale"], progress=progress, **options).cpu()
-    numbers = reference.numbers(drawn, labels)
+    numbers = reference.numbers(drawn, labels, fixed=True)
     columns = model.recipe.classes or 10
     shown = drawn[: 2 * columns]
     index = nearest(reference.features(shown.clamp(-1, 1)), reference.seen["train"])[1].cpu()

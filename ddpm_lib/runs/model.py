@@ -48,6 +48,9 @@ class TrainedModel:
         labels: Sequence[int] | Tensor | int,
         *,
         scale: float | Tensor | None = None,
+        negative: int | None = None,
+        interval: tuple[int, int] | None = None,
+        rescale: float = 0.0,
         steps: int | None = None,
         eta: float | None = None,
         seed: int = 0,
@@ -60,6 +63,7 @@ class TrainedModel:
 
         labels: classes, or a number of images to draw without labels (all that an unconditional network can).
         scale, steps, eta: the recipe's where None. scale may be one per label; eta: 0 deterministic to 1 ancestral.
+        negative: a class to lead away from, in the place of no label; interval, rescale: of guidance, as in `guided`.
         seed: the same seed gives the same images on one machine. Image i draws all its noise from a generator of its
         own, whose seed is `image_seeds(seed, N)[i]`: with that seed it can be drawn again, alone.
         batch: how many images go through the network at once; None: as many as in a step of training, which needs more
@@ -77,7 +81,8 @@ class TrainedModel:
             raise ValueError(f"expected at least one label or image and a batch of at least 1, got {count} and {batch}")
         steps, eta = r.sample_steps if steps is None else steps, r.eta if eta is None else eta
         parts = [slice(start, start + batch) for start in range(0, count, batch)]
-        models = self._eps_models(labels, r.scale if scale is None else scale, parts)
+        guidance = {"negative": negative, "interval": interval, "rescale": rescale}
+        models = self._eps_models(labels, r.scale if scale is None else scale, parts, guidance)
         lower = torch.autocast(device.type, PRECISIONS[precision], enabled=PRECISIONS[precision] is not None)
         seeds, images = image_seeds(seed, count), []
         with progress_bar(range(len(parts) * steps), progress) as bar:
@@ -94,18 +99,27 @@ class TrainedModel:
                 images.append(ddim_sample(_in(lower, eps_model), self.schedule, x_T, **options))
         return torch.cat(images)
 
-    def _eps_models(self, labels: Sequence[int] | Tensor | int, scale: float | Tensor, parts: list[slice]) -> list:
+    def _eps_models(
+        self, labels: Sequence[int] | Tensor | int, scale: float | Tensor, parts: list[slice], guidance: dict
+    ) -> list:
         """The noise estimate for each part of the labels, as a function of (x_t, t)."""
         if isinstance(labels, int):
+            if any(value not in (None, 0.0) for value in guidance.values()):
+                raise ValueError(f"without labels there is nothing to guide by: got {guidance}")
             return [self.network for _ in parts]
         labels, null = torch.as_tensor(labels), self.network.null
         if not self.recipe.classes:
             raise ValueError("this network knows no classes: ask for a number of images, not for labels")
         if labels.is_floating_point() or labels.dtype == torch.bool:
             raise TypeError(f"expected whole numbers as labels, got {labels.dtype}")
-        guided(self.network, labels.long(), scale, null)  # what is wrong with any label is said before the first batch
         one_each = isinstance(scale, Tensor) and scale.ndim > 0
-        return [guided(self.network, labels[p].long(), scale[p] if one_each else scale, null) for p in parts]
+
+        def model(y: Tensor, s: float | Tensor) -> Callable[[Tensor, Tensor], Tensor]:
+            away = None if guidance["negative"] is None else torch.full_like(y, guidance["negative"])
+            return guided(self.network, y, s, null, **guidance | {"negative": away})
+
+        model(labels.long(), scale)  # what is wrong with any label is said before the first batch
+        return [model(labels[p].long(), scale[p] if one_each else scale) for p in parts]
 
 
 def _in(context: torch.autocast, eps_model: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor, Tensor], Tensor]:

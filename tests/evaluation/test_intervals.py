@@ -83,3 +83,23 @@ def test_copies_are_told_from_samples_by_held_out_images():
     assert share_below(copies, held_out, train) > 0.1 and share_below(new, held_out, train) < 0.1
     with pytest.raises(ValueError, match="empty set"):
         copying_score(new[:0], held_out, train)
+
+
+def test_where_the_counts_of_labels_are_fixed_they_are_no_part_of_the_deviation():
+    """Independent route: the spread over fresh draws of so many of each class, and of draws with random labels."""
+    generator, labels = torch.Generator().manual_seed(0), torch.arange(240) % 4
+
+    def drawn(y):
+        return 10.0 * y[:, None] + torch.randn(len(y), 1, generator=generator)
+
+    def mean(x):
+        return float(x.mean())
+
+    fixed = torch.tensor([mean(drawn(labels)) for _ in range(400)]).std()
+    free = torch.tensor([mean(drawn(torch.randint(4, (240,), generator=generator))) for _ in range(400)]).std()
+    stratified = [jackknife_std(mean, drawn(labels), seed=i, strata=labels) for i in range(20)]
+    plain = [jackknife_std(mean, drawn(labels), seed=i) for i in range(20)]
+    assert sum(stratified) / 20 == pytest.approx(float(fixed), rel=0.15)
+    assert sum(plain) / 20 == pytest.approx(float(free), rel=0.15) and free > 10 * fixed
+    with pytest.raises(ValueError, match="20 groups to divide the count of every label"):
+        jackknife_std(mean, drawn(labels), strata=labels.clamp(min=1)[:-1])

@@ -236,3 +236,30 @@ def test_the_network_alone_computes_in_the_precision_that_is_asked_for():
     assert 0 < (found["bf16"] - found["float32"]).abs().max() < 0.1
     with pytest.raises(ValueError, match="precision must be one of float32, bf16, fp16; got 'half'"):
         model().sample([0], precision="half")
+
+
+def test_guidance_can_be_told_where_how_and_away_from_what(monkeypatch):
+    """Independent route: the estimate combined by hand from the network's two answers."""
+    chosen, estimates = model(PixelByPixel()), []
+    x_t, y = torch.randn(2, 1, 8, 8), torch.tensor([0, 1])
+
+    def noted(eps_model, schedule, x_T, **options):
+        estimates.append({t: eps_model(x_t, torch.full((2,), t)) for t in (10, 25, 40)})
+        return x_T
+
+    monkeypatch.setattr("ddpm_lib.runs.model.ddim_sample", noted)
+    for asked in ({}, {"negative": 2}, {"interval": (20, 30)}, {"rescale": 1.0}):
+        chosen.sample([0, 1], scale=3.0, **asked)
+    for t in (10, 25, 40):
+        at = torch.full((2,), t)
+        none, two = (chosen.network(x_t, at, torch.full_like(y, k)) for k in (3, 2))
+        conditional = chosen.network(x_t, at, y)
+        plain = none + 3 * (conditional - none)
+        rescaled = plain * (conditional.flatten(1).std(1) / plain.flatten(1).std(1))[:, None, None, None]
+        by_hand = [plain, two + 3 * (conditional - two), plain if t == 25 else conditional, rescaled]
+        for estimate, expected in zip(estimates, by_hand, strict=True):
+            assert torch.allclose(estimate[t], expected, atol=1e-5)
+    with pytest.raises(ValueError, match="nothing to guide by"):
+        chosen.sample(2, interval=(1, 9))
+    with pytest.raises(ValueError, match="labels"):
+        chosen.sample([0], negative=9)
