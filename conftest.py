@@ -30,6 +30,13 @@ def pytest_collection_finish():
     gc.enable()
 
 
+def pytest_configure(config):
+    if config.getoption("--nbval", False):
+        from tools import kernels
+
+        kernels.forked()
+
+
 def pytest_collection_modifyitems(items):
     """Notebooks first, the longest (the capstone, the last one) before all: then no worker waits for it at the end."""
     from tools.links import APPENDIX, chapter, place
