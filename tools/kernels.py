@@ -4,6 +4,7 @@ A kernel of its own imports PyTorch, its optimisers, SciPy and Matplotlib for th
 `make stored` and the soak tests run notebooks as readers do, in new interpreters.
 """
 
+import contextlib
 import gc
 import importlib
 import json
@@ -69,8 +70,9 @@ def _ask(**order) -> int:
     if _server is None:
         command = [sys.executable, "-P", "-m", "tools.kernels"]
         environment = os.environ | {"PYTHONPATH": str(ROOT)}
-        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}  # it ends with us, at the end of its input
-        _server = subprocess.Popen(command, text=True, env=environment, **pipes)
+        # it ends with us, at the end of its input, and hears no Ctrl-C
+        options = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "start_new_session": True}
+        _server = subprocess.Popen(command, env=environment, **options)
     print(json.dumps(order), file=_server.stdin, flush=True)
     return int(_server.stdout.readline())
 
@@ -79,7 +81,8 @@ def _serve() -> None:
     gc.disable()
     os.environ["MPLBACKEND"] = "module://matplotlib_inline.backend_inline"  # which a kernel sets before its imports
     for name in LARGE:
-        importlib.import_module(name)
+        with contextlib.suppress(ImportError):  # where one is missing, a cell says so
+            importlib.import_module(name)
     gc.freeze()  # a kernel need not look for garbage in what lives to its end
     gc.enable()
     for line in sys.stdin:
