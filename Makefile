@@ -1,5 +1,5 @@
-# make lab | make test | make soak | make mutants | make digits | make stored: each creates .venv on first use and again when the pins change.
-.PHONY: lab test soak mutants digits stored clean
+# make lab | test | soak | mutants | digits | gpu-records | stored: each creates .venv on first use and again when the pins change.
+.PHONY: lab test soak mutants digits gpu-records stored clean
 .DELETE_ON_ERROR:
 SHELL := /bin/sh
 # OpenMP's threads shall sleep while they wait: where others use the cores, spinning ones cost several times the time.
@@ -28,6 +28,10 @@ mutants: $(VENV)/.test
 
 digits: $(VENV)/.book
 	$(BIN)/python -m ddpm_lib train digits $(ARGS)
+
+# Trains the larger models on a GPU and measures them; goes on where it was stopped. ARGS='--minutes 9' for a piece.
+gpu-records: $(VENV)/.book
+	$(BIN)/python -m benchmarks.gpu_records $(ARGS)
 
 # Runs notebooks and stores them as run. Widgets are left out, and streams joined (once all is run: nbconvert would
 # join what stood there before), so two runs give the same file.

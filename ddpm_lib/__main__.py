@@ -1,4 +1,4 @@
-"""The command line: python -m ddpm_lib list | check | train | resume | sample | export | conformance."""
+"""The command line: python -m ddpm_lib list | check | train | resume | sample | evaluate | export | conformance."""
 
 import argparse
 import math
@@ -47,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if may_report():
             print("\n" + "; ".join([str(stop) or "stopped", *_notes(stop)]), file=sys.stderr)
         return 130
-    except (ValueError, TypeError, OSError, FloatingPointError, RuntimeError) as error:
+    except (ValueError, TypeError, OSError, FloatingPointError, RuntimeError, ImportError) as error:
         if may_report():
             if options.traceback:
                 traceback.print_exc()
@@ -123,7 +123,7 @@ def _sample(options: argparse.Namespace) -> int:
             raise FileExistsError(f"{path} exists and is not overwritten: name another --out, or remove it")
     model = load(options.run, weights=options.weights, which=options.which, device=_device(options))
     settings = {"steps": options.steps, "eta": options.eta, "batch": options.batch}
-    settings |= {"seed": options.seed, "progress": True}
+    settings |= {"seed": options.seed, "precision": options.precision, "progress": True}
     if model.recipe.classes:
         asked = options.labels
         distinct = list(range(model.recipe.classes)) if asked is None else class_numbers(asked, model.names)
@@ -147,6 +147,29 @@ def _sample(options: argparse.Namespace) -> int:
     plot.save(plot.grid(shown, columns, **words), options.out)
     rest = "" if len(shown) == len(images) else f", which shows the first {len(shown)} of {len(images)} images,"
     print(f"wrote {options.out}{rest} and {stored}")
+    return 0
+
+
+def _evaluate(options: argparse.Namespace) -> int:
+    from ddpm_lib.runs.assess import assess  # SciPy and scikit-learn take a while, and few commands need them
+
+    scales = [float(word) for word in (options.scales or "").split(",") if word]
+    names = (
+        "out",
+        "pictures",
+        "count",
+        "bits",
+        "features",
+        "root",
+        "weights",
+        "which",
+        "steps",
+        "eta",
+        "seed",
+        "precision",
+    )
+    chosen = {name: getattr(options, name) for name in names} | {"device": _device(options)}
+    assess(options.run, command=command(*options.words), scales=scales, progress=True, **chosen)
     return 0
 
 
@@ -177,6 +200,7 @@ COMMANDS = {
     "train": _train,
     "resume": _resume,
     "sample": _sample,
+    "evaluate": _evaluate,
     "export": _export,
     "conformance": _conformance,
 }

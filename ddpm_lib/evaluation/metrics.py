@@ -5,6 +5,8 @@ import torch
 from sklearn.svm import SVC
 from torch import Tensor
 
+from ddpm_lib.evaluation.neighbours import inside, kth_radius, nearest, rows
+
 
 def frechet_distance(real: Tensor, fake: Tensor) -> float:
     """|m − m'|² + tr(C + C' − 2·(C·C')^½) between the Gaussians fitted to two sets of features, (N, D) and (M, D).
@@ -12,17 +14,24 @@ def frechet_distance(real: Tensor, fake: Tensor) -> float:
     In squared feature units. Biased upwards for small sets, and blind to everything but mean and covariance.
     Source: Heusel et al. 2017, Eq. 6 (with Inception features it is FID).
     """
-    real, fake = _finite(real, fake)
-    if real.shape[1] != fake.shape[1] or min(len(real), len(fake)) < 2:
+    if min(real.ndim, fake.ndim) < 2 or real[0].numel() != fake[0].numel() or min(len(real), len(fake)) < 2:
         raise ValueError(
             f"expected two sets of at least 2 features of equal width; got {tuple(real.shape)} and {tuple(fake.shape)}"
         )
-    cov_real, cov_fake = torch.cov(real.T), torch.cov(fake.T)
-    value, vector = torch.linalg.eigh(cov_real)
+    real, fake = rows(real, fake)
+    return between_gaussians(real.mean(0), torch.cov(real.T), fake.mean(0), torch.cov(fake.T))
+
+
+def between_gaussians(mean: Tensor, cov: Tensor, other_mean: Tensor, other_cov: Tensor) -> float:
+    """|m − m'|² + tr(C + C' − 2·(C·C')^½) of means (D,) and covariances (D, D) in float64. Covariances may be singular.
+
+    The root's trace is that of (C^½·C'·C^½)^½, which is symmetric: its eigenvalues are real, and no root is complex.
+    """
+    value, vector = torch.linalg.eigh(cov)
     root = vector * value.clamp(min=0).sqrt() @ vector.T
-    cross = torch.linalg.eigvalsh(root @ cov_fake @ root).clamp(min=0).sqrt().sum()
-    mean = (real.mean(0) - fake.mean(0)).square().sum()
-    return max(0.0, float(mean + cov_real.trace() + cov_fake.trace() - 2 * cross))
+    cross = torch.linalg.eigvalsh(root @ other_cov @ root).clamp(min=0).sqrt().sum()
+    apart = (mean - other_mean).square().sum()
+    return max(0.0, float(apart + cov.trace() + other_cov.trace() - 2 * cross))
 
 
 def recall(real: Tensor, fake: Tensor, k: int = 3) -> float:
@@ -31,11 +40,9 @@ def recall(real: Tensor, fake: Tensor, k: int = 3) -> float:
     real: (N, D), fake: (M, D) with M > k. Each fake point's ball reaches its k-th nearest other fake point.
     `recall(fake, real)` is the precision. Source: Kynkäänniemi et al. 2019, Eq. 2.
     """
-    real, fake = _finite(real, fake)
     if not 1 <= k < len(fake):
         raise ValueError(f"expected 1 <= k < the number of fake points, {len(fake)}; got k = {k}")
-    radius = torch.cdist(fake, fake).kthvalue(k + 1, dim=1).values  # (M,); the nearest is the point itself
-    return float((torch.cdist(real, fake) <= radius).any(1).double().mean())
+    return float((inside(real, fake, kth_radius(fake, k))[0] > 0).double().mean())
 
 
 def share_of_copies(fake: Tensor, train: Tensor) -> float:
@@ -43,10 +50,9 @@ def share_of_copies(fake: Tensor, train: Tensor) -> float:
 
     fake: (M, D), train: (N, D). New data scores well above 0 too: compare with that of held-out data.
     """
-    fake, train = _finite(fake, train)
-    own = torch.cdist(train, train).fill_diagonal_(torch.inf).min(1).values  # (N,)
-    distance, nearest = torch.cdist(fake, train).min(1)
-    return float((distance < own[nearest]).double().mean())
+    own = kth_radius(train, 1)  # (N,)
+    distance, index = nearest(fake, train)
+    return float((distance < own[index]).double().mean())
 
 
 class PixelClassifier:
@@ -79,13 +85,6 @@ def gaussian_per_class(
         drawn = rows.mean(0) + z * value.clamp(min=0).sqrt() @ vector.T
         samples[wanted == label] = (drawn.clamp(-1, 1) if clamp else drawn).float().reshape(-1, *images.shape[1:])
     return samples
-
-
-def _finite(*features: Tensor) -> tuple[Tensor, ...]:
-    """Each as float64 rows, (N, D). Raises ValueError for NaN or infinity."""
-    if not all(torch.isfinite(f).all() for f in features):
-        raise ValueError("expected finite features, got NaN or infinity")
-    return tuple(f.double().flatten(1) for f in features)
 
 
 def _rows(images: Tensor) -> np.ndarray:

@@ -4,10 +4,12 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from ddpm_lib.runs.choices import FEATURES
 from ddpm_lib.runs.describe import fields_in_words
 from ddpm_lib.runs.recipes import RECIPES, meant
 from ddpm_lib.runs.run import CHANGEABLE
 from ddpm_lib.runs.words import did_you_mean
+from ddpm_lib.training.fast import PRECISIONS
 
 PROGRAM = "python -m ddpm_lib"
 EXAMPLES = {
@@ -18,11 +20,17 @@ EXAMPLES = {
     "sample": [
         "sample runs/digits --labels 0,1,2 --count 8 --scale 3 --out grid.png",
         "sample runs/fashion --labels bag,sandal --which best --out bags.png",
+        "sample fashion --labels bag coat",
+    ],
+    "evaluate": [
+        "evaluate fashion --root data --count 1000",
+        "evaluate runs/fashion --scales 1,1.5,2,3 --precision bf16",
     ],
     "export": ["export runs/digits digits.safetensors", "export runs/digits exported --diffusers"],
     "conformance": ["conformance mycode.py", "conformance mypackage.diffusion --float32", "conformance --list"],
 }
 
+SOURCE = "a run folder, a checkpoint, an exported file, or the name of a model that the book ships: fashion, digits"
 REGISTER = """\
 a function is registered by a decorator, or by a dictionary in its file:
   from ddpm_lib.conformance import implements
@@ -77,7 +85,7 @@ def parser(words: Sequence[str] = ()) -> argparse.ArgumentParser:
         "--other-data", action="store_true", help="go on although the images have changed since the run was started"
     )
     sample = add("sample", "draw labelled images from a run")
-    sample.add_argument("run", type=Path, help="a run folder, a checkpoint or an exported file")
+    sample.add_argument("run", type=Path, help=SOURCE)
     sample.add_argument(
         "--labels",
         nargs="+",
@@ -90,13 +98,21 @@ def parser(words: Sequence[str] = ()) -> argparse.ArgumentParser:
         type=float,
         help="guidance: 0 unconditional, 1 conditional, above 1 guided (default: the recipe's)",
     )
-    sample.add_argument("--steps", type=int, help="DDIM steps (default: the recipe's)")
-    sample.add_argument(
-        "--eta", type=float, help="fresh noise: 0 none, 1 as ancestral sampling (default: the recipe's)"
-    )
     sample.add_argument("--seed", type=int, default=0, help="of the first image; the .npz holds that of every image")
     sample.add_argument("--batch", type=int, help="images that are drawn at once (default: the recipe's batch)")
     sample.add_argument("--out", type=Path, default=Path("samples.png"), help="a PNG; the samples go beside it as .npz")
+    evaluate = add("evaluate", "measure how good a model's samples are, each number with its interval")
+    evaluate.add_argument("run", type=Path, help=SOURCE)
+    evaluate.add_argument("--scales", help="of guidance: 1,1.5,2 (default: the recipe's alone); several give a curve")
+    evaluate.add_argument("--count", type=int, default=1000, help="samples of each scale (default 1000)")
+    evaluate.add_argument("--bits", type=int, default=100, help="held-out images whose bits are counted (default 100)")
+    evaluate.add_argument(
+        "--features", choices=FEATURES, default="auto", help="what distances look at (default: what there is)"
+    )
+    evaluate.add_argument("--root", help="where the data lie (default: where the recipe says)")
+    evaluate.add_argument("--seed", type=int, default=0, help="of the first sample")
+    evaluate.add_argument("--out", type=Path, help="the record, a .json (default: evaluation.json in the run's folder)")
+    evaluate.add_argument("--pictures", type=Path, help="the folder for pictures (default: where the record lies)")
     export = add("export", "write a run's weights alone: one fp16 file, or a folder for diffusers")
     export.add_argument("run", type=Path, help="a run folder or a checkpoint")
     export.add_argument("out", type=Path, help="the new file (NAME.safetensors), or with --diffusers the new folder")
@@ -111,14 +127,22 @@ def parser(words: Sequence[str] = ()) -> argparse.ArgumentParser:
     conformance.add_argument("--list", action="store_true", help="the equations' names, arguments and conventions")
     conformance.add_argument("--float32", action="store_true", help="accept what holds to float32's precision")
     conformance.add_argument("--quiet", action="store_true", help="a line for each function, and no help below")
-    for command in (sample, export):
+    for command in (sample, evaluate):
+        command.add_argument("--steps", type=int, help="DDIM steps (default: the recipe's)")
+        command.add_argument(
+            "--eta", type=float, help="fresh noise: 0 none, 1 as ancestral sampling (default: the recipe's)"
+        )
+        command.add_argument(
+            "--precision", choices=list(PRECISIONS), default="float32", help="of the network (default float32)"
+        )
+    for command in (sample, evaluate, export):
         command.add_argument(
             "--weights", default="ema", help="ema, another average (ema.0.999, say) or model, the raw weights"
         )
         command.add_argument(
             "--which", choices=["last", "best"], default="last", help="of a folder's checkpoints (default last)"
         )
-    for command in (check, train, resume, sample):
+    for command in (check, train, resume, sample, evaluate):
         command.add_argument("--device", help="cpu, cuda, cuda:1, mps, ... (default: a GPU where there is one)")
     for command in commands.choices.values():
         command.add_argument("--traceback", action="store_true", help="of a problem, say where in the code it arose")
@@ -139,6 +163,7 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
         top.error(f"unrecognized arguments: {' '.join(rest)}{hint}")
     if takes_fields:
         options.fields += rest
+    options.words = list(words)
     return options
 
 

@@ -27,6 +27,7 @@ TIMESTEPS: dict[str, Callable[[Schedule], TimestepSampler]] = {
     "uniform": UniformTimesteps,
     "second-moment": LossSecondMoment,
 }
+FEATURES = ("auto", "classifier", "efficientnet", "inception", "pixels")  # of an evaluation
 AUTO = ("no", "yes", "auto")
 CHOICES = {  # fields with one of a few words
     **{"data": DATA, "schedule": SCHEDULES, "course": COURSES, "timestep_sampler": TIMESTEPS},

@@ -1,7 +1,7 @@
 """A trained model: what one samples from, loads and hands on."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from ddpm_lib.diffusion.forward import noise_like
 from ddpm_lib.diffusion.schedule import Schedule
 from ddpm_lib.networks.unet import UNet
 from ddpm_lib.runs.recipes import Recipe
+from ddpm_lib.runs.shipped import located
 from ddpm_lib.runs.stored import from_json, to_json
 from ddpm_lib.samplers.ancestral import OnStep, generators, image_seeds, progress_bar
 from ddpm_lib.samplers.ddim import ddim_sample
@@ -26,6 +27,7 @@ from ddpm_lib.training.checkpoint import (
     load_weights,
     save_checkpoint,
 )
+from ddpm_lib.training.fast import PRECISIONS
 from ddpm_lib.training.trainer import ema_name
 
 CHECKPOINTS = "checkpoints"  # the folder within a run's
@@ -50,6 +52,7 @@ class TrainedModel:
         eta: float | None = None,
         seed: int = 0,
         batch: int | None = None,
+        precision: str = "float32",
         progress: bool = False,
         on_step: OnStep | None = None,
     ) -> Tensor:
@@ -61,9 +64,13 @@ class TrainedModel:
         own, whose seed is `image_seeds(seed, N)[i]`: with that seed it can be drawn again, alone.
         batch: how many images go through the network at once; None: as many as in a step of training, which needs more
         memory than sampling them. The images are the same whatever the batch, but for rounding.
+        precision: of the network's products, as in training: float32, or bf16 or fp16, which are faster where the
+        processor has them, and other images by a little. All else, the sampler's steps included, is in float32.
         on_step: as `ddim_sample` calls it, with the images of one batch, all its steps, then those of the next batch.
-        Raises ValueError for a label outside the classes.
+        Raises ValueError for a label outside the classes, and for an unknown precision.
         """
+        if precision not in PRECISIONS:
+            raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}; got {precision!r}")
         r, device = self.recipe, next(self.network.parameters()).device
         count, batch = labels if isinstance(labels, int) else len(labels), r.batch if batch is None else batch
         if count < 1 or batch < 1:
@@ -71,6 +78,7 @@ class TrainedModel:
         steps, eta = r.sample_steps if steps is None else steps, r.eta if eta is None else eta
         parts = [slice(start, start + batch) for start in range(0, count, batch)]
         models = self._eps_models(labels, r.scale if scale is None else scale, parts)
+        lower = torch.autocast(device.type, PRECISIONS[precision], enabled=PRECISIONS[precision] is not None)
         seeds, images = image_seeds(seed, count), []
         with progress_bar(range(len(parts) * steps), progress) as bar:
 
@@ -83,7 +91,7 @@ class TrainedModel:
                 each = generators(seeds[part])
                 x_T = noise_like(torch.empty(len(each), r.channels, r.size, r.size, device=device), each)
                 options = {"steps": steps, "eta": eta, "generator": each, "on_step": told}
-                images.append(ddim_sample(eps_model, self.schedule, x_T, **options))
+                images.append(ddim_sample(_in(lower, eps_model), self.schedule, x_T, **options))
         return torch.cat(images)
 
     def _eps_models(self, labels: Sequence[int] | Tensor | int, scale: float | Tensor, parts: list[slice]) -> list:
@@ -100,6 +108,16 @@ class TrainedModel:
         return [guided(self.network, labels[p].long(), scale[p] if one_each else scale, null) for p in parts]
 
 
+def _in(context: torch.autocast, eps_model: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor, Tensor], Tensor]:
+    """The noise estimate, computed within a context and returned in x_t's own dtype."""
+
+    def within(x_t: Tensor, t: Tensor) -> Tensor:
+        with context:
+            return eps_model(x_t, t).to(x_t.dtype)
+
+    return within
+
+
 def load(
     path: str | Path, *, weights: str = "ema", which: str = "last", device: torch.device | None = None
 ) -> TrainedModel:
@@ -107,10 +125,12 @@ def load(
 
     weights: "ema" (what one samples from: the recipe's first average), another average ("ema.0.999", say) or "model"
     (the raw weights). which: of a folder, the "last" checkpoint or the "best" (by held-out loss).
+    path: also the name alone of a model that the book ships, "fashion" say, see `runs.shipped`.
     Raises FileNotFoundError, or ValueError for a file that is truncated, not ours, of another architecture, or without
     these weights.
     """
-    path = _checkpoint_of(Path(path), which) if Path(path).is_dir() else Path(path)
+    path = located(path)
+    path = _checkpoint_of(path, which) if path.is_dir() else path
     _, about = load_checkpoint(path, ())
     try:
         recipe = from_json(about.get("recipe", {}))

@@ -18,6 +18,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from ddpm_lib.diffusion.cosine import cosine_schedule
+from ddpm_lib.diffusion.forward import forward_var
 from ddpm_lib.diffusion.schedule import Schedule, linear_schedule
 from ddpm_lib.networks import interop
 from ddpm_lib.networks.interop import CONFIG, FIXED, NEWER, SCHEDULER, VARIED, WEIGHTS, load_diffusers, save_diffusers
@@ -105,12 +106,20 @@ def labels_for(network):
     return torch.tensor([2, 0, 3, 1]) if network.config["classes"] else None  # 3 is no label
 
 
-def test_the_published_network_for_cifar_10_gives_what_theirs_gives(tmp_path):
-    """Independent route: UNet2DModel in the configuration of Ho et al.'s weights as they are published."""
-    theirs = write(tmp_path, json.loads(PUBLISHED))
+@pytest.fixture(scope="module")
+def published(tmp_path_factory):
+    """Theirs, with random weights, in the configuration of Ho et al.'s weights as they are published; and ours."""
+    folder = tmp_path_factory.mktemp("published")
+    theirs = write(folder, json.loads(PUBLISHED))
     state = torch.random.get_rng_state()
-    ours, schedule = load_diffusers(tmp_path)
+    ours, schedule = load_diffusers(folder)
     assert torch.equal(torch.random.get_rng_state(), state)  # loading draws nothing
+    return theirs, ours, schedule
+
+
+def test_the_published_network_for_cifar_10_gives_what_theirs_gives(published):
+    """Independent route: UNet2DModel in the published configuration."""
+    theirs, ours, schedule = published
     assert sum(parameter.numel() for parameter in ours.parameters()) == 35_746_307 == theirs.num_parameters()
     assert ours.config | {"dropout": 0.1, "attention": (16,)} == UNet().config  # it says nothing of dropout
     assert not ours.training and torch.equal(schedule.beta, linear_schedule().beta)
@@ -202,6 +211,23 @@ def test_their_pipeline_samples_as_ancestral_sampling_does(tmp_path):
     ours = ancestral_sample(network, SCHEDULE, x_T, generator=generator)
     assert ours.std() > 0.2
     assert (ours - (2 * theirs - 1)).abs().max() < 1e-4
+
+
+def test_the_published_model_s_images_are_those_of_its_pipeline(published):
+    """Independent route: DDPMPipeline of the published configuration, but for a shorter chain."""
+    theirs, ours, _ = published
+    scheduler = json.loads(PUBLISHED_SCHEDULER) | {"num_train_timesteps": 3}
+    pipeline = DDPMPipeline(theirs, DDPMScheduler(**{k: v for k, v in scheduler.items() if not k.startswith("_")}))
+    pipeline.set_progress_bar_config(disable=True)
+    options = {"num_inference_steps": 3, "output_type": "np", "generator": torch.Generator().manual_seed(3)}
+    expected = torch.from_numpy(pipeline(batch_size=1, **options).images).permute(0, 3, 1, 2)  # in [0, 1]
+    generator = torch.Generator().manual_seed(3)
+    x_T = torch.randn(1, 3, 32, 32, generator=generator)
+    images = ancestral_sample(ours, linear_schedule(3), x_T, reverse_var=forward_var, generator=generator)
+    assert images.std() > 0.2
+    assert (images - (2 * expected - 1)).abs().max() < 1e-4
+    other = ancestral_sample(ours, linear_schedule(3), x_T, generator=torch.Generator().manual_seed(3))
+    assert (other - images).abs().max() > 1e-2  # with the other variance
 
 
 def test_a_conditional_folder_is_no_pipeline_and_says_that_its_last_class_is_no_label(tmp_path):

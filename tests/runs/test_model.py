@@ -208,7 +208,7 @@ def test_the_command_line_exports_one_file(folder, tmp_path):
     status, said = command("export", folder, out)
     assert status == 1 and f"error: {out} exists and is not overwritten" in said
     status, said = command("export", tmp_path / "none", tmp_path / "new")
-    assert status == 1 and f"error: expected a checkpoint at {tmp_path / 'none'}" in said
+    assert status == 1 and f"there is no {tmp_path / 'none'}" in said
 
 
 def test_the_command_line_exports_a_folder_for_diffusers(folder, tmp_path):

@@ -212,3 +212,27 @@ def test_the_images_are_stored_before_the_picture_is_drawn(tmp_path, monkeypatch
     with pytest.raises(ZeroDivisionError):
         main(["sample", "run", "--out", str(tmp_path / "a.png")])
     assert len(np.load(tmp_path / "a.npz")["images"]) == 3
+
+
+class Product(PixelByPixel):
+    """A network of one matrix product, which autocast computes in lower precision."""
+
+    def forward(self, x_t, t, labels=None):
+        torch.manual_seed(1)
+        rows = torch.nn.functional.linear(x_t.flatten(1), torch.randn(64, 64) / 8)
+        self.dtypes = {*getattr(self, "dtypes", ()), rows.dtype}
+        return rows.reshape(x_t.shape)
+
+
+def test_the_network_alone_computes_in_the_precision_that_is_asked_for():
+    found = {}
+    for precision, dtype in (("float32", torch.float32), ("bf16", torch.bfloat16)):
+        network, steps = Product(), []
+        images = model(network).sample(
+            [0, 1], precision=precision, seed=2, on_step=lambda t, x_t, x_0_hat, s=steps: s.append(x_t.dtype)
+        )
+        assert network.dtypes == {dtype} and set(steps) == {torch.float32} and images.dtype == torch.float32
+        found[precision] = images
+    assert 0 < (found["bf16"] - found["float32"]).abs().max() < 0.1
+    with pytest.raises(ValueError, match="precision must be one of float32, bf16, fp16; got 'half'"):
+        model().sample([0], precision="half")

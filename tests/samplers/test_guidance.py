@@ -6,7 +6,8 @@ from torch import nn
 
 from ddpm_lib.diffusion.schedule import Schedule
 from ddpm_lib.exact.oracle import ExactDenoiser, GaussianMixture
-from ddpm_lib.samplers.guidance import drop_labels, guided
+from ddpm_lib.samplers.guidance import autoguided, drop_labels, guided
+from ddpm_lib.samplers.guidance_rules import cfg_scale, interval_scale, rescaled, towards
 
 
 def double(values):
@@ -88,15 +89,125 @@ def test_a_step_is_one_pass_over_a_doubled_batch(shape, scale):
     assert sorted(labels.tolist()) == [0, 1, 1, 2, 2] + [10] * 5
 
 
-def test_the_plain_conditional_model_is_not_asked_twice():
-    calls = []
+class Noting:
+    """A model that notes the labels and the t of each call."""
 
-    def model(x_t, t, labels):
-        calls.append(labels)
-        return x_t
+    def __init__(self):
+        self.labels, self.t = [], []
 
-    guided(model, LABELS, 1.0, NULL)(X, T)
-    assert len(calls) == 1 and torch.equal(calls[0], LABELS)
+    def __call__(self, x_t, t, labels):
+        self.labels.append(labels.tolist())
+        self.t.append(t.tolist())
+        return x_t * (1 + labels.reshape(-1, *[1] * (x_t.ndim - 1)))
+
+
+@pytest.mark.parametrize("scale", [1, 1.0, torch.tensor(1.0), torch.ones(5)])
+def test_the_plain_conditional_model_is_not_asked_twice(scale):
+    model = Noting()
+    guided(model, LABELS, scale, NULL)(X, T)
+    assert model.labels == [LABELS.tolist()]
+
+
+@pytest.mark.parametrize("scale", [0, 0.0, torch.tensor(0.0), torch.zeros(5)])
+def test_the_plain_unconditional_model_is_not_asked_twice(scale):
+    model = Noting()
+    guided(model, LABELS, scale, NULL)(X, T)
+    assert model.labels == [[NULL] * 5]
+
+
+def test_a_negative_label_stands_in_the_place_of_none():
+    away = torch.tensor([0, 1, 2, NULL, 0])
+    got = guided(EXACT, LABELS, 3.0, NULL, negative=away)(X, T)
+    assert torch.allclose(got, EXACT(X, T, away) + 3 * (EXACT(X, T, LABELS) - EXACT(X, T, away)))
+    assert torch.equal(guided(EXACT, LABELS, 0.0, NULL, negative=away)(X, T), EXACT(X, T, away))
+    none = torch.full((5,), NULL)
+    assert torch.equal(guided(EXACT, LABELS, 3.0, NULL, negative=none)(X, T), guided(EXACT, LABELS, 3.0, NULL)(X, T))
+    with pytest.raises(ValueError, match=r"labels in 0\.\.3, got 4"):
+        guided(EXACT, LABELS, 3.0, NULL, negative=torch.full((5,), NULL + 1))
+    with pytest.raises(ValueError, match=r"a negative label for each of 5; got \(2,\)"):
+        guided(EXACT, LABELS, 3.0, NULL, negative=torch.tensor([0, 1]))
+
+
+@pytest.mark.parametrize("scale", [3.0, double([0.0, 2.0, 3.0, -1.0, 4.0])])
+def test_outside_its_interval_guidance_is_the_conditional_model(scale):
+    got = guided(EXACT, LABELS, scale, NULL, interval=(2, 4))(X, T)
+    everywhere = guided(EXACT, LABELS, scale, NULL)(X, T)
+    assert torch.equal(got[1:4], everywhere[1:4])  # t = 2, 3, 4: both ends belong to it
+    assert torch.allclose(got[[0, 4]], EXACT(X, T, LABELS)[[0, 4]], atol=1e-14)
+
+
+def test_outside_its_interval_guidance_costs_one_pass():
+    model = Noting()
+    eps_model = guided(model, LABELS, 3.0, NULL, interval=(2, 4))
+    for t in (1, 2, 4, 5):
+        eps_model(X, torch.full((5,), t))
+    assert list(map(len, model.t)) == [5, 10, 10, 5]
+
+
+@pytest.mark.parametrize("interval", [(3, 2), (-1, 2), (1, 2, 3)])
+def test_what_is_no_interval_is_refused(interval):
+    for call in (lambda: guided(EXACT, LABELS, 2.0, NULL, interval=interval), lambda: interval_scale(2.0, T, interval)):
+        with pytest.raises(ValueError, match="expected an interval"):
+            call()
+
+
+def test_a_rescaled_estimate_has_the_conditional_one_s_deviation_image_by_image():
+    torch.manual_seed(0)
+    conditional, free = (
+        torch.randn(4, 2, 3, 5) * torch.tensor([1.0, 2, 3, 4]).reshape(4, 1, 1, 1),
+        torch.randn(4, 2, 3, 5),
+    )
+    strong = towards(conditional, free, 5.0)
+    assert torch.allclose(rescaled(strong, conditional, 1.0).flatten(1).std(1), conditional.flatten(1).std(1))
+    half = 0.5 * (strong + rescaled(strong, conditional, 1.0))
+    assert torch.allclose(rescaled(strong, conditional, 0.5), half, atol=1e-5)
+    assert torch.equal(rescaled(strong, conditional, 0.0), strong)
+    one_entry = torch.tensor([[2.0], [-3.0]])  # it has no deviation
+    assert torch.equal(rescaled(one_entry, 2 * one_entry, 0.7), one_entry)
+    got = guided(EXACT, LABELS, 3.0, NULL, rescale=0.7)(X, T)
+    assert torch.allclose(got, rescaled(guided(EXACT, LABELS, 3.0, NULL)(X, T), EXACT(X, T, LABELS), 0.7))
+    for phi in (-0.1, 1.1):
+        with pytest.raises(ValueError, match="must lie in"):
+            rescaled(strong, conditional, phi)
+        with pytest.raises(ValueError, match="must lie in"):
+            guided(EXACT, LABELS, 3.0, NULL, rescale=phi)
+
+
+def test_an_unconditional_estimate_is_rescaled_too():
+    got = guided(EXACT, LABELS, 0.0, NULL, rescale=1.0)(X, T)
+    assert torch.allclose(got.std(1), EXACT(X, T, LABELS).std(1))
+
+
+def test_a_scale_of_another_convention_is_converted():
+    conditional, free = EXACT(X, T, LABELS), EXACT(X, T)
+    assert torch.allclose(towards(conditional, free, cfg_scale(2.0, "w")), 3 * conditional - 2 * free)
+    assert cfg_scale(2.0, "s") == cfg_scale(2.0, "classifier") == 2
+    assert cfg_scale(2.0, "classifier on conditional") == 3
+    with pytest.raises(ValueError, match="among s, w, classifier"):
+        cfg_scale(2.0, "gamma")
+
+
+def test_a_worse_model_guides():
+    worse = ExactDenoiser(GaussianMixture(MIXTURE.weight, MIXTURE.mean, MIXTURE.var + 0.3), SCHEDULE)
+    got = autoguided(EXACT, worse, 2.5, LABELS)(X, T)
+    assert torch.allclose(got, 2.5 * EXACT(X, T, LABELS) - 1.5 * worse(X, T, LABELS))
+    assert torch.allclose(autoguided(EXACT, worse, 2.5)(X, T), 2.5 * EXACT(X, T) - 1.5 * worse(X, T))
+    each = double([0.0, 1.0, 2.0, 3.0, -1.0])
+    got = autoguided(EXACT, worse, each)(X, T)
+    for i, s in enumerate(each.tolist()):
+        assert torch.allclose(got[i], autoguided(EXACT, worse, s)(X, T)[i])
+
+
+def test_a_worse_model_that_does_not_count_is_not_asked():
+    def never(*_):
+        raise AssertionError("asked")
+
+    assert torch.equal(autoguided(EXACT, never, 1.0)(X, T), EXACT(X, T))
+    assert torch.equal(autoguided(never, EXACT, 0.0, LABELS)(X, T), EXACT(X, T, LABELS))
+    with pytest.raises(ValueError, match="training mode"):
+        autoguided(EXACT, nn.Linear(2, 2), 2.0)
+    with pytest.raises(ValueError, match="finite scale"):
+        autoguided(EXACT, EXACT, float("nan"))
 
 
 def test_a_model_in_training_mode_is_refused():
@@ -119,6 +230,7 @@ def test_a_model_in_training_mode_is_refused():
         (torch.tensor(0), 2.0, r"got labels \(\)"),
         (torch.tensor([0, 1]), torch.ones(3), "scale that is a number or"),
         (torch.tensor([0, 1]), torch.ones(2, 1), "scale that is a number or"),
+        (torch.tensor([0, 1]), torch.tensor([1.0, float("inf")]), "finite scale"),
     ],
 )
 def test_labels_and_scales_that_do_not_fit_are_refused(labels, scale, complaint):
@@ -140,6 +252,13 @@ def test_labels_are_dropped_independently_at_the_given_rate(probability):
     assert abs(pairs) < 5 / n**0.5
     assert torch.equal(got[~dropped], labels[~dropped]) and got.dtype == labels.dtype
     assert torch.equal(labels, torch.arange(n) % 10), "the labels were written to"
+
+
+def test_one_coin_decides_for_all_labels_of_an_example():
+    labels = torch.arange(6000).reshape(2000, 3) % 10
+    got = drop_labels(labels, 0.3, 10, torch.Generator().manual_seed(0))
+    dropped = (got == 10).sum(1)
+    assert set(dropped.tolist()) == {0, 3} and abs((dropped == 3).double().mean() - 0.3) < 5 * (0.21 / 2000) ** 0.5
 
 
 def test_a_probability_of_0_drops_none_and_of_1_all():

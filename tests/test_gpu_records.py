@@ -1,0 +1,91 @@
+"""The records of a GPU, in small: what a piece leaves behind, and that the next one goes on."""
+
+import json
+import os
+import signal
+from dataclasses import replace
+
+import pytest
+import torch
+
+from benchmarks import gpu_records
+from ddpm_lib.images.data import LabelledImages
+from ddpm_lib.runs import examiner as examiners
+from ddpm_lib.runs.folder import read_recipe, write_recipe
+from ddpm_lib.runs.model import load
+from ddpm_lib.runs.recipes import DATA
+from ddpm_lib.runs.records import read_record
+from ddpm_lib.training.trainer import Trainer
+
+
+def noise(recipe):
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (100, recipe.channels, 8, 8), dtype=torch.uint8, generator=generator)
+    return (LabelledImages(images, torch.arange(100) % 10, tuple("abcdefghij")),) * 2
+
+
+@pytest.fixture
+def words(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(gpu_records, "LEFT", 0.0)
+    for name in ("cifar10", "fashion"):
+        monkeypatch.setitem(DATA, name, noise)
+        monkeypatch.setitem(examiners.SETTINGS, name, ({"width": 16, "groups": 4}, {"steps": 2, "batch": 16}))
+    (tmp_path / "data").mkdir()
+    return ["--tiny", "--device", "cpu", "--root", "elsewhere"]
+
+
+def test_in_small_everything_runs_and_each_part_leaves_a_record(words, tmp_path, capsys, monkeypatch):
+    assert gpu_records.main([*words, "--minutes", "0"]) == 0
+    assert "the time is over; to go on: python -m benchmarks.gpu_records --root elsewhere" in capsys.readouterr().out
+    assert not (tmp_path / "runs").exists()
+    assert gpu_records.main(words) == 0
+    assert "all is done" in capsys.readouterr().out
+    for name, ships in (("cifar10_small", True), ("fashion_small", True), ("cifar10", False)):
+        training = read_record(tmp_path / f"data/records/train-{name}.json")
+        results = training["results"]
+        assert results["steps"] == 6 and results["images"] == 48 and results["recipe"]["root"] == "data"
+        assert results["held_out_loss"][-1][0] == 6 and len(results["pieces_s"]) == 1
+        assert training["command"] == "python -m benchmarks.gpu_records --root elsewhere --tiny"
+        rows = read_record(tmp_path / f"data/records/evaluate-{name}.json")["results"]["rows"]
+        samples = [row for row in rows if row["what"] == "samples"]
+        assert [row["weights"] for row in samples] == ["ema", "ema", "model"]
+        best = min(samples[:2], key=lambda row: row["numbers"]["Fréchet distance"]["value"])
+        assert samples[2]["scale"] == best["scale"] and (tmp_path / f"data/records/evaluate-{name}.png").is_file()
+        assert (tmp_path / f"data/{name}.safetensors").exists() == ships
+    assert load(tmp_path / "data/fashion_small.safetensors").recipe.name == "fashion_small"
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "step", None)
+        assert gpu_records.main(words) == 0  # nothing is left to do
+
+
+def test_a_piece_that_ends_in_the_middle_of_training_is_gone_on_with(words, tmp_path, monkeypatch):
+    monkeypatch.setattr(gpu_records, "STAGES", gpu_records.STAGES[1:2])
+    planned, step = gpu_records.planned, Trainer.step
+    monkeypatch.setattr(gpu_records, "planned", lambda *a: replace(planned(*a), steps=1000, log_every=1))
+
+    def stopped(trainer):
+        if trainer.steps == 3:
+            os.kill(os.getpid(), signal.SIGTERM)  # as the piece's own timer does
+        return step(trainer)
+
+    monkeypatch.setattr(Trainer, "step", stopped)
+    assert gpu_records.main(words) == 0
+    path = tmp_path / "data/records/train-fashion_small.json"
+    assert read_record(path)["results"]["steps"] == 4
+    assert not (tmp_path / "data/fashion_small.safetensors").exists()
+    folder = tmp_path / "runs/gpu/fashion_small"
+    write_recipe(folder, replace(read_recipe(folder), steps=7))
+    assert gpu_records.main(words) == 0
+    results = read_record(path)["results"]
+    assert results["steps"] == 7 and len(results["pieces_s"]) == 2
+    assert json.loads(path.read_text())["seconds"] >= sum(results["pieces_s"])
+
+
+def test_the_piece_s_timer_stops_training_where_its_time_is_over(words, monkeypatch):
+    """A timer that has rung before the first step: one step is done, and saved."""
+    monkeypatch.setattr(gpu_records, "STAGES", gpu_records.STAGES[1:2])
+    planned = gpu_records.planned
+    monkeypatch.setattr(gpu_records, "planned", lambda *a: replace(planned(*a), steps=10**6))
+    assert gpu_records.main([*words, "--minutes", "0.05"]) == 0
+    assert 0 < read_record("data/records/train-fashion_small.json")["results"]["steps"] < 10**6
