@@ -88,7 +88,7 @@ class Reference:
             found[name] = measured(name, metric, fake, groups, strata, **about, real=against)
         train = self.seen["train"]
         about |= {"real": len(some)}
-        near, nearer = share_below(fake, some, train, QUANTILE), copying_score(fake, some, train).nearer
+        near, (_, nearer) = share_below(fake, some, train, QUANTILE), copying_score(fake, some, train)
         found["near to training"] = measured_share("near to training", round(near * len(fake)), len(fake), **about)
         reach = 1.96 * ((len(fake) + len(some) + 1) / (12 * len(fake) * len(some))) ** 0.5
         how = "95 % were nothing copied, Mann and Whitney"
