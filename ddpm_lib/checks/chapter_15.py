@@ -49,7 +49,9 @@ def _trace_of_root(matrix):
     return np.trace(Y) * np.trace(matrix) ** 0.5
 
 
-@check("15.1", "Fréchet distance", "implementation", "the product's root by Denman and Beavers's iteration", to=1e-6)
+@check(
+    "15.1", "distance of Gaussians", "implementation", "the product's root by Denman and Beavers's iteration", to=1e-6
+)
 @until(1e-5)
 def frechet(f):
     """f(mean, cov, other_mean, other_cov) returns the distance of two Gaussians; off relative to the sum of its parts.
@@ -160,7 +162,7 @@ def _(m, C, n, D):
 
 @check(
     "15.2",
-    "bias of the Fréchet distance",
+    "bias of the distance",
     "implementation",
     "second differences of the distance, along the directions of Wishart's noise",
     to=1e-4,
@@ -209,19 +211,36 @@ def _bias(C, D, n, m, curved=None, means=(1, 1), covs=(1, 1)):
     return float(first + (means[1] * D.trace() + covs[1] * curved(s)) / m)
 
 
-def biased(what, why="no public source: a plausible slip", idea="term", **changed):
-    bias.wrong(what, seen=why, idea=idea)(lambda C, D, n, m: _bias(C, D, n, m, **changed))
+def biased(what, function, idea="term"):
+    bias.wrong(what, seen="no public source: a plausible slip", idea=idea)(function)
 
 
-biased("of the means alone", means=(1, 1), covs=(0, 0))
-biased("of the covariances alone", means=(0, 0))
-biased("one set's, as if the other's statistics were always exact", means=(1, 0), covs=(1, 0))
-biased("variances alone: of the order of D, not D²", curved=lambda s: s.sum() / 2)
-biased("without the diagonal's second part", curved=lambda s: (s[:, None] * s / (s[:, None] + s)).sum() / 2)
-biased("(s_i + s_j)/4 for s_i·s_j/(s_i + s_j)", idea="exchange", curved=lambda s: len(s) * s.sum() / 4 + s.sum() / 4)
-biased("s² for s: eigenvalues without their root", idea="power", curved=lambda s: _curved(s**2))
-biased("covariances make it smaller", idea="sign", covs=(-1, -1))
-biased("the ½ of the second order left out", curved=lambda s: 2 * _curved(s))
+biased("of the means alone", lambda C, D, n, m: _bias(C, D, n, m, covs=(0, 0)))
+biased("of the covariances alone", lambda C, D, n, m: _bias(C, D, n, m, means=(0, 0)))
+biased(
+    "one set's, as if the other's statistics were always exact",
+    lambda C, D, n, m: _bias(C, D, n, m, means=(1, 0), covs=(1, 0)),
+)
+biased(
+    "variances alone: of the order of D, not D²",
+    lambda C, D, n, m: _bias(C, D, n, m, curved=lambda s: s.sum() / 2),
+)
+biased(
+    "without the diagonal's second part",
+    lambda C, D, n, m: _bias(C, D, n, m, curved=lambda s: _curved(s) - s.sum() / 4),
+)
+biased(
+    "(s_i + s_j)/4 for s_i·s_j/(s_i + s_j)",
+    lambda C, D, n, m: _bias(C, D, n, m, curved=lambda s: (len(s) + 1) * s.sum() / 4),
+    idea="exchange",
+)
+biased(
+    "s² for s: eigenvalues without their root",
+    lambda C, D, n, m: _bias(C, D, n, m, curved=lambda s: _curved(s**2)),
+    idea="power",
+)
+biased("covariances make it smaller", lambda C, D, n, m: _bias(C, D, n, m, covs=(-1, -1)), idea="sign")
+biased("the ½ of the second order left out", lambda C, D, n, m: _bias(C, D, n, m, covs=(2, 2)))
 
 
 def _curved(s):
@@ -365,7 +384,7 @@ def _(x, y):
     return _mmd(*_grams(*whole))
 
 
-@kernel_.wrong("the mixed pairs i = j left out, too", seen="of this kind: the U-statistic of n = m", idea="term")
+@kernel_.wrong("the mixed pairs i = j left out, too", seen="no public source: the U-statistic of n = m", idea="term")
 def _(x, y):
     n = min(len(x), len(y))
     xx, yy, xy = _grams(x[:n], y[:n])
@@ -520,19 +539,41 @@ def _within(x, y, k):
     return _cdist(y, x) <= _kth(x, k)
 
 
-def dense(what, made, seen="no public source: a plausible slip", idea="term"):
-    density.wrong(what, seen=seen, idea=idea)(
-        lambda x, y, k: tuple(map(float, made(_within(x, y, k).double(), x, y, k)))
-    )
+def dense(what, function, idea="term"):
+    density.wrong(what, seen="no public source: a plausible slip", idea=idea)(function)
 
 
-dense("density not divided by k", lambda w, x, y, k: (w.sum(1).mean(), w.amax(0).mean()))
-dense("density of at most 1", lambda w, x, y, k: ((w.sum(1) / k).clamp(max=1).mean(), w.amax(0).mean()), idea="edge")
-dense("the mean over real points", lambda w, x, y, k: (w.sum() / (k * len(x)), w.amax(0).mean()), idea="axis")
-dense("coverage counts fake points: precision", lambda w, x, y, k: (w.sum(1).mean() / k, w.amax(1).mean()), idea="axis")
-dense("density is precision", lambda w, x, y, k: (w.amax(1).mean(), w.amax(0).mean()), idea="exchange")
-dense("the two exchanged", lambda w, x, y, k: (w.amax(0).mean(), w.sum(1).mean() / k), idea="exchange")
-dense("coverage over fakes", lambda w, x, y, k: (w.sum(1).mean() / k, w.amax(0).sum() / len(y)), idea="axis")
+def _two(w, over_points, over_balls):
+    """Both numbers, of how many balls hold each fake point and how many fake points each real ball holds."""
+    w = w.double()
+    return float(over_points(w.sum(1))), float(over_balls(w.sum(0)))
+
+
+def _any(counts):
+    return (counts > 0).double().mean()
+
+
+dense("density not divided by k", lambda x, y, k: _two(_within(x, y, k), lambda c: c.mean(), _any))
+dense(
+    "density of at most 1",
+    lambda x, y, k: _two(_within(x, y, k), lambda c: (c / k).clamp(max=1).mean(), _any),
+    idea="edge",
+)
+dense(
+    "the mean over real points", lambda x, y, k: _two(_within(x, y, k), lambda c: c.sum() / (k * len(x)), _any), "axis"
+)
+dense(
+    "coverage counts fake points: precision",
+    lambda x, y, k: (_two(_within(x, y, k), lambda c: c.mean() / k, _any)[0], _two(_within(x, y, k), _any, _any)[0]),
+    idea="axis",
+)
+dense("density is precision", lambda x, y, k: _two(_within(x, y, k), _any, _any), idea="exchange")
+dense("the two exchanged", lambda x, y, k: _two(_within(x, y, k), lambda c: c.mean() / k, _any)[::-1], idea="exchange")
+dense(
+    "coverage over fakes",
+    lambda x, y, k: _two(_within(x, y, k), lambda c: c.mean() / k, lambda c: (c > 0).double().sum() / len(y)),
+    idea="axis",
+)
 
 
 @density.wrong("balls around fake points", seen="no public source: a plausible slip", idea="exchange")
@@ -626,7 +667,7 @@ def _(fake, held_out, train):
 
 @copying.wrong(
     "beside the training points' own nearest neighbours, not held-out images",
-    seen="of this kind: share_of_copies of chapter 8, which is not calibrated",
+    seen="no public source: as `share_of_copies`, which is not calibrated",
     idea="exchange",
 )
 def _(fake, held_out, train):
@@ -792,16 +833,25 @@ def _left_out(metric, samples, groups, factor=lambda G: (G - 1) / G, pick=None, 
     return float((factor(groups) * (values - values.mean()).square().sum()).sqrt())
 
 
-def jack(what, seen="no public source: a plausible slip", idea="term", **changed):
-    jackknife.wrong(what, seen=seen, idea=idea)(lambda metric, x, G: _left_out(metric, x, G, **changed))
+def jack(what, function, idea="term"):
+    jackknife.wrong(what, seen="no public source: a plausible slip", idea=idea)(function)
 
 
-jack("the spread of the values as it is: 1/(G − 1)", factor=lambda G: 1 / (G - 1))
-jack("1/(G·(G − 1)), as for a mean's error", factor=lambda G: 1 / (G * (G - 1)), idea="exchange")
-jack("the factor G − 1 left out: 1/G", factor=lambda G: 1 / G)
-jack("the sum, not (G − 1)/G of it", factor=lambda G: 1.0)
-jack("each group alone", idea="exchange", pick=lambda parts, i: parts[i], factor=lambda G: 1 / (G * (G - 1)))
-jack("one sample left out, not a group", pick=lambda parts, i: torch.cat(parts)[torch.cat(parts) != parts[i][0]])
+jack("the spread of the values as it is: 1/(G − 1)", lambda f, x, G: _left_out(f, x, G, lambda G: 1 / (G - 1)))
+jack(
+    "1/(G·(G − 1)), as for a mean's error", lambda f, x, G: _left_out(f, x, G, lambda G: 1 / (G * (G - 1))), "exchange"
+)
+jack("the factor G − 1 left out: 1/G", lambda f, x, G: _left_out(f, x, G, lambda G: 1 / G))
+jack("the sum, not (G − 1)/G of it", lambda f, x, G: _left_out(f, x, G, lambda G: 1.0))
+jack(
+    "each group alone",
+    lambda f, x, G: _left_out(f, x, G, lambda G: 1 / (G * (G - 1)), pick=lambda parts, i: parts[i]),
+    idea="exchange",
+)
+jack(
+    "one sample left out, not a group",
+    lambda f, x, G: _left_out(f, x, G, pick=lambda parts, i: torch.cat(parts)[torch.cat(parts) != parts[i][0]]),
+)
 
 
 @jackknife.wrong("groups in the order of the samples", seen="no public source: chunks of a sorted set", idea="noise")
@@ -856,25 +906,30 @@ def seeds(f):
     yield f.fault
 
 
-def seeded(what, made, seen="no public source: a plausible slip", idea="term"):
-    seeds.wrong(what, seen=seen, idea=idea)(lambda values: tuple(map(float, made(values))))
+def seeded(what, function, idea="term"):
+    seeds.wrong(what, seen="no public source: a plausible slip", idea=idea)(function)
 
 
-seeded("the means' variance as it is", lambda v: (v.mean(1).var(), v.var(1).mean()))
+def _numbers(*values):
+    return tuple(map(float, values))
+
+
+seeded("the means' variance as it is", lambda v: _numbers(v.mean(1).var(), v.var(1).mean()))
+seeded("never below 0", lambda v: tuple(max(0.0, part) for part in intervals.seed_variances(v)), idea="edge")
 seeded(
-    "never below 0", lambda v: (max(0.0, v.mean(1).var() - v.var(1).mean() / v.shape[1]), v.var(1).mean()), idea="edge"
+    "all numbers together, for the draws",
+    lambda v: _numbers(v.mean(1).var() - v.var() / v.shape[1], v.var()),
+    idea="axis",
 )
-seeded("all numbers together, for the draws", lambda v: (v.mean(1).var() - v.var() / v.shape[1], v.var()), idea="axis")
+seeded("the two exchanged", lambda v: intervals.seed_variances(v)[::-1], idea="exchange")
+seeded("the draws' variance taken off whole", lambda v: _numbers(v.mean(1).var() - v.var(1).mean(), v.var(1).mean()))
 seeded(
-    "the two exchanged", lambda v: (v.var(1).mean(), v.mean(1).var() - v.var(1).mean() / v.shape[1]), idea="exchange"
-)
-seeded("the draws' variance taken off whole", lambda v: (v.mean(1).var() - v.var(1).mean(), v.var(1).mean()))
-seeded(
-    "divided by S, not S − 1", lambda v: (v.mean(1).var(correction=0) - v.var(1).mean() / v.shape[1], v.var(1).mean())
+    "divided by S, not S − 1",
+    lambda v: _numbers(v.mean(1).var(correction=0) - v.var(1).mean() / v.shape[1], v.var(1).mean()),
 )
 seeded("rows and columns exchanged", lambda v: intervals.seed_variances(v.T), idea="axis")
-seeded("deviations", lambda v: (v.mean(1).std() - v.std(1).mean() / v.shape[1], v.std(1).mean()), idea="power")
-seeded("the first draw of each training", lambda v: (v[:, 0].var(), v.var(1).mean()), idea="exchange")
+seeded("deviations", lambda v: _numbers(v.mean(1).std() - v.std(1).mean() / v.shape[1], v.std(1).mean()), idea="power")
+seeded("the first draw of each training", lambda v: _numbers(v[:, 0].var(), v.var(1).mean()), idea="exchange")
 
 
 # 15.10
@@ -976,32 +1031,62 @@ def _network_bits(eps_model, schedule, x_0, generator, draws, levels, terms=None
     return rate, distortion
 
 
-def counted(what, seen="no public source: a plausible slip", idea="term", made=None, **changed):
-    made = made or (lambda rate, distortion, x_0: (rate, distortion))
-
-    def version(eps_model, schedule, x_0, generator, *, draws, levels):
-        rate, distortion = _network_bits(eps_model, schedule, x_0, generator, draws, levels, **changed)
-        dims = x_0[0].numel()
-        rate, distortion = made(bits_per_dim(rate, dims), bits_per_dim(distortion, dims), x_0)
-        return rate, distortion
-
-    network.wrong(what, seen=seen, idea=idea)(version)
+def counted(what, function, seen="no public source: a plausible slip", idea="term"):
+    network.wrong(what, seen=seen, idea=idea)(function)
 
 
-counted("nats", made=lambda r, d, x: (r * math.log(2), d * math.log(2)))
-counted("a whole image's bits", made=lambda r, d, x: (r * x[0].numel(), d * x[0].numel()), idea="axis")
-counted("T terms where there are T − 1", count=lambda T: T, idea="time")
-counted("the mean of the terms, not their sum", count=lambda T: 1, idea="axis")
-counted("t = 1 among the middle terms: L_0 counted twice", first=1, idea="time")
+def _with_sum(rate, distortion):
+    return rate, rate + distortion
+
+
+def _made(x_0, nats):
+    return tuple(bits_per_dim(part, x_0[0].numel()) for part in nats)
+
+
+counted("nats", lambda f, s, x, g, draws, levels: [v / x[0].numel() for v in _network_bits(f, s, x, g, draws, levels)])
+counted(
+    "a whole image's bits",
+    lambda f, s, x, g, draws, levels: [bits_per_dim(v, 1) for v in _network_bits(f, s, x, g, draws, levels)],
+    idea="axis",
+)
+counted(
+    "T terms where there are T − 1",
+    lambda f, s, x, g, draws, levels: _made(x, _network_bits(f, s, x, g, draws, levels, count=lambda T: T)),
+    idea="time",
+)
+counted(
+    "the mean of the terms, not their sum",
+    lambda f, s, x, g, draws, levels: _made(x, _network_bits(f, s, x, g, draws, levels, count=lambda T: 1)),
+    idea="axis",
+)
+counted(
+    "t = 1 among the middle terms: L_0 counted twice",
+    lambda f, s, x, g, draws, levels: _made(x, _network_bits(f, s, x, g, draws, levels, first=1)),
+    idea="time",
+)
 counted(
     "7 bits added, as for a density on [−1, 1]",
+    lambda f, s, x, g, draws, levels: [
+        v + i * math.log2(127.5) for i, v in enumerate(_made(x, _network_bits(f, s, x, g, draws, levels)))
+    ],
     seen="of this kind: yang-song/score_sde_pytorch issue 51, whose likelihood is a density's",
-    made=lambda r, d, x: (r, d + math.log2(127.5)),
 )
-counted("rate and distortion exchanged", idea="exchange", made=lambda r, d, x: (d, r))
-counted("rate and their sum", idea="exchange", made=lambda r, d, x: (r, r + d))
 counted(
-    "the batch's mean for every image", idea="axis", made=lambda r, d, x: (r.mean().expand_as(r), d.mean().expand_as(d))
+    "rate and distortion exchanged",
+    lambda f, s, x, g, draws, levels: _made(x, _network_bits(f, s, x, g, draws, levels))[::-1],
+    idea="exchange",
+)
+counted(
+    "rate and their sum",
+    lambda f, s, x, g, draws, levels: _with_sum(*_made(x, _network_bits(f, s, x, g, draws, levels))),
+    idea="exchange",
+)
+counted(
+    "the batch's mean for every image",
+    lambda f, s, x, g, draws, levels: [
+        v.mean().expand_as(v) for v in _made(x, _network_bits(f, s, x, g, draws, levels))
+    ],
+    idea="axis",
 )
 
 

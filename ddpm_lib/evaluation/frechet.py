@@ -11,7 +11,7 @@ from ddpm_lib.evaluation.neighbours import rows
 
 
 def gaussian_distance(mean: Tensor, cov: Tensor, other_mean: Tensor, other_cov: Tensor) -> float:
-    """Eq. 15.1 (Fréchet distance). |m − m'|² + tr(C + C' − 2·(C^½·C'·C^½)^½), in squared feature units.
+    """Eq. 15.1 (distance of Gaussians). |m − m'|² + tr(C + C' − 2·(C^½·C'·C^½)^½), in squared feature units.
 
     mean, other_mean: (D,); cov, other_cov: (D, D), symmetric and without negative eigenvalues, singular ones allowed.
     Computed in float64. Raises ValueError for other shapes, or a covariance that is not symmetric.
@@ -30,7 +30,7 @@ def gaussian_distance(mean: Tensor, cov: Tensor, other_mean: Tensor, other_cov: 
 
 
 def frechet_bias(cov: Tensor, other_cov: Tensor, n: float, m: float = float("inf")) -> float:
-    """Eq. 15.2 (bias of the Fréchet distance). By how much it is too large on average, to first order in 1/n and 1/m.
+    """Eq. 15.2 (bias of the distance). By how much it is too large on average, to first order in 1/n and 1/m.
 
     cov, other_cov: (D, D), of the two Gaussians that n and m features are drawn from; inf: its statistics are exact.
     With the eigenvalues s_i² of C^½·C'·C^½, B = ½·[Σ_ij s_i·s_j/(s_i + s_j) + ½·Σ_i s_i], it is

@@ -99,7 +99,7 @@ def seed_variances(values: Tensor) -> tuple[float, float]:
 
 def measured_share(name: str, hits: int, n: int, **about: str | int) -> Measured:
     """A share with Wilson's interval."""
-    return Measured(name, hits / n, *share_interval(hits, n), how="95 % over samples, Wilson", **about)
+    return Measured(name, hits / n, *share_interval(hits, n), how="95 %, Wilson", **about)
 
 
 def measured(
@@ -116,7 +116,7 @@ def measured(
     """
     value = metric(samples)
     reach = stats.t.ppf(0.975, groups - 1) * jackknife_std(metric, samples, groups, strata=strata)
-    return Measured(name, value, value - reach, value + reach, how="95 % over samples, jackknife", **about)
+    return Measured(name, value, value - reach, value + reach, how="95 %, jackknife", **about)
 
 
 def over_seeds(name: str, values: Sequence[float], **about: str | int) -> Measured:

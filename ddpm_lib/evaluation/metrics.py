@@ -61,9 +61,13 @@ class PixelClassifier:
     def __init__(self, images: Tensor, labels: Tensor):
         self._svc = SVC(C=10).fit(_rows(images), labels.cpu().numpy())
 
+    def predict(self, images: Tensor) -> Tensor:
+        """The label of each image: (N, C, H, W) → (N,), on the CPU."""
+        return torch.from_numpy(self._svc.predict(_rows(images)))
+
     def accuracy(self, images: Tensor, labels: Tensor) -> float:
         """The share of images, (N, C, H, W), that are recognised as their labels, (N,)."""
-        return float(np.mean(self._svc.predict(_rows(images)) == labels.cpu().numpy()))
+        return float((self.predict(images) == labels.cpu()).double().mean())
 
 
 def gaussian_per_class(

@@ -22,7 +22,7 @@ WRONG, wrong = registry()
 # Distances
 
 
-@wrong("Fréchet distance", "in float32")
+@wrong("distance of Gaussians", "in float32")
 def _(m, C, n, D):
     value, vector = torch.linalg.eigh(C.float())
     root = vector * value.clamp(min=0).sqrt() @ vector.T
@@ -30,7 +30,7 @@ def _(m, C, n, D):
     return float((m - n).float().square().sum() + C.float().trace() + D.float().trace() - 2 * cross)
 
 
-@wrong("Fréchet distance", "eigenvalues below 1e-6 count as 0")
+@wrong("distance of Gaussians", "eigenvalues below 1e-6 count as 0")
 def _(m, C, n, D):
     value, vector = torch.linalg.eigh(C.double())
     root = vector * value.clamp(min=0).sqrt() @ vector.T
@@ -39,40 +39,40 @@ def _(m, C, n, D):
     return float((m - n).double().square().sum() + C.trace() + D.trace() - 2 * cross)
 
 
-@wrong("Fréchet distance", "the root of C' alone on both sides")
+@wrong("distance of Gaussians", "the root of C' alone on both sides")
 def _(m, C, n, D):
     return float((m - n).square().sum() + C.trace() + D.trace() - 2 * D.trace())
 
 
-@wrong("Fréchet distance", "twice the means' part")
+@wrong("distance of Gaussians", "twice the means' part")
 def _(m, C, n, D):
     return gaussian_distance(m, C, n, D) + float((m - n).square().sum())
 
 
-@wrong("Fréchet distance", "the root of the traces' product")
+@wrong("distance of Gaussians", "the root of the traces' product")
 def _(m, C, n, D):
     return float((m - n).square().sum() + C.trace() + D.trace() - 2 * (C.trace() * D.trace()).sqrt())
 
 
-@wrong("Fréchet distance", "without the means")
+@wrong("distance of Gaussians", "without the means")
 def _(m, C, n, D):
     return gaussian_distance(m * 0, C, n * 0, D)
 
 
-@wrong("Fréchet distance", "eigenvalues paired by size, as if they had one basis")
+@wrong("distance of Gaussians", "eigenvalues paired by size, as if they had one basis")
 def _(m, C, n, D):
     a, b = (torch.linalg.eigvalsh(x).clamp(min=0).sqrt() for x in (C, D))
     return float((m - n).square().sum() + (a - b).square().sum())
 
 
-@wrong("Fréchet distance", "Mahalanobis's distance of the means")
+@wrong("distance of Gaussians", "Mahalanobis's distance of the means")
 def _(m, C, n, D):
     gap = m - n
     return gaussian_distance(m, C, m, D) + float(gap @ torch.linalg.pinv((C + D) / 2) @ gap)
 
 
 def bias_with(name, change):
-    wrong("bias of the Fréchet distance", name)(change)
+    wrong("bias of the distance", name)(change)
 
 
 bias_with("n - 1 for n in the means' part", lambda C, D, n, m: frechet_bias(C, D, n, m) + C.trace().item() / n)

@@ -13,8 +13,8 @@ def cloud(n, d, seed=0):
 
 
 def test_a_number_prints_all_that_belongs_to_it():
-    number = Measured("precision", 0.8127, 0.78, 0.84, "95 % over samples, Wilson", "raw pixels", 1437, 500)
-    text = "precision 0.813 [0.780, 0.840] (95 % over samples, Wilson; raw pixels; 500 against 1,437)"
+    number = Measured("precision", 0.8127, 0.78, 0.84, "95 %, Wilson", "raw pixels", 1437, 500)
+    text = "precision 0.813 [0.780, 0.840] (95 %, Wilson; raw pixels; 500 against 1,437)"
     assert str(number) == text
     assert str(Measured("a", 3.0, 3.0, 3.0, "of one")) == "a 3.000 [3.000, 3.000] (of one)"
     assert "12346 [12300, 12400]" in str(Measured("a", 12345.6, 12300.0, 12400.0, ""))
