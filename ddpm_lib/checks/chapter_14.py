@@ -139,6 +139,7 @@ def _twice(eps_model, world: World, *others: World) -> tuple[Tensor, float]:
     for each in (world, *others):
         each.said.clear()
     with torch.no_grad():  # as samplers do
+        eps_model(world.x_t / 2, world.t)  # of which nothing is to be kept
         first = eps_model(x_t, t)
         again = eps_model(world.x_t.clone(), world.t.clone())
     unlike = not (torch.equal(x_t, world.x_t) and torch.equal(t, world.t) and torch.equal(first, again))
@@ -169,7 +170,9 @@ def exact_classifier(f):
 
     Gradients reach x_t.
     """
-    for seed, (schedule, times) in enumerate([(SHORT, [3, 1, 4, 2]), (TWO, [1, 2]), (ONE, [1]), (LONG, [200, 600])]):
+    for seed, (schedule, times) in enumerate(
+        [(SHORT, [3, 1, 4, 2]), (TWO, [1, 2]), (ONE, [1]), (LONG, [200, 600, 1000])]
+    ):
         draws = np.random.default_rng(seed)
         for K, D in ((3, 2), (2, 1), (4, 1)):
             weight, mean, var = draws.dirichlet(np.ones(K) * 3), draws.normal(size=(K, D)), 0.3 + draws.random((K, D))
@@ -180,6 +183,7 @@ def exact_classifier(f):
             t = torch.tensor(times)
             got = classifier(x_t, t)
             yield apart(got, expected)
+            yield fault(not all(map(np.array_equal, parts, (weight, mean, var))))  # the mixture stays as it was
             yield apart(classifier(x_t, t), got)
             for i, each in enumerate(times):
                 yield apart(classifier(x_t, each)[i], expected[i])
@@ -1118,7 +1122,12 @@ def rescale(f):
         yield f.fault
     tiny = torch.tensor(1e-9 * draws.normal(size=(2, 1, 2, 3)))
     yield apart(1e9 * f(tiny, 2 * tiny, 1.0), 2e9 * tiny)
+    yield apart(f(1e9 * tiny / 200, 1e9 * tiny, 1.0), 1e9 * tiny)
+    yield fault(f(tiny.float(), 2 * tiny.float(), 0.5).dtype != torch.float32)
+    far = 1e9 * tiny + 1e5  # all one side of 0
+    yield 1e-5 * apart(f(far, 3e9 * tiny, 1.0), 3 * far)
     even = torch.full((2, 1, 2, 2), 0.3, dtype=torch.float64)
+    yield apart(f(1e9 * tiny[..., :2], even, 0.6), 0.4e9 * tiny[..., :2])
     yield apart(f(even, torch.tensor(draws.normal(size=(2, 1, 2, 2))), 0.6), even)
     one = torch.tensor([[0.7], [-2.0]], dtype=torch.float64)  # a single number
     yield apart(f(one, 2 * one, 0.6), one)

@@ -499,4 +499,49 @@ def _(model, worse, scale, labels):
     return f
 
 
+exact_with("t = 1000 is taken for 999", lambda f, x, t, S: f(x, torch.as_tensor(t).clamp(max=999)))
+
+
+@wrong("exact classifier", "the mixture's weights are divided by the largest, where they lie")
+def _(mixture, schedule):
+    mixture.weight.div_(mixture.weight.max())
+    return ExactClassifier(mixture, schedule)
+
+
+@wrong("classifier-free guidance", "the first step's unconditional estimate is kept")
+def _(model, labels, scale, null):
+    kept = []
+
+    def f(x, t):
+        if not isinstance(scale, torch.Tensor) and scale in (0, 1):
+            return guided(model, labels, scale, null)(x, t)
+        asked = torch.cat([torch.full_like(labels, null), labels])
+        none, of_class = model(torch.cat([x, x]), torch.cat([t, t]), asked).chunk(2)
+        kept.append(none)
+        return kept[0] + per_image(scale, x) * (of_class - kept[0])
+
+    return f
+
+
+def ratio_of(g, c, std):
+    of_g, of_c = std(g.flatten(1)), std(c.flatten(1))
+    return torch.where(of_g > 1e-15 * g.flatten(1).abs().amax(1), of_c / of_g, 1.0)
+
+
+def mean_of_squares(x):
+    return (x.square().mean(1) - x.mean(1) ** 2).clamp(min=0).sqrt()
+
+
+wrong("guidance rescale", "the mean square less the square of the mean, which cancels")(
+    lambda g, c, phi: g * per_image(1 + phi * (ratio_of(g, c, mean_of_squares) - 1), g)
+)
+wrong("guidance rescale", "made larger by a factor of at most 10")(
+    lambda g, c, phi: g * per_image(1 + phi * (ratio_of(g, c, lambda x: x.std(1)).clamp(max=10) - 1), g)
+)
+wrong("guidance rescale", "where the conditional one is even, nothing is done")(
+    lambda g, c, phi: torch.where(per_image(c.flatten(1).std(1, correction=0) > 1e-12, g) > 0, rescaled(g, c, phi), g)
+)
+wrong("guidance rescale", "always in double precision")(lambda g, c, phi: rescaled(g, c, phi).double())
+
+
 test_is_rejected = rejecting(WRONG)
