@@ -63,7 +63,7 @@ def examiner(
         return load_examiner(kept, device)
     network, course = SETTINGS.get(name, SETTINGS["cifar10"])
     classes = max(len(train.names), int(train.labels.max()) + 1)
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(0)
         classifier = Classifier(size=size, channels=channels, classes=classes, **network).to(device)
         execution = Fast(device, precision="bf16" if device.type == "cuda" else "float32")
