@@ -249,6 +249,15 @@ def test_an_examiner_is_trained_once_kept_in_half_precision_and_a_shipped_one_co
         examiner("mnist", LabelledImages(birds(1).images), birds(2))
 
 
+@pytest.mark.parametrize(("size", "levels"), [(12, 3), (10, 2), (9, 1)])
+def test_an_examiner_has_as_many_levels_as_the_size_allows(size, levels, monkeypatch):
+    network = {"width": 8, "groups": 2, "multipliers": (1, 1, 1)}
+    monkeypatch.setitem(examiners.SETTINGS, "cifar10", (network, {"steps": 1, "batch": 4}))
+    images = LabelledImages(torch.zeros(6, 3, size, size), torch.tensor([0, 1, 2] * 2))
+    found = examiner("folder-1", images, images, folder="kept").classifier
+    assert found.config["multipliers"] == [1] * levels and found.classes == 3
+
+
 def test_a_file_of_a_denoiser_is_no_examiner(tmp_path):
     trained(tmp_path / "run")
     export(tmp_path / "run", tmp_path / "model.safetensors")
