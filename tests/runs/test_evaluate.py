@@ -196,6 +196,10 @@ def test_what_was_interrupted_is_gone_on_with_at_the_row_where_it_ended(tmp_path
     rows = record["results"]["rows"]
     assert [row["what"] for row in rows] == ["training images", "Gaussian per class", "bits", "samples"]
     assert rows[2]["count"] == rows[2]["numbers"]["rate"]["real"] == 60  # all that there are
+    for change in ({"count": 30}, {"features": "classifier"}):  # of neither is anything known
+        more = assessing.assess(run, **options | {"bits": 0} | change, say=lambda _: None)["results"]["rows"]
+        assert [row["what"] for row in more[len(rows) :]] == ["training images", "Gaussian per class", "samples"]
+        rows = more
     with pytest.raises(TypeError, match="sede"):
         assessing.assess(run, **options, sede=3)
 
