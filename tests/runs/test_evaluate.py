@@ -166,6 +166,14 @@ def test_an_exported_file_is_evaluated_where_one_is(tmp_path):
     assert (tmp_path / "evaluation-birds.json").is_file() and (tmp_path / "evaluation-birds-s1.5.png").is_file()
 
 
+def test_the_checkpoint_and_the_weights_that_are_asked_for_are_loaded(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(assessing, "load", lambda path, **options: asked.append(options) or sys.exit())
+    with pytest.raises(SystemExit):
+        main(["evaluate", str(tmp_path), "--which", "best", "--weights", "model", "--device", "cpu"])
+    assert asked == [{"which": "best", "weights": "model", "device": torch.device("cpu")}]
+
+
 def test_what_cannot_be_evaluated_is_refused(tmp_path, capsys):
     trained(run := tmp_path / "run")
     for words, message in (
@@ -196,10 +204,12 @@ def test_what_was_interrupted_is_gone_on_with_at_the_row_where_it_ended(tmp_path
     rows = record["results"]["rows"]
     assert [row["what"] for row in rows] == ["training images", "Gaussian per class", "bits", "samples"]
     assert rows[2]["count"] == rows[2]["numbers"]["rate"]["real"] == 60  # all that there are
+    (run / "evaluation.json").write_text(json.dumps(record | {"seconds": 1000.0}))
     for change in ({"count": 30}, {"features": "classifier"}):  # of neither is anything known
         more = assessing.assess(run, **options | {"bits": 0} | change, say=lambda _: None)["results"]["rows"]
         assert [row["what"] for row in more[len(rows) :]] == ["training images", "Gaussian per class", "samples"]
         rows = more
+    assert json.loads((run / "evaluation.json").read_text())["seconds"] > 1000  # of all calls together
     with pytest.raises(TypeError, match="sede"):
         assessing.assess(run, **options, sede=3)
 
