@@ -8,6 +8,7 @@ from ddpm_lib.diffusion.cosine import cosine_schedule
 from ddpm_lib.diffusion.schedule import linear_schedule
 from ddpm_lib.images.data import LabelledImages, digits
 from ddpm_lib.networks.classifier import Classifier
+from ddpm_lib.training import classify
 from ddpm_lib.training.classify import _moved, accuracy, train_classifier
 from ddpm_lib.training.fast import Fast
 
@@ -132,3 +133,37 @@ def test_bytes_are_read_as_the_images_they_are():
     assert accuracy(network, images, labels, batch=2) == 1.0
     labels[:2] = (labels[:2] + 1) % 10
     assert accuracy(network, images, labels, batch=3) == pytest.approx(5 / 7)
+
+
+def test_the_course_is_the_one_that_was_asked_for(monkeypatch):
+    rates, asked, adamw, entropy = [], [], torch.optim.AdamW, nn.functional.cross_entropy
+
+    class Noted(adamw):
+        def step(self, *args, **options):
+            rates.append((self.param_groups[0]["lr"], self.param_groups[0]["weight_decay"]))
+            return super().step(*args, **options)
+
+    def noted(*args, **options):
+        asked.append(options["label_smoothing"])
+        return entropy(*args, **options)
+
+    monkeypatch.setattr(torch.optim, "AdamW", Noted)
+    monkeypatch.setattr(classify.F, "cross_entropy", noted)
+    monkeypatch.setattr(classify, "_moved", lambda x, *options: asked.append(options[:2]) or x)
+    course = {"steps": 40, "batch": 4, "learning_rate": 0.03, "weight_decay": 0.7, "smoothing": 0.3}
+    train_classifier(lively(), digits()[0], **course, flip=True, shift=2)
+    assert [rate for rate, _ in rates[:4]] == pytest.approx([0.01, 0.02, 0.03, 0.03 * (1 - 1 / 38)])
+    assert rates[-1] == pytest.approx((0.03 / 38, 0.7)) and len(rates) == 40
+    assert asked[:2] == [(True, 2), 0.3]
+
+
+def test_dropout_also_acts_on_the_mean():
+    network, images = lively(dropout=0.5), torch.randn(4, 1, 8, 8)
+    network.dropout.train()
+    assert not torch.equal(network(images), network(images))
+
+
+def test_each_image_is_read_at_its_own_t_in_every_batch():
+    network, images, t = lively(), torch.randn(40, 1, 8, 8), torch.arange(1, 1001, 25)
+    labels = network(images, t).argmax(1)
+    assert accuracy(network, images, labels, t, batch=7) == 1 > accuracy(network, images, labels, t.flip(0))
