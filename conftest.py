@@ -1,5 +1,6 @@
 """What every test run needs, set before torch is imported and inherited by workers and notebook kernels."""
 
+import gc
 import os
 import signal
 import sys
@@ -19,6 +20,21 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 # With another backend a notebook's figures would not be outputs.
 os.environ.pop("MPLBACKEND", None)
+
+# What is imported lives to the end. Python would look through all of it for garbage, again and again.
+gc.disable()
+
+
+def pytest_collection_finish():
+    gc.freeze()
+    gc.enable()
+
+
+def pytest_configure(config):
+    if config.getoption("--nbval", False):
+        from tools import kernels
+
+        kernels.forked()
 
 
 def pytest_collection_modifyitems(items):

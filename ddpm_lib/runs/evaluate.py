@@ -88,7 +88,7 @@ class Reference:
             found[name] = measured(name, metric, fake, groups, strata, **about, real=against)
         train = self.seen["train"]
         about |= {"real": len(some)}
-        near, nearer = share_below(fake, some, train, QUANTILE), copying_score(fake, some, train).nearer
+        near, (_, nearer) = share_below(fake, some, train, QUANTILE), copying_score(fake, some, train)
         found["near to training"] = measured_share("near to training", round(near * len(fake)), len(fake), **about)
         reach = 1.96 * ((len(fake) + len(some) + 1) / (12 * len(fake) * len(some))) ** 0.5
         how = "95 % were nothing copied, Mann and Whitney"
@@ -97,14 +97,22 @@ class Reference:
         return found
 
     def rows(self) -> Iterator[Row]:
-        """Two rows to compare with: as many training images, and as many draws from a Gaussian for each class."""
-        chosen = _spread(len(self.train), self.count)
-        images, labels = _signed(self.train.images[chosen]), self.train.labels
-        yield row("training images", self.numbers(images, None if labels is None else labels[chosen]), **self.about)
-        classes = torch.zeros(len(self.train), dtype=torch.int64) if labels is None else labels
-        wanted, generator = classes[chosen], torch.Generator().manual_seed(0)
+        """Two rows to compare with: as many training images, and as many draws from a Gaussian for each class.
+
+        With labels there are as many of each class as there are of samples.
+        """
+        labels, count = self.train.labels, self.count
+        if labels is None:
+            chosen, classes = _spread(len(self.train), count), torch.zeros(len(self.train), dtype=torch.int64)
+        else:
+            chosen, classes = _balanced(labels, count), labels
+        wanted = classes[chosen]
+        asked = None if labels is None else wanted
+        images = _signed(self.train.images[chosen])
+        yield row("training images", self.numbers(images, asked, fixed=True), **self.about)
+        generator = torch.Generator().manual_seed(0)
         drawn = gaussian_per_class(_signed(self.train.images), classes, wanted, generator)
-        yield row("Gaussian per class", self.numbers(drawn, None if labels is None else wanted), **self.about)
+        yield row("Gaussian per class", self.numbers(drawn, asked, fixed=True), **self.about)
 
 
 def row(what: str, numbers: dict[str, Measured], **settings: Any) -> Row:
@@ -195,6 +203,19 @@ def _signed(images: Tensor) -> Tensor:
 
 def _features(features: Features, images: Tensor, at_once: int = 1000) -> Tensor:
     return torch.cat([features(_signed(part)) for part in images.split(at_once)])
+
+
+def _balanced(labels: Tensor, count: int) -> Tensor:
+    """`count` indices, of one class after the other in turn, at random within each.
+
+    Raises ValueError where a class has too few.
+    """
+    order, classes = _spread(len(labels), len(labels)), labels.unique()
+    of_each = [order[labels[order] == c] for c in classes]
+    need = -(-count // len(classes))
+    if min(map(len, of_each)) < need:
+        raise ValueError(f"expected {need} training images of each class, there are {min(map(len, of_each))} of one")
+    return torch.stack([of_class[:need] for of_class in of_each], 1).flatten()[:count]
 
 
 def _spread(n: int, count: int) -> Tensor:

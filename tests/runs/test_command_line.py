@@ -67,7 +67,7 @@ def test_notes_stand_behind_the_message(monkeypatch, capsys):
         (["trian", "digits"], "unknown command 'trian' (did you mean train?); there are: list, check, train, resume"),
         (["resmue"], "unknown command 'resmue' (did you mean resume?)"),
         (["Sample", "runs/x"], "unknown command 'Sample' (did you mean sample?)"),
-        (["digits"], "unknown command 'digits'; there are: list, check, train, resume, sample, export"),
+        (["digits"], "unknown command 'digits'; there are: list, check, train, resume, sample, evaluate, export"),
     ],
 )
 def test_a_misspelt_command_is_recognised(capsys, words, said):
@@ -158,7 +158,8 @@ def test_the_examples_of_the_help_are_calls_that_make_sense(capsys, command):
         assert options.command == command
         base = recipe(getattr(options, "recipe", "digits"))
         assert override(base, getattr(options, "fields", [])).network().null == base.classes
-        names, numbers = (("Sandal", "Bag"), [1, 0]) if "fashion" in example else ((), [0, 1, 2])
+        fashion = [0, 1] if "runs" in example else [0, 2]
+        names, numbers = (("Bag", "Sandal", "Coat"), fashion) if "fashion" in example else ((), [0, 1, 2])
         if command == "sample":
             assert class_numbers(options.labels, names) == numbers
 

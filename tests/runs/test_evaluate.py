@@ -12,7 +12,7 @@ from ddpm_lib.evaluation.metrics import frechet_distance
 from ddpm_lib.images.data import LabelledImages
 from ddpm_lib.runs import assess as assessing
 from ddpm_lib.runs import examiner as examiners
-from ddpm_lib.runs.evaluate import Reference, find, fingerprint, in_words, settings_of
+from ddpm_lib.runs.evaluate import Reference, _balanced, find, fingerprint, in_words, settings_of
 from ddpm_lib.runs.examiner import examiner, load_examiner
 from ddpm_lib.runs.folder import write_recipe
 from ddpm_lib.runs.logbook import training_of
@@ -119,6 +119,11 @@ def test_what_samples_are_compared_with_are_training_images_and_gaussians():
     for row in (real, gaussian):
         assert row["count"] == 24 and row["features"] == "raw pixels"
         assert row["numbers"]["accuracy"]["value"] > 0.9  # each was drawn for its own label
+    labels = torch.tensor([2] * 50 + [0] * 9 + [1] * 8)
+    chosen = _balanced(labels, 10)
+    assert labels[chosen].tolist() == [0, 1, 2, 0, 1, 2, 0, 1, 2, 0] and len(chosen.unique()) == 10
+    with pytest.raises(ValueError, match="9 training images of each class, there are 8 of one"):
+        _balanced(labels, 25)
     assert real["numbers"]["near to training"]["value"] == 1
     one = {name: n["value"] for name, n in real["numbers"].items()}
     assert one != {name: n["value"] for name, n in gaussian["numbers"].items()}

@@ -229,7 +229,7 @@ def test_without_a_name_a_run_goes_to_the_next_free_folder(tmp_path, monkeypatch
         (["train", "digits", "head_channels=3"], "error: heads of 3 channels do not divide"),
         (["train", "digits", "size=16", "attention=8"], "error: expected images of shape (N, 1, 16, 16), got"),
         (["train", "digits", "classes=9"], "error: expected labels in 0..8, got 9"),
-        (["sample", "nowhere"], "error: expected a checkpoint at nowhere; there is no such file"),
+        (["sample", "nowhere"], "there is no nowhere; the book ships: digits, fashion"),
         (["sample", "RUN", "--labels", "10"], "error: expected labels in 0..9, got 10"),
         (["sample", "RUN", "--steps", "1001"], "error: steps must lie in 1..1000"),
         (["sample", "RUN", "--eta", "2"], "error: eta must lie in [0, 1]"),

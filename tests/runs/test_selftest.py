@@ -29,6 +29,8 @@ from ddpm_lib.training.trainer import Step, Trainer
 
 CPU = torch.device("cpu")
 SMALL = ["width=4", "multipliers=1,2", "blocks=1", "groups=2", "attention=4", "head_channels=4", "size=8", "workers=0"]
+# in ways that are given, none is tried, unless a test is of that
+GIVEN = ["precision=float32", "channels_last=no", "compile=no"]
 
 
 def in_memory(chosen):
@@ -70,8 +72,8 @@ def small_data(monkeypatch, files):
     )
 
 
-def small(name, *changes):
-    return override(recipe(name), [*SMALL, *changes])
+def small(name, *changes, given=GIVEN):
+    return override(recipe(name), [*SMALL, *given, *changes])
 
 
 def checked(chosen, folder):
@@ -92,7 +94,7 @@ def activated(monkeypatch):
 @pytest.mark.parametrize("name", RECIPES)
 def test_every_recipe_passes(name, tmp_path, files):
     changes = [f"root={files}"] if name == "folder" else []
-    passed, said = checked(small(name, *changes), tmp_path)
+    passed, said = checked(small(name, *changes, given=()), tmp_path)
     assert passed, said[-1]
     assert [line.split()[0] for line in said if line[0] != " "] == [
         "device",
@@ -107,17 +109,17 @@ def test_every_recipe_passes(name, tmp_path, files):
     assert "the recipe takes" in said[-4] and said[-3].endswith("; the next step differs by 0")
     words = shlex.split(said[-1].removeprefix("ready    python -m ddpm_lib train "))
     assert words[0] == name and words[-2:] == ["--device", "cpu"]
-    assert override(recipe(name), words[1:-2]) == small(name, *changes)
+    assert override(recipe(name), words[1:-2]) == small(name, *changes, given=())
 
 
 def test_of_many_files_it_reads_a_few(tmp_path, monkeypatch):
     read, get = set(), ImageFiles.__getitem__
     monkeypatch.setattr(ImageFiles, "__getitem__", lambda files, i: read.add(files.paths[i]) or get(files, i))
     monkeypatch.setattr(selftest, "FILES", 5)
-    passed, said = checked(small("celeba64"), tmp_path)
+    passed, said = checked(small("celeba64", given=()), tmp_path)
     assert passed and "20 images" in said[1]
     assert len(read) == 5 + 4  # and all of the held-out ones
-    _, said = checked(small("celeba64", "batch=4"), tmp_path)
+    _, said = checked(small("celeba64", "batch=4", given=()), tmp_path)
     assert re.search("(seconds|minutes|hours), after it has decoded its files, which finds any .* broken$", said[5])
 
 
@@ -132,7 +134,7 @@ def test_its_speed_and_the_hours_of_the_recipe_are_those_of_a_clock(tmp_path, mo
     step, taken = Trainer.step, []
     monkeypatch.setattr(Trainer, "step", lambda trainer: taken.append(1) or step(trainer))
     monkeypatch.setattr(duration.time, "perf_counter", lambda: 2.0 * len(taken))  # a step takes two seconds
-    passed, said = checked(small("cifar10", "batch=4", "steps=36000"), tmp_path)
+    passed, said = checked(small("cifar10", "batch=4", "steps=36000", given=()), tmp_path)
     assert passed and "; 2 images/s" in said[4] and said[5].endswith("the recipe takes 20.0 hours")
 
 
@@ -151,12 +153,12 @@ def test_the_reading_of_files_that_are_read_batch_by_batch_is_timed(tmp_path, mo
     monkeypatch.setattr(DecodedImages, "__getitem__", slow)
     monkeypatch.setattr(Trainer, "step", quick)
     monkeypatch.setattr(duration.time, "perf_counter", lambda: clock[0])
-    passed, said = checked(small("celeba64", "batch=4", "steps=36000"), tmp_path)
+    passed, said = checked(small("celeba64", "batch=4", "steps=36000", given=()), tmp_path)
     assert passed and "; 4 images/s" in said[4] and "takes 10.0 hours, after" in said[5]
     monkeypatch.setattr("ddpm_lib.images.feed.free_memory", lambda device: 0)
     monkeypatch.setattr(selftest, "FILES", 5)
     read.clear()
-    passed, said = checked(small("celeba64", "batch=4", "steps=36000"), tmp_path)
+    passed, said = checked(small("celeba64", "batch=4", "steps=36000", given=()), tmp_path)
     assert passed and "; 1.33 images/s" in said[4]  # three seconds for four images, two of them to read them
     assert "the recipe takes 30.0 hours, after" in said[5]
     assert set(read) == set(range(5))  # all files that the self-test took, not a few again and again
