@@ -3,6 +3,7 @@
 import argparse
 import math
 import os
+import shlex
 import sys
 import traceback
 from collections.abc import Sequence
@@ -169,7 +170,8 @@ def _evaluate(options: argparse.Namespace) -> int:
         "precision",
     )
     chosen = {name: getattr(options, name) for name in names} | {"device": _device(options)}
-    assess(options.run, command=command(*options.words), scales=scales, progress=True, **chosen)
+    called = shlex.join(["python", "-m", "ddpm_lib", *options.words])  # no path of this machine
+    assess(options.run, command=called, scales=scales, progress=True, **chosen)
     return 0
 
 

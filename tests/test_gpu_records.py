@@ -36,12 +36,14 @@ def words(monkeypatch, tmp_path):
 
 
 def test_in_small_everything_runs_and_each_part_leaves_a_record(words, tmp_path, capsys, monkeypatch):
+    assert [stage.recipe for stage in gpu_records.STAGES] == ["cifar10_small", "fashion_small", "cifar10"]
+    monkeypatch.setattr(gpu_records, "STAGES", gpu_records.STAGES[1:])
     assert gpu_records.main([*words, "--minutes", "0"]) == 0
     assert "the time is over; to go on: python -m benchmarks.gpu_records --root elsewhere" in capsys.readouterr().out
     assert not (tmp_path / "runs").exists()
     assert gpu_records.main(words) == 0
     assert "all is done" in capsys.readouterr().out
-    for name, ships in (("cifar10_small", True), ("fashion_small", True), ("cifar10", False)):
+    for name, ships in (("fashion_small", True), ("cifar10", False)):
         training = read_record(tmp_path / f"data/records/train-{name}.json")
         results = training["results"]
         assert results["steps"] == 6 and results["images"] == 48 and results["recipe"]["root"] == "data"
@@ -87,5 +89,5 @@ def test_the_piece_s_timer_stops_training_where_its_time_is_over(words, monkeypa
     monkeypatch.setattr(gpu_records, "STAGES", gpu_records.STAGES[1:2])
     planned = gpu_records.planned
     monkeypatch.setattr(gpu_records, "planned", lambda *a: replace(planned(*a), steps=10**6))
-    assert gpu_records.main([*words, "--minutes", "0.05"]) == 0
+    assert gpu_records.main([*words, "--minutes", "0.02"]) == 0
     assert 0 < read_record("data/records/train-fashion_small.json")["results"]["steps"] < 10**6

@@ -13,7 +13,7 @@ from torch import Tensor
 from ddpm_lib.checks import apart, check
 from ddpm_lib.checks.chapter_01 import hermite
 from ddpm_lib.checks.chapter_03 import LONG, ONE, SHORT, TWO
-from ddpm_lib.checks.guard import STENCIL, Watched, fault, until
+from ddpm_lib.checks.guard import STENCIL, Watched, fault, slope_gap, until
 from ddpm_lib.checks.noise import NEVER
 from ddpm_lib.checks.record import note
 from ddpm_lib.diffusion.schedule import Schedule
@@ -21,7 +21,7 @@ from ddpm_lib.exact.oracle import ExactDenoiser, GaussianMixture
 from ddpm_lib.samplers.guidance import guided as _guided
 from ddpm_lib.samplers.guidance_rules import CONVENTIONS
 
-SCALES = (3.0, 0.5, 0.0, 1.0, -1.0, 7.5, 0.99)
+SCALES = (3.0, 0.5, 0.0, 1.0, -1.0, 25.0, 0.99)
 
 
 def _seeded(seed: int) -> torch.Generator:
@@ -51,13 +51,15 @@ class World:
         self.labels = torch.arange(len(t)) % 3
         self.negative = (self.labels + 1) % 4  # the last one may be none
         self.std = (1 - _kept(schedule, self.t)).sqrt()
-        self.denoiser, self.asked = ExactDenoiser(self.mixture, schedule), []
+        self.denoiser, self.asked, self.said = ExactDenoiser(self.mixture, schedule), [], []
 
     def model(self, x_t: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
         """The exact denoiser, class by class; it counts the images that it is asked about."""
         self.asked.append(len(x_t))
         eps = self.denoiser(x_t.flatten(1), t, labels).reshape(x_t.shape)
-        return eps if t.dtype == torch.int64 else eps * math.inf
+        eps = eps if t.dtype == torch.int64 else eps * math.inf
+        self.said.append((eps, eps.detach().clone()))
+        return eps
 
     def joint(self, x: Tensor, t: Tensor) -> Tensor:
         """log p(k)·q(x_t|k), rows (n, D) and t (n,) → (n, 3), from the chain walked to each t."""
@@ -131,13 +133,17 @@ def _scales(world: World) -> list:
     return [SCALES[0], torch.tensor(draws), *SCALES[1:]]
 
 
-def _twice(eps_model, world: World) -> tuple[Tensor, float]:
-    """What it says of the world's images, and whether it says it again, without changing them."""
+def _twice(eps_model, world: World, *others: World) -> tuple[Tensor, float]:
+    """What it says of the world's images; a fault unless it says so again and changes neither them nor an answer."""
     x_t, t = world.x_t.clone(), world.t.clone()
+    for each in (world, *others):
+        each.said.clear()
     with torch.no_grad():  # as samplers do
+        eps_model(world.x_t / 2, world.t)  # of which nothing is to be kept
         first = eps_model(x_t, t)
         again = eps_model(world.x_t.clone(), world.t.clone())
     unlike = not (torch.equal(x_t, world.x_t) and torch.equal(t, world.t) and torch.equal(first, again))
+    unlike |= x_t.requires_grad or not all(torch.equal(*pair) for each in (world, *others) for pair in each.said)
     if unlike:
         note(math.inf, "It changes what it is given, or says something else when it is asked again.")
     return first, fault(unlike and not bool(first.isnan().any()))
@@ -160,8 +166,13 @@ def _cost(eps_model, world: World, images: int) -> float:
 @check("14.1", "exact classifier", "implementation", "Bayes' rule with q(x_t|y) by quadrature over x_0", to=1e-9)
 @until(1e-8)
 def exact_classifier(f):
-    """f(mixture, schedule) returns a function of x_t (n, D) and t, an int or (n,): log p(k|x_t), (n, K)."""
-    for seed, (schedule, times) in enumerate([(SHORT, [3, 1, 4, 2]), (TWO, [1, 2]), (ONE, [1]), (LONG, [200, 600])]):
+    """f(mixture, schedule) returns a function of x_t (n, D) and t, an int or (n,): log p(k|x_t), (n, K).
+
+    Gradients reach x_t.
+    """
+    for seed, (schedule, times) in enumerate(
+        [(SHORT, [3, 1, 4, 2]), (TWO, [1, 2]), (ONE, [1]), (LONG, [200, 600, 1000])]
+    ):
         draws = np.random.default_rng(seed)
         for K, D in ((3, 2), (2, 1), (4, 1)):
             weight, mean, var = draws.dirichlet(np.ones(K) * 3), draws.normal(size=(K, D)), 0.3 + draws.random((K, D))
@@ -172,9 +183,11 @@ def exact_classifier(f):
             t = torch.tensor(times)
             got = classifier(x_t, t)
             yield apart(got, expected)
+            yield fault(not all(map(np.array_equal, parts, (weight, mean, var))))  # the mixture stays as it was
             yield apart(classifier(x_t, t), got)
             for i, each in enumerate(times):
                 yield apart(classifier(x_t, each)[i], expected[i])
+            yield 1e-2 * slope_gap(lambda x: classifier(x, t), x_t)  # noqa: B023
             yield fault(classifier(x_t.float(), t).dtype != torch.float32)
             yield 1e-4 * apart(classifier(x_t.float(), t), expected)
     far = f(
@@ -184,7 +197,8 @@ def exact_classifier(f):
         ONE,
     )
     a = float(ONE.alpha_bar[1])
-    yield apart(far(torch.tensor([[400.0]]).double(), 1)[0, 0], -2 * a**0.5 * 400.0)  # in nats, however unlikely
+    for x in (400.0, 4000.0):  # in nats, however unlikely
+        yield apart(far(torch.tensor([[x]]).double(), 1)[0, 0] / x, -2 * a**0.5)
 
 
 def _bayes(weight, mean, var, schedule, x, t):
@@ -286,6 +300,15 @@ def _network(shape: tuple[int, ...], seed: int):
     return classifier, first
 
 
+def _steep(world: World):
+    """Logits 0 and z = 100·(sum of an image), and the gradient of class 0, whose log-probability is −log(1 + e^z)."""
+
+    def logits(x_t, t):
+        return 100 * x_t.flatten(1).sum(1)[:, None] * torch.tensor([0, 1])
+
+    return logits, -100 * torch.sigmoid(_each(logits(world.x_t, world.t)[:, 1], world.x_t)).expand(world.x_t.shape)
+
+
 @check("14.2", "gradient of a classifier", "implementation", "differences of log p(y|x_t), image by image", to=1e-9)
 @until(1e-8)
 def class_gradient(f):
@@ -306,6 +329,8 @@ def class_gradient(f):
         leaf = world.x_t.clone().requires_grad_()
         yield apart(f(network, leaf, world.t, world.labels).detach(), f(network, world.x_t, world.t, world.labels))
         yield fault(leaf.grad is not None)
+        steep, gradient = _steep(world)
+        yield 1e-3 * apart(f(steep, world.x_t, world.t, 0 * world.labels), gradient)
         alone = f(network, world.x_t[:1], world.t[:1], world.labels[:1])
         yield apart(alone, f(network, world.x_t, world.t, world.labels)[:1])
 
@@ -431,6 +456,9 @@ def classifier_guided(f):
                 got, unlike = _twice(f(eps_model, world.logits, world.schedule, world.labels, scale), world)
                 yield apart(got, parts[base] + _each(scale, world.x_t) * parts["class"])
                 yield unlike
+        steep, gradient = _steep(world)
+        got = f(world.model, steep, world.schedule, 0 * world.labels, 1.0)(world.x_t, world.t)
+        yield 1e-3 * apart(got, parts["none"] - _each(world.std, gradient) * gradient)
 
 
 def _with(change):
@@ -571,6 +599,7 @@ def _means():
         for var in (0.3, draws.uniform(0.05, 0.6, ones), draws.uniform(0.05, 0.6, shape), 2.5):
             for scale in (1.0, 3.0, draws.uniform(-1, 3, shape[0]), 0.0, -0.5):
                 yield mean, var, gradient, scale
+        yield mean, 0.0, gradient, 3.0  # the last step
 
 
 @check("14.4", "guided mean", "implementation", "quadrature of a normal density times exp(s·gᵀx)", to=1e-9)
@@ -775,8 +804,8 @@ def _published(value: float, convention: str, none: Tensor, label: Tensor, of_cl
     }[convention]
 
 
-@check("14.6", "conversion of scales", "implementation", "each convention's own formula on an exact model", to=1e-7)
-@until(1e-6)
+@check("14.6", "conversion of scales", "implementation", "each convention's own formula on an exact model", to=1e-10)
+@until(1e-9)
 def conversion(f):
     """f(value, convention) returns s; convention: one of CONVENTIONS."""
     world = worlds()[0]
@@ -838,16 +867,17 @@ def dropout(f):
         yield max(abs(float(z[labels == k].sum())) / int((labels == k).sum()) ** 0.5 for k in range(null))
         yield abs(float((z * other).sum())) / n**0.5
         yield max(abs(float((z[lag:] * z[:-lag]).sum())) / (n - lag) ** 0.5 for lag in (1, 2, 3, 5, 10, 64, n // 2))
-        batches = torch.stack([f(labels[:20], p, null, seeded) == null for _ in range(400)]).double().sum(1)
+        batches = torch.stack([f(labels[:20], p, null, seeded) == null for _ in range(600)]).double().sum(1)
         mean, var = 20 * p, 20 * p * (1 - p)
         fourth = var**2 * 3 + var * (1 - 6 * p * (1 - p))
-        yield abs(float(((batches - mean) ** 2).mean() - var)) * (400 / (fourth - var**2)) ** 0.5
+        yield abs(float(((batches - mean) ** 2).mean() - var)) * (600 / (fourth - var**2)) ** 0.5
         together = (f(labels[: n // 2].reshape(-1, 4), p, null, seeded) == null).sum(1)
         yield NEVER * float(((together != 0) & (together != 4)).any())
         yield abs(float((together == 4).double().mean()) - p) * (n / 8 / (p * (1 - p))) ** 0.5
         alone = torch.stack([f(labels[:1], p, null, seeded) for _ in range(2000)]) == null
         yield abs(float(alone.double().mean()) - p) * (2000 / (p * (1 - p))) ** 0.5
     ten = torch.arange(10).repeat(50)
+    yield fault(f(ten.int(), 0.5, 10, _seeded(2)).dtype != torch.int32)
     yield fault(not torch.equal(f(ten, 0.0, 10, _seeded(2)), ten))
     yield fault(not bool((f(ten, 1.0, 10, _seeded(2)) == 10).all()))
 
@@ -1092,7 +1122,12 @@ def rescale(f):
         yield f.fault
     tiny = torch.tensor(1e-9 * draws.normal(size=(2, 1, 2, 3)))
     yield apart(1e9 * f(tiny, 2 * tiny, 1.0), 2e9 * tiny)
+    yield apart(f(1e9 * tiny / 200, 1e9 * tiny, 1.0), 1e9 * tiny)
+    yield fault(f(tiny.float(), 2 * tiny.float(), 0.5).dtype != torch.float32)
+    far = 1e9 * tiny + 1e5  # all one side of 0
+    yield 1e-5 * apart(f(far, 3e9 * tiny, 1.0), 3 * far)
     even = torch.full((2, 1, 2, 2), 0.3, dtype=torch.float64)
+    yield apart(f(1e9 * tiny[..., :2], even, 0.6), 0.4e9 * tiny[..., :2])
     yield apart(f(even, torch.tensor(draws.normal(size=(2, 1, 2, 2))), 0.6), even)
     one = torch.tensor([[0.7], [-2.0]], dtype=torch.float64)  # a single number
     yield apart(f(one, 2 * one, 0.6), one)
@@ -1211,6 +1246,8 @@ def negative(f):
             got, unlike = _twice(f(world.model, world.labels, world.negative, scale, 3), world)
             yield apart(got, parts["negative"] + _each(scale, world.x_t) * (parts["label"] - parts["negative"]))
             yield unlike
+        itself = f(world.model, world.labels, world.labels, 3.0, 3)(world.x_t, world.t)
+        yield apart(itself, parts["label"])
 
 
 @negative.states
@@ -1265,7 +1302,7 @@ def autoguidance(f):
         for labels, part in ((world.labels, "label"), (None, "none")):
             for scale in _scales(world):
                 eps_model = f(world.model, other.model, scale, labels)
-                got, unlike = _twice(eps_model, world)
+                got, unlike = _twice(eps_model, world, other)
                 good, bad = (w.parts[part] for w in (world, other))
                 yield apart(got, _each(scale, world.x_t) * good + (1 - _each(scale, world.x_t)) * bad)
                 yield unlike

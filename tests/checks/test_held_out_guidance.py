@@ -403,4 +403,145 @@ auto_with("a scale of at most 4")(
 auto_with("1 + s")(lambda m, w, s, y: autoguided(m, w, 1 + s, y))
 
 
+# Where the first checks did not look
+
+
+exact_with("the logarithm of a softmax, which underflows", lambda f, x, t, S: f(x, t).exp().log())
+exact_with("no gradient reaches x_t", lambda f, x, t, S: f(x.detach(), t))
+
+gradient_with("clipped to the length 10")(
+    lambda c, x, t, y: (
+        class_gradient(c, x, t, y) * per_image(10 / class_gradient(c, x, t, y).flatten(1).norm(dim=1).clamp(min=10), x)
+    )
+)
+
+
+@gradient_with("the caller's tensor needs gradients from then on")
+def _(classifier, x_t, t, labels):
+    with torch.enable_grad():
+        log_p = classifier(x_t.requires_grad_(), t).log_softmax(1).gather(1, labels[:, None])
+        return torch.autograd.grad(log_p.sum(), x_t)[0]
+
+
+@wrong("classifier guidance", "a scale of at most 10")
+def _(eps_model, classifier, schedule, labels, scale):
+    scale = scale.clamp(max=10) if isinstance(scale, torch.Tensor) else min(scale, 10)
+    return classifier_guided(eps_model, classifier, schedule, labels, scale)
+
+
+@wrong("classifier guidance", "each entry of the gradient at most 5")
+def _(eps_model, classifier, schedule, labels, scale):
+    def f(x, t):
+        std = per_image((1 - schedule.alpha_bar[t]).sqrt(), x)
+        return eps_model(x, t) - per_image(scale, x) * std * class_gradient(classifier, x, t, labels).clamp(-5, 5)
+
+    return f
+
+
+@wrong("classifier guidance", "written into the model's answer")
+def _(eps_model, classifier, schedule, labels, scale):
+    def f(x, t):
+        eps, std = eps_model(x, t), per_image((1 - schedule.alpha_bar[t]).sqrt(), x)
+        eps -= per_image(scale, x) * std * class_gradient(classifier, x, t, labels)
+        return eps
+
+    return f
+
+
+wrong("guided mean", "a variance of at least 0.001, also in the last step")(
+    lambda mean, var, gradient, scale: guided_mean(mean, torch.as_tensor(var).double().clamp(min=1e-3), gradient, scale)
+)
+
+
+@wrong("classifier-free guidance", "written into the model's answer")
+def _(model, labels, scale, null):
+    def f(x, t):
+        if not isinstance(scale, torch.Tensor) and scale in (0, 1):
+            return guided(model, labels, scale, null)(x, t)
+        asked = torch.cat([torch.full_like(labels, null), labels])
+        none, of_class = model(torch.cat([x, x]), torch.cat([t, t]), asked).chunk(2)
+        return none.add_(per_image(scale, x) * (of_class - none))
+
+    return f
+
+
+wrong("classifier-free guidance", "clamped to ±10")(
+    lambda model, y, s, null: lambda x, t: guided(model, y, s, null)(x, t).clamp(-10, 10)
+)
+wrong("conversion of scales", "in single precision")(
+    lambda value, convention: float(torch.tensor(cfg_scale(value, convention)))
+)
+
+
+@wrong("label dropout", "coins spread evenly over [0, 1], one in each part")
+def _(labels, p, null, generator):
+    B = len(labels)
+    coin = (torch.randperm(B, generator=generator) + torch.rand(B, generator=generator)) / B
+    return torch.where((coin < p).reshape(-1, *[1] * (labels.ndim - 1)), null, labels)
+
+
+wrong("label dropout", "int32 becomes int64")(lambda labels, p, null, g: drop_labels(labels.long(), p, null, g))
+
+negative_with("a negative that is the label itself counts as none")(
+    lambda model, y, n, s, null: guided(model, y, s, null, negative=torch.where(n == y, null, n))
+)
+
+
+@auto_with("written into the worse model's answer")
+def _(model, worse, scale, labels):
+    def f(x, t):
+        if not isinstance(scale, torch.Tensor) and scale in (0, 1):
+            return autoguided(model, worse, scale, labels)(x, t)
+        known = () if labels is None else (labels,)
+        good, bad = model(x, t, *known), worse(x, t, *known)
+        return bad.add_(per_image(scale, x) * (good - bad))
+
+    return f
+
+
+exact_with("t = 1000 is taken for 999", lambda f, x, t, S: f(x, torch.as_tensor(t).clamp(max=999)))
+
+
+@wrong("exact classifier", "the mixture's weights are divided by the largest, where they lie")
+def _(mixture, schedule):
+    mixture.weight.div_(mixture.weight.max())
+    return ExactClassifier(mixture, schedule)
+
+
+@wrong("classifier-free guidance", "the first step's unconditional estimate is kept")
+def _(model, labels, scale, null):
+    kept = []
+
+    def f(x, t):
+        if not isinstance(scale, torch.Tensor) and scale in (0, 1):
+            return guided(model, labels, scale, null)(x, t)
+        asked = torch.cat([torch.full_like(labels, null), labels])
+        none, of_class = model(torch.cat([x, x]), torch.cat([t, t]), asked).chunk(2)
+        kept.append(none)
+        return kept[0] + per_image(scale, x) * (of_class - kept[0])
+
+    return f
+
+
+def ratio_of(g, c, std):
+    of_g, of_c = std(g.flatten(1)), std(c.flatten(1))
+    return torch.where(of_g > 1e-15 * g.flatten(1).abs().amax(1), of_c / of_g, 1.0)
+
+
+def mean_of_squares(x):
+    return (x.square().mean(1) - x.mean(1) ** 2).clamp(min=0).sqrt()
+
+
+wrong("guidance rescale", "the mean square less the square of the mean, which cancels")(
+    lambda g, c, phi: g * per_image(1 + phi * (ratio_of(g, c, mean_of_squares) - 1), g)
+)
+wrong("guidance rescale", "made larger by a factor of at most 10")(
+    lambda g, c, phi: g * per_image(1 + phi * (ratio_of(g, c, lambda x: x.std(1)).clamp(max=10) - 1), g)
+)
+wrong("guidance rescale", "where the conditional one is even, nothing is done")(
+    lambda g, c, phi: torch.where(per_image(c.flatten(1).std(1, correction=0) > 1e-12, g) > 0, rescaled(g, c, phi), g)
+)
+wrong("guidance rescale", "always in double precision")(lambda g, c, phi: rescaled(g, c, phi).double())
+
+
 test_is_rejected = rejecting(WRONG)

@@ -70,7 +70,7 @@ def test_a_run_is_evaluated_from_the_shell_and_nothing_is_measured_twice(tmp_pat
     assert main(words) == 0
     out = capsys.readouterr().out
     record = json.loads((run / "evaluation.json").read_text())
-    assert record["command"].endswith("evaluate " + " ".join(words[1:]))
+    assert record["command"] == "python -m ddpm_lib " + " ".join(words)
     rows = record["results"]["rows"]
     assert [row["what"] for row in rows] == ["training images", "Gaussian per class", "bits", "samples", "samples"]
     assert [row["scale"] for row in rows[3:]] == [0, 1.5] and rows[3]["sampler"] == "DDIM" and rows[3]["steps"] == 2

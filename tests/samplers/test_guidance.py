@@ -178,6 +178,14 @@ def test_an_unconditional_estimate_is_rescaled_too():
     assert torch.allclose(got.std(1), EXACT(X, T, LABELS).std(1))
 
 
+def test_a_negative_label_an_interval_and_rescaling_go_together():
+    away = torch.tensor([0, 1, 2, NULL, 0])
+    got = guided(EXACT, LABELS, 3.0, NULL, negative=away, interval=(2, 4), rescale=0.7)(X, T)
+    conditional, negative = EXACT(X, T, LABELS), EXACT(X, T, away)
+    inside = rescaled(towards(conditional, negative, 3.0), conditional, 0.7)
+    assert torch.allclose(got[1:4], inside[1:4]) and torch.allclose(got[[0, 4]], conditional[[0, 4]])
+
+
 def test_a_scale_of_another_convention_is_converted():
     conditional, free = EXACT(X, T, LABELS), EXACT(X, T)
     assert torch.allclose(towards(conditional, free, cfg_scale(2.0, "w")), 3 * conditional - 2 * free)
