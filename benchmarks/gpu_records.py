@@ -18,7 +18,8 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -29,9 +30,10 @@ from ddpm_lib.runs.assemble import load_data, new_trainer
 from ddpm_lib.runs.assess import assess
 from ddpm_lib.runs.decide import decided
 from ddpm_lib.runs.duration import time_steps, wait
+from ddpm_lib.runs.evaluate import find, settings_of
 from ddpm_lib.runs.folder import is_finished, read_recipe
 from ddpm_lib.runs.logbook import training_of
-from ddpm_lib.runs.model import CHECKPOINTS, export
+from ddpm_lib.runs.model import CHECKPOINTS, export, load
 from ddpm_lib.runs.recipes import Recipe, override, recipe
 from ddpm_lib.runs.records import read_record, write_record
 from ddpm_lib.runs.run import resume, run
@@ -100,34 +102,50 @@ def called(options: argparse.Namespace) -> str:
 def train_piece(stage: Stage, options: argparse.Namespace, device: torch.device, until: float) -> bool:
     """Train until the stage is done (True) or the time is over (False); its record is written either way."""
     folder = options.runs / stage.recipe
+    started, device_options = time.perf_counter(), {"device": device, "progress": sys.stderr.isatty()}
     if (begun := bool(list_checkpoints(folder / CHECKPOINTS))) and is_finished(folder, read_recipe(folder)):
+        if not is_recorded(stage, options):  # the piece that finished it was killed before it could say so
+            record_training(stage, options, device, started)
         return True
     if until - time.monotonic() < LEFT:
         return False
-    started, device_options = time.perf_counter(), {"device": device, "progress": sys.stderr.isatty()}
-    stop = threading.Timer(max(0.0, until - time.monotonic() - LEFT / 2), os.kill, (os.getpid(), signal.SIGTERM))
-    stop.daemon = True
     try:
         chosen = None if begun else planned(stage, options, device)
-        stop.start()
-        if begun:
-            resume(folder, [f"root={options.root}"], **device_options)
-        else:
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            run(chosen, folder, **device_options)
+        with stopped_at(until - LEFT / 2):
+            if begun:
+                resume(folder, [f"root={options.root}"], **device_options)
+            else:
+                folder.parent.mkdir(parents=True, exist_ok=True)
+                run(chosen, folder, **device_options)
     except KeyboardInterrupt:
         pass  # the last step is saved
-    finally:
-        stop.cancel()
     if not list_checkpoints(folder / CHECKPOINTS):
         return False
+    if not begun:  # what is there is of another run of this name
+        for kind in ("train", "evaluate"):
+            (options.out / f"{kind}-{stage.recipe}.json").unlink(missing_ok=True)
     record_training(stage, options, device, started)
-    done = is_finished(folder, read_recipe(folder))
-    if done and stage.ships:
-        shipped = options.weights / f"{stage.recipe}.safetensors"
-        shipped.unlink(missing_ok=True)
-        export(folder, shipped)
-    return done
+    return is_finished(folder, read_recipe(folder))
+
+
+@contextmanager
+def stopped_at(moment: float) -> Iterator[None]:
+    """Within, SIGTERM comes at this value of time.monotonic(): training ends its step, all else KeyboardInterrupt."""
+
+    def stop(number, frame):
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, stop)
+    wait_for = max(0.0, moment - time.monotonic())
+    timer = threading.Timer(wait_for, os.kill, (os.getpid(), signal.SIGTERM))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+        timer.join()  # if it rings now, then here
+        signal.signal(signal.SIGTERM, before)
 
 
 def planned(stage: Stage, options: argparse.Namespace, device: torch.device) -> Recipe:
@@ -150,35 +168,54 @@ def planned(stage: Stage, options: argparse.Namespace, device: torch.device) -> 
 
 
 def record_training(stage: Stage, options: argparse.Namespace, device: torch.device, started: float) -> None:
-    """What the log says of a run so far, and how long its pieces took."""
+    """What the log says of a run so far, and how long its pieces took. A finished one's weights are written first."""
+    folder = options.runs / stage.recipe
+    if stage.ships and is_finished(folder, read_recipe(folder)):
+        shipped = options.weights / f"{stage.recipe}.safetensors"
+        shipped.unlink(missing_ok=True)
+        export(folder, shipped)
     path = options.out / f"train-{stage.recipe}.json"
     pieces = read_record(path)["results"]["pieces_s"] if path.is_file() else []
     pieces = [*pieces, round(time.perf_counter() - started, 1)]
-    results = training_of(options.runs / stage.recipe) | {"pieces_s": pieces}
+    results = training_of(folder) | {"pieces_s": pieces}
     write_record(path, called(options), results, time.perf_counter() - sum(pieces), device=device)
+
+
+def is_recorded(stage: Stage, options: argparse.Namespace) -> bool:
+    """Whether the record tells of the last step of this very run."""
+    path, now = options.out / f"train-{stage.recipe}.json", training_of(options.runs / stage.recipe)
+    return path.is_file() and read_record(path)["results"]["loss"] == now["loss"]
 
 
 def measure_piece(stage: Stage, options: argparse.Namespace, device: torch.device, until: float) -> bool:
     """The curve, scale by scale, then the raw weights at the scale with the smallest Fréchet distance."""
-    out, scales = options.out / f"evaluate-{stage.recipe}.json", stage.scales[:2] if options.tiny else stage.scales
+    out, folder = options.out / f"evaluate-{stage.recipe}.json", options.runs / stage.recipe
+    scales = stage.scales[:2] if options.tiny else stage.scales
     count, bits = (24, 4) if options.tiny else (options.count, 500)
-    precision = "bf16" if device.type == "cuda" else "float32"
-    settings = {"out": out, "count": count, "bits": bits, "device": device, "precision": precision, "seed": 0}
-    pictures = options.runs / stage.recipe
-    settings |= {"pictures": pictures, "root": options.root, "command": called(options), "steps": None, "eta": None}
+    settings = {"seed": 0, "precision": "bf16" if device.type == "cuda" else "float32"}
+    about = {"out": out, "count": count, "bits": bits, "device": device, "pictures": folder, "root": options.root}
 
-    def measured(weights: str, scale: float) -> dict | None:
-        if until - time.monotonic() < LEFT:
-            return None
-        return assess(options.runs / stage.recipe, scales=[scale], weights=weights, **settings)
+    def go_on() -> bool:
+        return until - time.monotonic() >= LEFT
 
-    for scale in scales:
-        if (record := measured("ema", scale)) is None:
-            return False
-    rows = [row for row in record["results"]["rows"] if row["what"] == "samples" and row["weights"] == "ema"]
+    def stored(weights: str, scales: Sequence[float]) -> list[dict | None]:
+        rows = read_record(out)["results"]["rows"] if out.is_file() else []
+        model = load(folder, weights=weights, device=torch.device("cpu"))
+        wanted = [settings_of(model, scale, weights=weights, **settings) | {"count": count} for scale in scales]
+        return [find(rows, "samples", one) for one in wanted]
+
+    def measured(weights: str, scales: Sequence[float]) -> list[dict | None]:
+        if not all(stored(weights, scales)) and go_on():
+            options_of = about | settings | {"command": called(options), "go_on": go_on}
+            assess(folder, scales=scales, weights=weights, **options_of)
+        return stored(weights, scales)
+
+    rows = measured("ema", scales)
+    if not all(rows):
+        return False
     best = min(rows, key=lambda row: next(iter(_distances(row)))["value"])["scale"]
-    shutil.copy(pictures / f"{out.stem}-s{best:g}.png", out.with_suffix(".png"))
-    return measured("model", best) is not None
+    shutil.copy(folder / f"{out.stem}-s{best:g}.png", out.with_suffix(".png"))
+    return all(measured("model", [best]))
 
 
 def _distances(row: dict) -> list[dict]:

@@ -3,6 +3,9 @@
 import json
 import os
 import signal
+import sys
+import threading
+import time
 from dataclasses import replace
 
 import pytest
@@ -14,7 +17,7 @@ from ddpm_lib.runs import examiner as examiners
 from ddpm_lib.runs.folder import read_recipe, write_recipe
 from ddpm_lib.runs.model import load
 from ddpm_lib.runs.recipes import DATA
-from ddpm_lib.runs.records import read_record
+from ddpm_lib.runs.records import FIELDS, read_record
 from ddpm_lib.training.trainer import Trainer
 
 
@@ -84,10 +87,51 @@ def test_a_piece_that_ends_in_the_middle_of_training_is_gone_on_with(words, tmp_
     assert json.loads(path.read_text())["seconds"] >= sum(results["pieces_s"])
 
 
-def test_the_piece_s_timer_stops_training_where_its_time_is_over(words, monkeypatch):
-    """A timer that has rung before the first step: one step is done, and saved."""
+def test_the_piece_s_timer_stops_whatever_runs_at_its_time_planning_included(words, monkeypatch, capsys):
     monkeypatch.setattr(gpu_records, "STAGES", gpu_records.STAGES[1:2])
-    planned = gpu_records.planned
-    monkeypatch.setattr(gpu_records, "planned", lambda *a: replace(planned(*a), steps=10**6))
-    assert gpu_records.main([*words, "--minutes", "0.02"]) == 0
-    assert 0 < read_record("data/records/train-fashion_small.json")["results"]["steps"] < 10**6
+    monkeypatch.setattr(gpu_records, "planned", lambda *_: time.sleep(0.7))
+    monkeypatch.setattr(gpu_records, "run", lambda *_, **__: time.sleep(20))  # a run that is not yet at its first step
+    intervals, timer, handler = [], threading.Timer, signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(threading, "Timer", lambda *args: intervals.append(args[0]) or timer(*args))
+    assert gpu_records.main([*words, "--minutes", "0.015"]) == 0
+    assert intervals[0] <= 0.9 - 0.7 and signal.getsignal(signal.SIGTERM) is handler
+    assert "the time is over" in capsys.readouterr().out
+
+
+def test_what_a_killed_piece_left_out_the_next_one_makes_up_for(words, tmp_path, monkeypatch):
+    monkeypatch.setattr(gpu_records, "STAGES", gpu_records.STAGES[1:2])
+    monkeypatch.setattr(gpu_records, "measure_piece", lambda *_: False)
+    (tmp_path / "data/records").mkdir()
+    record = tmp_path / "data/records/train-fashion_small.json"
+    former = {name: None for name in FIELDS} | {"results": {"pieces_s": [1000.0], "loss": []}}
+    for kind in ("train", "evaluate"):
+        record.with_name(f"{kind}-fashion_small.json").write_text(json.dumps(former))
+    with monkeypatch.context() as patch:
+        patch.setattr(gpu_records, "record_training", lambda *_: sys.exit())
+        with pytest.raises(SystemExit):
+            gpu_records.main(words)
+    assert [path.name for path in record.parent.iterdir()] == []  # those were of another run
+    for broken in (lambda: None, lambda: record.write_text(json.dumps(former))):
+        broken()
+        assert gpu_records.main(words) == 0
+        assert load(tmp_path / "data/fashion_small.safetensors").recipe.name == "fashion_small"
+        assert read_record(record)["results"]["steps"] == 6
+
+
+def test_the_data_are_read_once_for_a_curve_and_not_at_all_where_it_is_known(words, tmp_path, monkeypatch):
+    monkeypatch.setattr(gpu_records, "STAGES", gpu_records.STAGES[1:2])
+    monkeypatch.setattr(gpu_records, "TINY", gpu_records.TINY + " T=2 sample_steps=1")
+    calls, assess = [], gpu_records.assess
+
+    def stopped(*args, go_on, **options):
+        calls.append((options["weights"], len(options["scales"])))
+        asked = iter([True] * (len(calls) > 1) + [True, False])  # a scale, then two, then what is left
+        return assess(*args, go_on=lambda: next(asked), **options)
+
+    monkeypatch.setattr(gpu_records, "assess", stopped)
+    path = tmp_path / "data/records/evaluate-fashion_small.json"
+    for scales in (1, 3, 3):
+        assert gpu_records.main(words) == 0
+        rows = [row for row in read_record(path)["results"]["rows"] if row["what"] == "samples"]
+        assert len(rows) == scales
+    assert calls == [("ema", 2), ("ema", 2), ("model", 1)]

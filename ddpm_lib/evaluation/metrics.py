@@ -84,9 +84,14 @@ def gaussian_per_class(
         rows = images[labels == label].double().flatten(1)
         if len(rows) < 2:
             raise ValueError(f"expected at least 2 images of class {int(label)}, got {len(rows)}")
-        value, vector = torch.linalg.eigh(torch.cov(rows.T))
-        z = torch.randn(int((wanted == label).sum()), rows.shape[1], generator=generator, dtype=torch.float64)
-        drawn = rows.mean(0) + z * value.clamp(min=0).sqrt() @ vector.T
+        count, (n, D) = int((wanted == label).sum()), rows.shape
+        z = torch.randn(count, min(n, D), generator=generator, dtype=torch.float64)
+        if n <= D:  # the rows' own differences from their mean are a root of the covariance, which may be too large
+            root = (rows - rows.mean(0)) / (n - 1) ** 0.5
+        else:
+            value, vector = torch.linalg.eigh(torch.cov(rows.T))
+            root = (vector * value.clamp(min=0).sqrt()).T
+        drawn = rows.mean(0) + z @ root
         samples[wanted == label] = (drawn.clamp(-1, 1) if clamp else drawn).float().reshape(-1, *images.shape[1:])
     return samples
 

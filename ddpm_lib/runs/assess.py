@@ -13,6 +13,7 @@ from ddpm_lib.devices import default_device
 from ddpm_lib.evaluation.features import EFFICIENTNET, Features, classifier_features, efficientnet, inception, pixels
 from ddpm_lib.images.data import LabelledImages
 from ddpm_lib.images.decoded import some_of
+from ddpm_lib.images.fingerprint import fingerprint as of_data
 from ddpm_lib.images.image_files import ImageFiles
 from ddpm_lib.runs.choices import DATA, FEATURES
 from ddpm_lib.runs.evaluate import Reference, Row, bits_row, evaluate_scale, find, fingerprint, settings_of, table
@@ -44,6 +45,7 @@ def assess(
     device: torch.device | None = None,
     say: Callable[[str], None] = print,
     progress: bool = False,
+    go_on: Callable[[], bool] = lambda: True,
     **options: Any,
 ) -> dict[str, Any]:
     """Evaluate a run folder, a checkpoint, an exported file or a shipped model; returns the record that it wrote.
@@ -51,25 +53,32 @@ def assess(
     command: what was typed, for the record. out: the record's file, `evaluation.json` in the run's folder where None (a
     file's is evaluation-NAME.json here). pictures: the folder for one of each scale's samples, out's where None.
     scales: () for the recipe's; several give a curve. count: samples of each scale. bits: held-out images whose bits
-    per dimension are bounded, 0 for none. features: "auto" takes those of the data set's classifier, without labels
-    EfficientNet's where it is installed, else pixels. root: where the data lie, if not where the recipe says; of a data
-    set in files, 10,000 images are looked at. options: steps, eta, seed, precision.
+    per dimension are bounded, if there are so many; 0 for none. features: "auto" takes those of the data set's
+    classifier, without labels EfficientNet's where it is installed, else pixels. root: where the data lie, if not where
+    the recipe says; of a data set in files, 10,000 images are looked at. go_on: asked before each scale; where it says
+    no, those left are left out. options: steps, eta, seed, precision, see `settings_of`.
     Rows that the file holds already are not measured again, so a call that was interrupted is simply repeated.
-    Raises what `load` and the data sets raise, ValueError for a count that the data do not allow.
+    Raises what `load` and the data sets raise, ValueError for counts that the data do not allow, for scales where
+    there are no labels, and for a file that holds something else than an evaluation of this model on these data.
     """
     started, device = time.perf_counter(), device or default_device()
     path = located(source)
     model = load(path, weights=weights, which=which, device=device)
+    settings_of(model, None, weights=weights, **options)  # a wrong word is said before anything is measured
     recipe = override(model.recipe, [f"root={root}"] if root else [])
     train, held_out = (_decoded(part, recipe.workers) for part in DATA[recipe.data](recipe))
-    judge = _judge(recipe.data, train, held_out, path, device, progress) if recipe.classes else None
-    reference = Reference(train, held_out, chosen_features(features, judge, device), judge, count)
+    if bits < 0 or bits == 1:
+        raise ValueError(f"expected bits of two held-out images at least, or of none; got {bits}")
+    bits = min(bits, len(held_out))
+    if scales and not recipe.classes:
+        raise ValueError("this network knows no classes: there is no guidance whose scale could be chosen")
     out = Path(out) if out else (path / "evaluation.json" if path.is_dir() else Path(f"evaluation-{path.stem}.json"))
-    before = read_record(out) if out.is_file() else {"results": {"rows": []}, "seconds": 0.0}
-    rows: list[Row] = before["results"]["rows"]
     about = {"model": recipe.name, "data": recipe.data, "train": len(train), "held_out": len(held_out)}
     about["parameters"] = sum(p.numel() for p in model.network.parameters())
-
+    before = read_record(out) if out.is_file() else {"results": about | {"rows": []}, "seconds": 0.0}
+    rows = _rows_of(before["results"], about, out)
+    judge = _judge(recipe.data, train, held_out, device, progress) if recipe.classes else None
+    reference = Reference(train, held_out, chosen_features(features, judge, device), judge, count)
     if path.is_dir() and read_log(path / LOG):
         about["training"] = training_of(path)
 
@@ -78,9 +87,8 @@ def assess(
         say(table([row]))
         write_record(out, command, about | {"rows": rows}, started - before["seconds"], device=device)
 
-    if find(rows, "Gaussian per class", reference.about) is None:
-        for row in reference.rows():
-            keep(row)
+    for row in reference.rows([one["what"] for one in rows if find([one], one["what"], reference.about)]):
+        keep(row)
     if bits and find(rows, "bits", {"count": bits, "weights_are": fingerprint(model)}) is None:
         keep(bits_row(model, reference, bits))
     asked = [None] if not recipe.classes else list(scales or [recipe.scale])
@@ -89,6 +97,8 @@ def assess(
         if (known := find(rows, "samples", settings | reference.about)) is not None:
             say(table([known]))
             continue
+        if not go_on():
+            break
         row, picture = evaluate_scale(model, reference, settings, progress)
         name = f"{out.stem}{'' if scale is None else f'-s{scale:g}'}{'' if weights == 'ema' else f'-{weights}'}.png"
         plot.save(picture, Path(pictures or out.parent) / name)
@@ -113,8 +123,17 @@ def _decoded(data: LabelledImages | ImageFiles, workers: int) -> LabelledImages:
     return some_of(data, FILES, workers) if isinstance(data, ImageFiles) else data
 
 
+def _rows_of(results: Any, about: Row, out: Path) -> list[Row]:
+    """The rows of an evaluation that goes on. Raises ValueError where a file's results are of something else."""
+    if not (isinstance(results, dict) and "rows" in results):
+        raise ValueError(f"{out} is no evaluation, and is not overwritten: name another file")
+    if other := [f"{name} {results.get(name)}" for name in about if results.get(name) != about[name]]:
+        raise ValueError(f"{out} holds the evaluation of something else ({', '.join(other)}): name another file")
+    return results["rows"]
+
+
 def _judge(
-    data: str, train: LabelledImages, held_out: LabelledImages, path: Path, device: torch.device, progress: bool
+    data: str, train: LabelledImages, held_out: LabelledImages, device: torch.device, progress: bool
 ) -> Examiner:
-    known = data if data in SETTINGS else f"{path.stem}-images"  # of another folder, another classifier
+    known = data if data in SETTINGS else f"{data}-{of_data(train)['hash'][:8]}"  # of other images, another classifier
     return examiner(known, train, held_out, device=device, progress=progress)

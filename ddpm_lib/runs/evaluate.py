@@ -27,6 +27,7 @@ from ddpm_lib.training.classify import accuracy
 QUANTILE = 0.05  # of held-out images, for the share of samples that are near to a training image
 LEVELS = {"digits": 17}  # grey levels of a data set, where they are not 256
 GROUPS = 20  # of the jackknife
+WIDE = 4096  # numbers in an image, of which a covariance takes 128 MiB
 Row = dict[str, Any]  # "what" and its settings, and "numbers": name → Measured, as dictionaries
 
 
@@ -63,7 +64,8 @@ class Reference:
 
         fixed: how many of each label there are was no matter of chance, which the intervals then leave out.
         """
-        fake, real = self.features(images.clamp(-1, 1)), self.seen["held_out"]
+        images = images.clamp(-1, 1)
+        fake, real = self.features(images), self.seen["held_out"]
         some, moments = real[_spread(len(real), self.count)], Moments.of(real)
         about = {"features": self.features.name, "fake": len(fake)}
         groups, strata = GROUPS, None
@@ -96,10 +98,10 @@ class Reference:
         found[name] = Measured(name, nearer, nearer - reach, nearer + reach, how=how, **about)
         return found
 
-    def rows(self) -> Iterator[Row]:
+    def rows(self, without: Sequence[str] = ()) -> Iterator[Row]:
         """Two rows to compare with: as many training images, and as many draws from a Gaussian for each class.
 
-        With labels there are as many of each class as there are of samples.
+        With labels there are as many of each class as there are of samples. without: rows that nobody needs.
         """
         labels, count = self.train.labels, self.count
         if labels is None:
@@ -109,10 +111,12 @@ class Reference:
         wanted = classes[chosen]
         asked = None if labels is None else wanted
         images = _signed(self.train.images[chosen])
-        yield row("training images", self.numbers(images, asked, fixed=True), **self.about)
-        generator = torch.Generator().manual_seed(0)
-        drawn = gaussian_per_class(_signed(self.train.images), classes, wanted, generator)
-        yield row("Gaussian per class", self.numbers(drawn, asked, fixed=True), **self.about)
+        if "training images" not in without:
+            yield row("training images", self.numbers(images, asked, fixed=True), **self.about)
+        if "Gaussian per class" not in without:
+            generator, fitted = torch.Generator().manual_seed(0), _some_of_each(classes, images[0].numel())
+            drawn = gaussian_per_class(_signed(self.train.images[fitted]), classes[fitted], wanted, generator)
+            yield row("Gaussian per class", self.numbers(drawn, asked, fixed=True), **self.about)
 
 
 def row(what: str, numbers: dict[str, Measured], **settings: Any) -> Row:
@@ -151,15 +155,20 @@ def bits_row(model: TrainedModel, reference: Reference, count: int) -> Row:
     return row("bits", numbers, count=count, weights_are=fingerprint(model))
 
 
-def settings_of(model: TrainedModel, scale: float | None, **options: Any) -> Row:
-    """All that decides a row of samples, for its record: what is None in `options` is the recipe's.
-
-    options: steps, eta, seed, precision, weights ("ema", say).
-    """
-    r = model.recipe
-    chosen = {"steps": options.get("steps") or r.sample_steps}
-    chosen["eta"] = r.eta if options.get("eta") is None else options["eta"]
-    rest = {name: options[name] for name in ("seed", "precision", "weights")}
+def settings_of(
+    model: TrainedModel,
+    scale: float | None,
+    *,
+    steps: int | None = None,
+    eta: float | None = None,
+    seed: int = 0,
+    precision: str = "float32",
+    weights: str = "ema",
+) -> Row:
+    """All that decides a row of samples, for its record: steps and eta are the recipe's where None."""
+    chosen = {"steps": model.recipe.sample_steps if steps is None else steps}
+    chosen["eta"] = model.recipe.eta if eta is None else eta
+    rest = {"seed": seed, "precision": precision, "weights": weights}
     return {"scale": scale, "sampler": "DDIM", **chosen, **rest, "weights_are": fingerprint(model)}
 
 
@@ -203,6 +212,12 @@ def _signed(images: Tensor) -> Tensor:
 
 def _features(features: Features, images: Tensor, at_once: int = 1000) -> Tensor:
     return torch.cat([features(_signed(part)) for part in images.split(at_once)])
+
+
+def _some_of_each(labels: Tensor, dims: int) -> Tensor:
+    """All indices; of images with more than WIDE numbers, whose covariance no memory holds, at most WIDE a class."""
+    order = torch.arange(len(labels))
+    return order if dims <= WIDE else torch.cat([order[labels == c][:WIDE] for c in labels.unique()])
 
 
 def _balanced(labels: Tensor, count: int) -> Tensor:

@@ -62,8 +62,11 @@ def examiner(
     if kept is not None:
         return load_examiner(kept, device)
     network, course = SETTINGS.get(name, SETTINGS["cifar10"])
+    levels = network.get("multipliers", (1, 2))
+    levels = levels[: next(n for n in range(len(levels), 0, -1) if size % 2 ** (n - 1) == 0)]
+    network = network | {"multipliers": levels}
     classes = max(len(train.names), int(train.labels.max()) + 1)
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(0)
         classifier = Classifier(size=size, channels=channels, classes=classes, **network).to(device)
         execution = Fast(device, precision="bf16" if device.type == "cuda" else "float32")

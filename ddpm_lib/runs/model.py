@@ -19,7 +19,7 @@ from ddpm_lib.runs.shipped import located
 from ddpm_lib.runs.stored import from_json, to_json
 from ddpm_lib.samplers.ancestral import OnStep, generators, image_seeds, progress_bar
 from ddpm_lib.samplers.ddim import ddim_sample
-from ddpm_lib.samplers.guidance import guided
+from ddpm_lib.samplers.guidance import guided, refuse_training
 from ddpm_lib.training.checkpoint import (
     best_checkpoint,
     list_checkpoints,
@@ -82,8 +82,11 @@ class TrainedModel:
         steps, eta = r.sample_steps if steps is None else steps, r.eta if eta is None else eta
         parts = [slice(start, start + batch) for start in range(0, count, batch)]
         guidance = {"negative": negative, "interval": interval, "rescale": rescale}
-        models = self._eps_models(labels, r.scale if scale is None else scale, parts, guidance)
+        refuse_training(self.network)
         lower = torch.autocast(device.type, PRECISIONS[precision], enabled=PRECISIONS[precision] is not None)
+        models = self._eps_models(
+            _in(lower, self.network), labels, r.scale if scale is None else scale, parts, guidance
+        )
         seeds, images = image_seeds(seed, count), []
         with progress_bar(range(len(parts) * steps), progress) as bar:
 
@@ -96,17 +99,22 @@ class TrainedModel:
                 each = generators(seeds[part])
                 x_T = noise_like(torch.empty(len(each), r.channels, r.size, r.size, device=device), each)
                 options = {"steps": steps, "eta": eta, "generator": each, "on_step": told}
-                images.append(ddim_sample(_in(lower, eps_model), self.schedule, x_T, **options))
+                images.append(ddim_sample(eps_model, self.schedule, x_T, **options))
         return torch.cat(images)
 
     def _eps_models(
-        self, labels: Sequence[int] | Tensor | int, scale: float | Tensor, parts: list[slice], guidance: dict
+        self,
+        network: Callable[..., Tensor],
+        labels: Sequence[int] | Tensor | int,
+        scale: float | Tensor,
+        parts: list[slice],
+        guidance: dict,
     ) -> list:
         """The noise estimate for each part of the labels, as a function of (x_t, t)."""
         if isinstance(labels, int):
-            if any(value not in (None, 0.0) for value in guidance.values()):
+            if guidance != {"negative": None, "interval": None, "rescale": 0.0}:
                 raise ValueError(f"without labels there is nothing to guide by: got {guidance}")
-            return [self.network for _ in parts]
+            return [network for _ in parts]
         labels, null = torch.as_tensor(labels), self.network.null
         if not self.recipe.classes:
             raise ValueError("this network knows no classes: ask for a number of images, not for labels")
@@ -116,18 +124,18 @@ class TrainedModel:
 
         def model(y: Tensor, s: float | Tensor) -> Callable[[Tensor, Tensor], Tensor]:
             away = None if guidance["negative"] is None else torch.full_like(y, guidance["negative"])
-            return guided(self.network, y, s, null, **guidance | {"negative": away})
+            return guided(network, y, s, null, **guidance | {"negative": away})
 
         model(labels.long(), scale)  # what is wrong with any label is said before the first batch
         return [model(labels[p].long(), scale[p] if one_each else scale) for p in parts]
 
 
-def _in(context: torch.autocast, eps_model: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor, Tensor], Tensor]:
-    """The noise estimate, computed within a context and returned in x_t's own dtype."""
+def _in(context: torch.autocast, network: UNet) -> Callable[..., Tensor]:
+    """The network, computed within a context, and its answer in x_t's own dtype: guidance multiplies its rounding."""
 
-    def within(x_t: Tensor, t: Tensor) -> Tensor:
+    def within(x_t: Tensor, t: Tensor, *labels: Tensor) -> Tensor:
         with context:
-            return eps_model(x_t, t).to(x_t.dtype)
+            return network(x_t, t, *labels).to(x_t.dtype)
 
     return within
 

@@ -181,3 +181,14 @@ def test_the_gaussian_baseline_needs_two_images_of_a_class_and_no_more():
     assert (gaussian_per_class(images, labels, torch.tensor([0, 0, 0])) == 0).all()
     with pytest.raises(ValueError, match="at least 2 images of class 1, got 1"):
         gaussian_per_class(images, labels, torch.tensor([0, 1]))
+
+
+def test_gaussians_of_fewer_images_than_pixels_have_their_mean_and_covariance():
+    """Independent route: both moments of many draws, from images that span less than the space."""
+    images = torch.rand(4, 2, 2, 2, generator=torch.Generator().manual_seed(0))
+    drawn = gaussian_per_class(
+        images, torch.zeros(4), torch.zeros(40_000), torch.Generator().manual_seed(1), clamp=False
+    )
+    assert (drawn.mean(0) - images.mean(0)).abs().max() < 0.01
+    assert (torch.cov(drawn.flatten(1).T) - torch.cov(images.flatten(1).T)).abs().max() < 0.01
+    assert int(torch.linalg.matrix_rank(drawn.double().flatten(1) - drawn.double().flatten(1).mean(0), rtol=1e-4)) == 3

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import sys
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from ddpm_lib.evaluation.features import Features, pixels
 from ddpm_lib.evaluation.metrics import frechet_distance
 from ddpm_lib.images.data import LabelledImages
 from ddpm_lib.runs import assess as assessing
+from ddpm_lib.runs import evaluate as evaluating
 from ddpm_lib.runs import examiner as examiners
 from ddpm_lib.runs.evaluate import Reference, _balanced, find, fingerprint, in_words, settings_of
 from ddpm_lib.runs.examiner import examiner, load_examiner
@@ -18,6 +20,7 @@ from ddpm_lib.runs.folder import write_recipe
 from ddpm_lib.runs.logbook import training_of
 from ddpm_lib.runs.model import TrainedModel, export
 from ddpm_lib.runs.recipes import DATA, override, recipe
+from ddpm_lib.runs.records import write_record
 from ddpm_lib.runs.run import new_trainer, save
 from ddpm_lib.training.monitor import append_entry
 
@@ -168,6 +171,9 @@ def test_what_cannot_be_evaluated_is_refused(tmp_path, capsys):
     for words, message in (
         (["--count", "61"], "expected a count in 20..60, the held-out images; got 61"),
         (["--features", "inception"], "torch-fidelity"),
+        (["--bits", "1"], "expected bits of two held-out images at least, or of none; got 1"),
+        (["--bits", "-2"], "got -2"),
+        (["--steps", "0", "--count", "24", "--bits", "0", "--features", "pixels"], "steps must lie in 1..10"),
     ):
         assert main(["evaluate", str(run), "--device", "cpu", *words]) == 1
         assert message in capsys.readouterr().err
@@ -175,6 +181,55 @@ def test_what_cannot_be_evaluated_is_refused(tmp_path, capsys):
         assessing.chosen_features("clip", None, torch.device("cpu"))
     with pytest.raises(ValueError, match="without labels there is no classifier"):
         assessing.chosen_features("classifier", None, torch.device("cpu"))
+
+
+def test_what_was_interrupted_is_gone_on_with_at_the_row_where_it_ended(tmp_path, monkeypatch):
+    trained(run := tmp_path / "run")
+    options = {"command": "c", "count": 24, "bits": 100, "features": "pixels", "device": torch.device("cpu")}
+    with monkeypatch.context() as patch:
+        patch.setattr("ddpm_lib.runs.evaluate.gaussian_per_class", lambda *_: sys.exit())
+        with pytest.raises(SystemExit):
+            assessing.assess(run, **options, say=lambda _: None)
+    asked = []
+    for _ in range(2):
+        record = assessing.assess(run, **options, say=lambda _: None, go_on=lambda: asked.append(1) or len(asked) > 1)
+    rows = record["results"]["rows"]
+    assert [row["what"] for row in rows] == ["training images", "Gaussian per class", "bits", "samples"]
+    assert rows[2]["count"] == rows[2]["numbers"]["rate"]["real"] == 60  # all that there are
+    with pytest.raises(TypeError, match="sede"):
+        assessing.assess(run, **options, sede=3)
+
+
+def test_a_record_of_something_else_is_neither_overwritten_nor_gone_on_with(tmp_path, capsys):
+    trained(run := tmp_path / "run")
+    trained(other := tmp_path / "other", classes=0)
+    words = ["--count", "24", "--bits", "0", "--features", "pixels", "--device", "cpu", "--out", "found.json"]
+    assert main(["evaluate", str(other), *words, "--scales", "1"]) == 1
+    assert "knows no classes" in capsys.readouterr().err
+    assert main(["evaluate", str(other), *words]) == 0
+    before = (tmp_path / "found.json").read_text()
+    assert main(["evaluate", str(run), *words]) == 1
+    assert "found.json holds the evaluation of something else (parameters " in capsys.readouterr().err
+    assert (tmp_path / "found.json").read_text() == before
+    write_record(tmp_path / "found.json", "c", {"seconds": [1]}, 0.0)
+    assert main(["evaluate", str(run), *words]) == 1
+    assert "found.json is no evaluation" in capsys.readouterr().err
+
+
+def test_images_of_one_s_own_have_an_examiner_of_their_own(monkeypatch):
+    names = []
+    monkeypatch.setattr(assessing, "examiner", lambda name, *_, **__: names.append(name))
+    for data, seed in (("folder", 1), ("folder", 1), ("folder", 2), ("mnist", 2)):
+        assessing._judge(data, birds(seed), birds(2), torch.device("cpu"), False)
+    assert names[0] == names[1] != names[2] and names[0].startswith("folder-") and names[3] == "mnist"
+
+
+def test_a_covariance_of_large_images_is_never_made(monkeypatch):
+    seen = []
+    monkeypatch.setattr(evaluating, "WIDE", 15)
+    monkeypatch.setattr(evaluating, "gaussian_per_class", lambda x, y, *_: seen.append((x, y)) or x[:24].clamp(-1, 1))
+    list(reference().rows(["training images"]))
+    assert seen[0][0].shape == (45, 1, 8, 8) and seen[0][1].bincount().tolist() == [15] * 3
 
 
 def test_an_examiner_is_trained_once_kept_in_half_precision_and_a_shipped_one_comes_first(tmp_path, monkeypatch):
@@ -192,6 +247,15 @@ def test_an_examiner_is_trained_once_kept_in_half_precision_and_a_shipped_one_co
     assert examiner("mnist", birds(1), birds(2), folder="elsewhere").accuracy == first.accuracy
     with pytest.raises(ValueError, match="has no labels"):
         examiner("mnist", LabelledImages(birds(1).images), birds(2))
+
+
+@pytest.mark.parametrize(("size", "levels"), [(12, 3), (10, 2), (9, 1)])
+def test_an_examiner_has_as_many_levels_as_the_size_allows(size, levels, monkeypatch):
+    network = {"width": 8, "groups": 2, "multipliers": (1, 1, 1)}
+    monkeypatch.setitem(examiners.SETTINGS, "cifar10", (network, {"steps": 1, "batch": 4}))
+    images = LabelledImages(torch.zeros(6, 3, size, size), torch.tensor([0, 1, 2] * 2))
+    found = examiner("folder-1", images, images, folder="kept").classifier
+    assert found.config["multipliers"] == [1] * levels and found.classes == 3
 
 
 def test_a_file_of_a_denoiser_is_no_examiner(tmp_path):

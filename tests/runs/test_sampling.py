@@ -238,6 +238,30 @@ def test_the_network_alone_computes_in_the_precision_that_is_asked_for():
         model().sample([0], precision="half")
 
 
+class Half(PixelByPixel):
+    """Answers in bf16, as a layer under autocast does."""
+
+    def forward(self, x_t, t, labels=None):
+        return super().forward(x_t, t, labels).bfloat16()
+
+
+def test_guidance_is_computed_in_float32_from_a_network_in_lower_precision(monkeypatch):
+    x_t, t, found = torch.randn(2, 1, 8, 8), torch.full((2,), 9), []
+    monkeypatch.setattr("ddpm_lib.runs.model.ddim_sample", lambda m, s, x_T, **_: found.append(m(x_t, t)) or x_T)
+    chosen = model(Half())
+    chosen.sample([0, 1], scale=7.3, precision="bf16")
+    conditional, none = (chosen.network(x_t, t, torch.tensor(y)).float() for y in ([0, 1], [3, 3]))
+    assert torch.allclose(found[0], none + 7.3 * (conditional - none), atol=1e-6)
+
+
+@pytest.mark.parametrize("labels", [[0], 1])
+def test_a_network_in_training_mode_is_refused(labels):
+    chosen = model(PixelByPixel())
+    chosen.network.train()
+    with pytest.raises(ValueError, match="training mode"):
+        chosen.sample(labels)
+
+
 def test_guidance_can_be_told_where_how_and_away_from_what(monkeypatch):
     """Independent route: the estimate combined by hand from the network's two answers."""
     chosen, estimates = model(PixelByPixel()), []
@@ -259,7 +283,8 @@ def test_guidance_can_be_told_where_how_and_away_from_what(monkeypatch):
         by_hand = [plain, two + 3 * (conditional - two), plain if t == 25 else conditional, rescaled]
         for estimate, expected in zip(estimates, by_hand, strict=True):
             assert torch.allclose(estimate[t], expected, atol=1e-5)
-    with pytest.raises(ValueError, match="nothing to guide by"):
-        chosen.sample(2, interval=(1, 9))
+    for asked in ({"interval": (1, 9)}, {"negative": 0}, {"rescale": 0.5}):
+        with pytest.raises(ValueError, match="nothing to guide by"):
+            chosen.sample(2, **asked)
     with pytest.raises(ValueError, match="labels"):
         chosen.sample([0], negative=9)
