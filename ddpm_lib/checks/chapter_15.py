@@ -2,6 +2,7 @@
 write a kernel's features out, go through all pairs, all labels and all tables, and integrate.
 """
 
+import inspect
 import itertools
 import math
 from statistics import NormalDist
@@ -16,12 +17,17 @@ from ddpm_lib.checks.chapter_04 import TWO
 from ddpm_lib.checks.guard import Watched, apart_each, relative, until
 from ddpm_lib.checks.noise import NEVER
 from ddpm_lib.diffusion.elbo import bits_per_dim, bound_term, discretised_log_likelihood, prior_term
-from ddpm_lib.diffusion.forward import noise_like
+from ddpm_lib.diffusion.forward import forward_var, noise_like
 from ddpm_lib.evaluation import bits, coverage, intervals, memorised
 
 
 def double(values):
     return torch.as_tensor(np.asarray(values), dtype=torch.float64)
+
+
+def takes(f, option):
+    """Whether a function has this optional argument: what it does not have is not asked of it."""
+    return option in inspect.signature(f).parameters
 
 
 # 15.1
@@ -39,6 +45,11 @@ def _gaussians():
     yield a, np.outer(a, a), b, np.outer(b, b), ((a - b) ** 2).sum() + a @ a + b @ b - 2 * abs(a @ b)
     s, t = np.array([2.0, 0.5, 0.0, 1.0]), np.array([1.0, 0.5, 3.0, 0.0])  # independent, some constant
     yield np.zeros(4), np.diag(s**2), np.full(4, 0.3), np.diag(t**2), 4 * 0.09 + ((s - t) ** 2).sum()
+    turn = np.linalg.qr(random.standard_normal((4, 4)))[0]  # one basis, a large and a small direction exchanged
+    s, t = np.array([1.0, 1e-3, 0.5, 1.0]), np.array([1e-3, 1.0, 0.4, 2.0])
+    C, D = ((turn * root**2) @ turn.T for root in (s, t))
+    m, n = 1e7 + random.standard_normal((2, 4))  # far from the origin, and near to each other
+    yield m, (C + C.T) / 2, n, (D + D.T) / 2, ((m - n) ** 2).sum() + ((s - t) ** 2).sum()
 
 
 def _trace_of_root(matrix):
@@ -182,6 +193,12 @@ def bias(f):
                 np.trace(second) + _curvature(second, first)
             ) / m
             yield relative(f(double(first), double(second), n, m), exact)
+    for s, t in (((1.0, 2.0, 0.5), (1.0, 0.3, 3.0)), ((1.0, 0.0, 2.0, 0.0), (0.5, 0.0, 0.0, 3.0)), ((0.0,), (1.0,))):
+        s, t = np.array(s), np.array(t)  # one basis: the eigenvalues are products, and some directions are constant
+        pairs = [a * b / (a + b) for a in s * t for b in s * t if a + b]
+        both = sum(pairs) / 2 + (s * t).sum() / 4
+        exact = ((s**2).sum() + both) / 2e3 + ((t**2).sum() + both) / 7e2
+        yield 1e5 * relative(f(double(np.diag(s**2)), double(np.diag(t**2)), 2e3, 7e2), exact)
     yield f.fault
 
 
@@ -267,6 +284,7 @@ def _feature_sets():
     yield np.full((4, 2), 0.5), np.full((3, 2), 0.5)  # nothing differs
     same = random.standard_normal((12, 3))
     yield same, same.copy()  # then it is negative
+    yield np.concatenate([same[:4], same[:3]]), np.repeat(same[:2], 3, axis=0)  # points that occur twice are two
 
 
 def _kernel_by_features(x, y):
@@ -305,7 +323,15 @@ def kernel_(f):
         yield apart(f(double(y[::-1].copy()), double(x)), exact, size)
         x, y = x.astype(np.float32), y.astype(np.float32)
         yield apart(f(torch.from_numpy(x), torch.from_numpy(y)), _kernel_by_features(*map(np.float64, (x, y))), size)
+    x, y = _random_sets(23, 17, 3)
+    for block in (1, 17, 40, 10**6) if takes(f.function, "block") else ():  # one row at a time; a rest of rows
+        yield apart(f.function(double(x), double(y), block=block), _kernel_by_features(x, y))
     yield f.fault
+
+
+def _random_sets(n, m, dims):
+    random = np.random.default_rng(6)
+    return random.standard_normal((n, dims)), random.standard_normal((m, dims)) + 0.3
 
 
 def _grams(x, y, k=lambda products, dims: (products / dims + 1) ** 3):
@@ -399,14 +425,18 @@ def _clouds():
     random = np.random.default_rng(3)
     for n, m, dims, k in ((40, 25, 2, 3), (12, 30, 3, 1), (30, 30, 5, 5), (9, 14, 1, 8)):
         yield random.standard_normal((n, dims)), 0.7 * random.standard_normal((m, dims)) + 0.4, k
-    far = np.where(np.arange(20)[:, None] < 10, 1e6, 0.0)
-    yield far + 1e-3 * random.standard_normal((20, 2)), far + 1e-3 * random.standard_normal((20, 2)), 2
+    far = np.where(np.arange(30)[:, None] < 15, 1e6, 0.0)
+    yield far + 1e-3 * random.standard_normal((30, 2)), far + 1e-3 * random.standard_normal((30, 2)), 2
+    for k, count in ((1, 2), (4, 5)):  # the farthest of the others
+        yield random.standard_normal((count, 2)), random.standard_normal((count, 2)) + 1.5, k
     yield random.integers(0, 4, (15, 2)).astype(float), random.integers(0, 5, (18, 2)).astype(float), 2
     real = random.standard_normal((16, 3))
     yield real, np.concatenate([real[:5], real[:5], 3 + real[5:9]]), 3
     yield real + 1e8, 0.5 * random.standard_normal((10, 3)) + 1e8, 3
     line = np.arange(12.0)[:, None]
     yield line, np.concatenate([line[:6] + 0.25, line[:3] + 40.0]), 2
+    yield line, np.array([[-2.0 - 1e-8], [13.0 + 1e-8], [30.0], [60.0]]), 2  # just outside of the first and last ball
+    yield line, np.array([[-2.0], [13.0], [30.0], [60.0]]), 2  # on their borders
 
 
 def _distances(x, y):
@@ -527,7 +557,8 @@ def density(f):
     real: (N, D), fake: (M, D).
     """
     f = Watched(f)
-    for x, y, k in _clouds():
+    few = np.random.default_rng(7).standard_normal((15, 2))
+    for x, y, k in itertools.chain(_clouds(), ((few[:12], few[12:13], 4), (few[:12], few[12:], 11))):  # k > M
         radii, table = _radii(x, k), _distances(y, x)
         inside = [[d <= r for d, r in zip(row, radii, strict=True)] for row in table]
         exact = np.mean([sum(row) for row in inside]) / k, np.mean(np.any(inside, axis=0))
@@ -621,6 +652,11 @@ def copying(f):
     grid = random.integers(0, 3, (3, 6, 2)).astype(float)  # many ties
     yield _apart_copying(f, grid[0], grid[1][:5], grid[2][:4])
     yield _apart_copying(f, grid[0] * 0 + 7, grid[1][:5], grid[2][:4])
+    for scale, middle in ((1e-3, 1e6), (1e-9, 0.0)):  # far from the origin; much nearer than a rounded digit
+        sets = (middle + scale * random.standard_normal((count, 2)) for count in (5, 6, 8))
+        yield _apart_copying(f, *sets)
+    same = double(np.ones((4, 2)))
+    yield apart_each(f(same[:2], same, same * 3), (0.0, 0.5))  # nothing but ties
     yield f.fault
 
 
@@ -822,6 +858,43 @@ def jackknife(f):
         x = double(np.random.default_rng(100 + trial).standard_normal((40, 1)))
         squares.append(40 * f(lambda z: z.mean().item(), x, 8) ** 2)
     yield abs(np.mean(squares) - 1) / (np.std(squares) / 20)
+    yield from _drawn_groups(f)
+    if takes(f, "strata"):
+        yield from _strata(f)
+
+
+def _drawn_groups(f):
+    """Images stay images; the groups come from the seed, whatever was drawn elsewhere, and nothing elsewhere moves."""
+    x = double(np.random.default_rng(8).standard_normal((24, 1, 2, 2)))
+    before = torch.get_rng_state()
+
+    def spread(**options):
+        return f(lambda z: (z[:, 0] ** 2).mean((1, 2)).std().item() if z.ndim == 4 else math.nan, x, 6, **options)
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        first, state = spread(), torch.get_rng_state()
+        yield NEVER * bool(not math.isfinite(first) or not torch.equal(torch.manual_seed(1).get_state(), state))
+        torch.manual_seed(2)
+        yield 5e9 * apart(spread(), first)
+    yield NEVER * bool(not torch.equal(before, torch.get_rng_state()))
+    if takes(f, "seed"):
+        yield NEVER * bool(spread(seed=3) == spread(seed=4) or spread(seed=3) != spread(seed=3))
+
+
+def _strata(f):
+    """So many of each label in each group, drawn label by label: a mean's error is that of the means of the labels."""
+    labels = torch.arange(10).repeat_interleave(10)
+    x = double(np.tile(np.arange(10.0), 10) + 100 * np.repeat(np.arange(10.0), 10))[:, None]
+    asked = []
+    f(lambda z: asked.append((z[:, 0] / 100).long().bincount().tolist()) or 0.0, x, 5, strata=labels)
+    yield NEVER * bool(asked != [[8] * 10] * 5)
+    squares = [f(lambda z: z.mean().item(), x, 5, seed=seed, strata=labels) ** 2 for seed in range(200)]
+    expected = np.arange(10.0).var(ddof=1) / 10 / 10
+    yield abs(np.mean(squares) - expected) / (np.std(squares) / 200**0.5 + 1e-9)
+    mixed = torch.randperm(100, generator=torch.Generator().manual_seed(0))  # labels in no order
+    squares = [f(lambda z: z.mean().item(), x[mixed], 5, seed=seed, strata=labels[mixed]) ** 2 for seed in range(50)]
+    yield abs(np.mean(squares) - expected) / (np.std(squares) / 50**0.5 + 1e-9)
 
 
 def _left_out(metric, samples, groups, factor=lambda G: (G - 1) / G, pick=None, order=None):
@@ -890,6 +963,8 @@ def seeds(f):
         ((0.0, 0.0), (0.0, 4.0), 3, 2),
         ((1.0, 2.0, 6.0), (0.0, 1.0), 2, 2),
         ((5.0, 5.0), (1.0, 1.0), 4, 3),
+        ((0.0, 2.0), (0.0, 1.0), 3, 2),
+        ((2.0**30, 2.0**30 + 2), (0.0, 2.0), 2, 2),  # much larger than their differences
     ):
         sums, count = np.zeros(2), 0
         if len(set(drawn)) == 1:
@@ -940,8 +1015,11 @@ def _estimator(factor):
     return lambda x_t, t: x_t * torch.tensor([0.0, *factor], dtype=x_t.dtype)[t].reshape(-1, *[1] * (x_t.ndim - 1))
 
 
-def _exact_bits(schedule, factor, x_0, levels):
-    """Rate and distortion of one entry: Bayes for the step, moments for the middle, quadrature for the last step."""
+def _exact_bits(schedule, factor, x_0, levels, upper=False):
+    """Rate and distortion of one entry: Bayes for the step, moments for the middle, quadrature for the last step.
+
+    upper: the reverse steps have the variance β, not the posterior's.
+    """
     scale, var = (v.numpy() for v in walk(schedule))
     beta, T = schedule.beta.numpy(), schedule.T
     half = 1 / (levels - 1)
@@ -955,10 +1033,11 @@ def _exact_bits(schedule, factor, x_0, levels):
     for t in range(2, T + 1):
         on_x_0, spread = reverse(t)
         clean = (1 - var[t] ** 0.5 * factor[t - 1]) / scale[t]  # x_0_hat over x_t
-        # the means differ by on_x_0·(x_0 − clean·x_t), the variances do not
+        # the means differ by on_x_0·(x_0 − clean·x_t), the variances only if they are β
         off, slope = on_x_0 * (1 - clean * scale[t]) * x_0, on_x_0 * clean * var[t] ** 0.5
-        rate += (off**2 + slope**2) / (2 * spread)
-    spread = reverse(2)[1] ** 0.5  # at t = 1 the chain has β̃_2
+        chosen = beta[t] if upper else spread
+        rate += (off**2 + slope**2) / (2 * chosen) + (spread / chosen - 1 - math.log(spread / chosen)) / 2
+    spread = (beta[1] if upper else reverse(2)[1]) ** 0.5  # at t = 1 the chain has β̃_2, or β_1
     clean = (1 - var[1] ** 0.5 * factor[0]) / scale[1]
 
     def lost(eps):
@@ -1004,6 +1083,7 @@ def network(f):
         if float(found.var(0).min()) > 1e-12:
             together = (pairs[0] * pairs[1]).mean(0) / found.var(0)
             yield float(together.abs().max()) * 1500**0.5  # the noise of one image says nothing of another's
+            yield abs(float(torch.corrcoef(found.T)[0, 1])) * 3000**0.5  # nor that of one term of another's
     x_0 = torch.tensor([-1.0, 0.0, 1.0, 0.5]).double().reshape(4, 1, 1, 1)
     each = [_exact_bits(SHORT, blind, v, 5) for v in x_0.flatten().tolist()]
     found = f(_estimator(blind), SHORT, x_0, torch.Generator().manual_seed(1), draws=3, levels=5)
@@ -1012,6 +1092,11 @@ def network(f):
         f(_estimator((0.3,) * 4), SHORT, x_0, torch.Generator().manual_seed(s), draws=2, levels=5) for s in (1, 1, 2)
     )
     yield 5e9 * apart_each(again, first) + NEVER * bool(torch.equal(other[0], first[0]))
+    if takes(f, "reverse_var"):
+        options = {"draws": 3, "levels": 5, "reverse_var": forward_var}
+        each = [_exact_bits(SHORT, blind, v, 5, upper=True) for v in x_0.flatten().tolist()]
+        found = f(_estimator(blind), SHORT, x_0, torch.Generator().manual_seed(1), **options)
+        yield 5e8 * apart(torch.stack(found, 1), torch.tensor(each))
 
 
 def _network_bits(eps_model, schedule, x_0, generator, draws, levels, terms=None, first=2, count=None, last=None):

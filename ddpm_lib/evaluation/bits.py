@@ -5,6 +5,7 @@ from collections.abc import Callable
 from functools import partial
 
 import torch
+from scipy import stats
 from torch import Tensor
 
 from ddpm_lib.diffusion.elbo import (
@@ -76,9 +77,10 @@ def measured_bits(
     labels: Tensor | None = None,
     reverse_var: ReverseVar = posterior_var_clipped,
 ) -> dict[str, Measured]:
-    """Rate, distortion and their sum over images, (N, C, H, W), N >= 2, each with the interval over images and draws.
+    """Rate, distortion and their sum over images, (N, C, H, W), N >= 2, with intervals over images and draws.
 
-    eps_model(x_t, t), or eps_model(x_t, t, labels) where labels, (N,), are given.
+    The intervals are Student's, of the images' mean. It calls eps_model(x_t, t), or eps_model(x_t, t, labels) where
+    labels, (N,), are given.
     """
     if len(images) < 2:
         raise ValueError(f"expected two images at least, got {len(images)}")
@@ -94,8 +96,8 @@ def measured_bits(
     rate, distortion = torch.cat(parts).T
     values = {"bits per dimension": rate + distortion, "rate": rate, "distortion": distortion}
     how = f"95 % over images, {draws} of {schedule.T - 1} terms each"
-    measured = {}
+    measured, wide = {}, stats.t.ppf(0.975, len(images) - 1)
     for name, value in values.items():
-        mean, reach = float(value.mean()), 1.96 * float(value.std()) / math.sqrt(len(value))
+        mean, reach = float(value.mean()), wide * float(value.std()) / math.sqrt(len(value))
         measured[name] = Measured(name, mean, mean - reach, mean + reach, how=how, real=len(images))
     return measured

@@ -133,4 +133,5 @@ def _short(m: Measured) -> str:
     """The three numbers, to two digits of the interval's width."""
     width = m.high - m.low
     digits = min(6, max(0, 1 - math.floor(math.log10(width)))) if width > 0 and math.isfinite(width) else 3
-    return f"{m.value:.{digits}f} [{m.low:.{digits}f}, {m.high:.{digits}f}]"
+    value, low, high = (round(x, digits) + 0.0 for x in (m.value, m.low, m.high))  # no −0.00
+    return f"{value:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"

@@ -23,6 +23,7 @@ def summary(
     held_out: Tensor | None = None,
     groups: int = 20,
     k: tuple[int, int] = (3, 5),
+    strata: Tensor | None = None,
 ) -> dict[str, Measured]:
     """Distances, shares and, with `train` and `held_out`, the copying score of samples, by name.
 
@@ -31,6 +32,7 @@ def summary(
     real images as they are: by the jackknife with `groups` groups, for which every metric is taken so many times (on a
     CPU, 10 are enough for 10,000 images); Wilson's where it is a share of the samples.
     k: the neighbour that bounds a ball, for precision and recall, and for density and coverage.
+    strata: the samples' labels, (M,), where so many of each were asked for: see `jackknife_std`.
     """
     near, wide = k
     x, y = features(real), features(fake)
@@ -38,17 +40,19 @@ def summary(
     reference = Moments.of(x)
     hits = int((inside(y, x, kth_radius(x, near))[0] > 0).sum())
     found = [
-        measured(features.frechet, lambda s: Moments.of(s).distance(reference), y, groups, **about),
-        measured(features.kernel, lambda s: kernel_distance(x, s), y, groups, **about),
+        measured(features.frechet, lambda s: Moments.of(s).distance(reference), y, groups, strata, **about),
+        measured(features.kernel, lambda s: kernel_distance(x, s), y, groups, strata, **about),
         measured_share("precision", hits, len(y), **about),
-        measured("recall", lambda s: precision_and_recall(x, s, near)[1], y, groups, **about),
-        measured("density", lambda s: density_and_coverage(x, s, wide)[0], y, groups, **about),
-        measured("coverage", lambda s: density_and_coverage(x, s, wide)[1], y, groups, **about),
+        measured("recall", lambda s: precision_and_recall(x, s, near)[1], y, groups, strata, **about),
+        measured("density", lambda s: density_and_coverage(x, s, wide)[0], y, groups, strata, **about),
+        measured("coverage", lambda s: density_and_coverage(x, s, wide)[1], y, groups, strata, **about),
     ]
     if train is not None and held_out is not None:
         known, new = features(train), features(held_out)
         about |= {"real": len(new)}
-        found.append(measured("nearer than held-out", lambda s: copying_score(s, new, known)[1], y, groups, **about))
+        found.append(
+            measured("nearer than held-out", lambda s: copying_score(s, new, known)[1], y, groups, strata, **about)
+        )
     return {each.name: each for each in found}
 
 

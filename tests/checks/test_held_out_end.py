@@ -1,18 +1,22 @@
 """Wrong versions of the equations of chapter 15 that stand beside no check: each is rejected all the same."""
 
 import math
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 from held_out import registry, rejecting
 
+from ddpm_lib.diffusion.elbo import bits_per_dim, bound_term, discretised_log_likelihood, prior_term
+from ddpm_lib.diffusion.forward import noise_like
 from ddpm_lib.evaluation.bits import network_bits
 from ddpm_lib.evaluation.coverage import density_and_coverage, precision_and_recall
 from ddpm_lib.evaluation.frechet import frechet_bias, gaussian_distance
 from ddpm_lib.evaluation.intervals import jackknife_std, seed_variances, share_interval
 from ddpm_lib.evaluation.kernel import kernel_distance
 from ddpm_lib.evaluation.memorised import copying_score
+from ddpm_lib.evaluation.neighbours import rows
 
 pytestmark = pytest.mark.soak  # with those of the other chapters: many versions, each a function of its own
 
@@ -379,6 +383,202 @@ def _(eps_model, schedule, x_0, generator, *, draws, levels):
     from ddpm_lib.diffusion.forward import forward_var
 
     return network_bits(eps_model, schedule, x_0, generator, draws=draws, levels=levels, reverse_var=forward_var)
+
+
+# What a reader of the chapter alone wrote, and the checks once let through
+
+
+@wrong("distance of Gaussians", "directions of little variance cut off")
+def _(m, C, n, D):
+    value, vector = torch.linalg.eigh(C.double())
+    root = vector * torch.where(value > 1e-3 * value.max(), value, 0.0).sqrt() @ vector.T
+    cross = torch.linalg.eigvalsh(root @ D.double() @ root).clamp(min=0).sqrt().sum()
+    return float((m - n).double().square().sum() + C.trace() + D.trace() - 2 * cross)
+
+
+@wrong("distance of Gaussians", "the means' part multiplied out")
+def _(m, C, n, D):
+    return gaussian_distance(m * 0, C, n * 0, D) + max(float(m @ m + n @ n - 2 * m @ n), 0.0)
+
+
+@wrong("bias of the distance", "in float32")
+def _(C, D, n, m):
+    C, D = C.float(), D.float()
+    value, vector = torch.linalg.eigh(C)
+    root = vector * value.clamp(min=0).sqrt() @ vector.T
+    s = torch.linalg.eigvalsh(root @ D @ root).clamp(min=0).sqrt()
+    total = s[:, None] + s
+    curved = (s[:, None] * s / torch.where(total > 0, total, 1.0)).sum() / 2 + s.sum() / 4
+    return float((C.trace() + curved) / n + (D.trace() + curved) / m)
+
+
+@wrong("bias of the distance", "0/0 where both directions are constant")
+def _(C, D, n, m):
+    value, vector = torch.linalg.eigh(C)
+    root = vector * value.clamp(min=0).sqrt() @ vector.T
+    s = torch.linalg.eigvalsh(root @ D @ root).clamp(min=0).sqrt()
+    curved = (s[:, None] * s / (s[:, None] + s)).sum() / 2 + s.sum() / 4
+    return float((C.trace() + curved) / n + (D.trace() + curved) / m)
+
+
+@wrong("kernel distance", "a rest of rows lost in blocks")
+def _(x, y, *, block=2**22):
+    step = max(1, block // len(y))
+    return kernel_distance(x[: len(x) // step * step] if len(x) > step else x, y)
+
+
+@wrong("kernel distance", "pairs of equal points left out")
+def _(x, y):
+    def own(x):
+        K, same = (x @ x.T / x.shape[1] + 1) ** 3, (x[:, None] == x).all(-1)
+        return K[~same].mean() if (~same).any() else K.mean()
+
+    x, y = rows(x, y)
+    return float(own(x) + own(y) - 2 * ((x @ y.T / x.shape[1] + 1) ** 3).mean())
+
+
+def shares_of(x, y, k, distance=away, slack=0.0):
+    """Precision, recall, density and coverage."""
+    in_real, in_fake = (
+        distance(a, b) <= distance(b, b).kthvalue(min(k + 1, len(b)), dim=1).values * (1 + slack)
+        for a, b in ((y, x), (x, y))
+    )
+    shares = [float(held.any(1).double().mean()) for held in (in_real, in_fake)]
+    return (*shares, float(in_real.sum(1).double().mean()) / k, float(in_real.any(0).double().mean()))
+
+
+def fast(a, b):
+    return torch.cdist(a.double(), b.double(), compute_mode="use_mm_for_euclid_dist")
+
+
+wrong("precision and recall", "cdist's fast formula, for many points")(
+    lambda x, y, k: shares_of(x, y, k, torch.cdist)[:2]
+)
+wrong("precision and recall", "a tolerance of 1e-6")(lambda x, y, k: shares_of(x, y, k, slack=1e-6)[:2])
+wrong("precision and recall", "never the farthest neighbour")(
+    lambda x, y, k: (
+        shares_of(x, y, max(1, min(k, len(x) - 2)))[0],
+        shares_of(x, y, max(1, min(k, len(y) - 2)))[1],
+    )
+)
+wrong("density and coverage", "cdist's fast formula, for many points")(
+    lambda x, y, k: shares_of(x, y, k, torch.cdist)[2:]
+)
+wrong("density and coverage", "a tolerance of 1e-6")(lambda x, y, k: shares_of(x, y, k, slack=1e-6)[2:])
+wrong("density and coverage", "k of at most the number of samples")(lambda x, y, k: shares_of(x, y, min(k, len(y)))[2:])
+
+
+def ranked(x, y):
+    """The score of distances that are there."""
+    return copying_score(x[:, None], y[:, None], torch.zeros(1, 1).double())
+
+
+wrong("copying score", "distances in float32")(
+    lambda fake, held_out, train: ranked(*(away(p.float(), train.float()).min(1).values for p in (fake, held_out)))
+)
+wrong("copying score", "the fast formula of distances")(
+    lambda fake, held_out, train: ranked(*(fast(p, train).min(1).values for p in (fake, held_out)))
+)
+wrong("copying score", "distances rounded to six decimals")(
+    lambda fake, held_out, train: ranked(*((near(p, train) * 1e6).round() / 1e6 for p in (fake, held_out)))
+)
+
+
+@wrong("copying score", "0/0 where all distances are equal")
+def _(fake, held_out, train):
+    z, nearer = copying_score(fake, held_out, train)
+    one = len(torch.cat([near(fake, train), near(held_out, train)]).unique()) == 1
+    return (math.nan if one else z), nearer
+
+
+def groups_with(name, choose, labelled=None):
+    """labelled(labels, groups, seed) returns the groups where labels are given, choose(N, seed) an order of all."""
+
+    def version(metric, samples, groups=20, seed=0, *, strata=None):
+        order = choose(len(samples), seed)
+        parts = order.tensor_split(groups)
+        if strata is not None:
+            sorted_ = order[strata[order].argsort(stable=True)]
+            parts = labelled(strata, groups, seed) if labelled else [sorted_[i::groups] for i in range(groups)]
+        left = [torch.cat([p for j, p in enumerate(parts) if j != i]) for i in range(groups)]
+        values = torch.tensor([metric(samples[kept]) for kept in left]).double()
+        return float(((groups - 1) / groups * (values - values.mean()).square().sum()).sqrt())
+
+    wrong("jackknife", name)(version)
+
+
+def seeded_order(count, seed):
+    return torch.randperm(count, generator=torch.Generator().manual_seed(seed))
+
+
+def as_they_come(labels, groups, seed):
+    order = labels.argsort(stable=True)
+    return [order[i::groups] for i in range(groups)]
+
+
+def in_runs(labels, groups, seed):
+    of_label = [(labels == c).nonzero()[:, 0].tensor_split(groups) for c in labels.unique()]
+    return [torch.cat(parts) for parts in zip(*of_label, strict=True)]
+
+
+def one_order(labels, groups, seed):
+    of_label = [(labels == c).nonzero()[:, 0] for c in labels.unique()]
+    return [torch.cat([i[seeded_order(len(i), seed)][g::groups] for i in of_label]) for g in range(groups)]
+
+
+def shuffled_after(count, seed):
+    torch.manual_seed(seed)
+    return torch.randperm(count)
+
+
+groups_with("groups from whatever was drawn before", lambda count, seed: torch.randperm(count))
+groups_with("everybody's seed is set", shuffled_after)
+groups_with("the seed is not asked", lambda count, seed: seeded_order(count, 0))
+groups_with("within a label as they come", seeded_order, as_they_come)
+groups_with("runs of each label", seeded_order, in_runs)
+groups_with("one order for all labels", seeded_order, one_order)
+
+
+@wrong("jackknife", "labels are not asked")
+def _(metric, samples, groups=20, seed=0, *, strata=None):
+    return jackknife_std(metric, samples, groups, seed)
+
+
+@wrong("jackknife", "images as rows")
+def _(metric, samples, groups=20, seed=0, *, strata=None):
+    return jackknife_std(metric, samples.flatten(1), groups, seed, strata=strata)
+
+
+seeds_with("more rows than columns are turned round", lambda v: seed_variances(v.T if len(v) > v.shape[1] else v))
+
+
+@wrong("two kinds of seeds", "means of squares less squares of means")
+def _(values):
+    def var(x, dim):
+        n = x.shape[dim]
+        return ((x * x).mean(dim) - x.mean(dim) ** 2) * n / (n - 1)
+
+    drawn = float(var(values, 1).mean())
+    return float(var(values.mean(1), 0)) - drawn / values.shape[1], drawn
+
+
+@wrong("bits of a network", "one noise for all terms of an image")
+def _(eps_model, schedule, x_0, generator, *, draws, levels):
+    def term(t):
+        return bound_term(eps_model, schedule, x_0, eps, t, decoder=partial(discretised_log_likelihood, levels=levels))
+
+    eps = noise_like(x_0, generator)
+    rate, T = prior_term(schedule, x_0), schedule.T
+    for part in range(draws):
+        u = torch.rand(len(x_0), generator=generator, dtype=torch.float64)
+        rate = rate + (T - 1) / draws * term(2 + ((part + u) / draws * (T - 1)).long().clamp(max=T - 2))
+    nats = rate, term(torch.ones(len(x_0), dtype=torch.int64))
+    return tuple(bits_per_dim(v, x_0[0].numel()) for v in nats)
+
+
+@wrong("bits of a network", "the reverse variance is not asked")
+def _(eps_model, schedule, x_0, generator=None, *, draws=20, levels=256, reverse_var=None):
+    return network_bits(eps_model, schedule, x_0, generator, draws=draws, levels=levels)
 
 
 test_is_rejected = rejecting(WRONG)

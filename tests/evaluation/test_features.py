@@ -84,6 +84,10 @@ def test_a_summary_names_features_and_counts_and_finds_copies():
     copied = summary(pixels(), real, train, train=train, held_out=held_out, groups=4)
     assert copied["nearer than held-out"].value == 1
     assert list(summary(pixels(), real, fake, groups=4)) == names
+    labels = torch.arange(60) % 3
+    apart = 0.2 * fake + 0.7 * (labels - 1).reshape(-1, 1, 1, 1)
+    narrow, wide = (summary(pixels(), real, apart, groups=4, strata=of)["Fréchet distance"] for of in (labels, None))
+    assert narrow.value == wide.value and narrow.high - narrow.low < 0.5 * (wide.high - wide.low)
     of_inception = Features("Inception", lambda x: x, frechet="FID", kernel="KID")
     assert list(summary(of_inception, real, fake, groups=2))[:2] == ["FID", "KID"]
 
@@ -107,3 +111,7 @@ def test_bits_are_of_grey_levels_alone():
     found = measured_bits(lambda x_t, t, labels: x_t, schedule, grey, levels=17, batch=3, labels=torch.arange(4))
     parts = [found[name].value for name in ("rate", "distortion")]
     assert found["bits per dimension"].value == pytest.approx(sum(parts)) and found["rate"].real == 4
+    each = network_bits(lambda x_t, t: x_t, schedule, grey, torch.Generator().manual_seed(0), levels=17)[0]
+    seeded = torch.Generator().manual_seed(0)
+    rate = measured_bits(lambda x_t, t: x_t, schedule, grey, seeded, levels=17)["rate"]
+    assert rate.high - rate.value == pytest.approx(3.182446 * float(each.std()) / 2)  # Student's, of four images

@@ -17,6 +17,7 @@ def test_a_number_prints_all_that_belongs_to_it():
     text = "precision 0.813 [0.780, 0.840] (95 %, Wilson; raw pixels; 500 against 1,437)"
     assert str(number) == text
     assert str(Measured("a", 3.0, 3.0, 3.0, "of one")) == "a 3.000 [3.000, 3.000] (of one)"
+    assert "a 0.0 [0.0, 1.2]" in str(Measured("a", -0.01, -0.04, 1.2, ""))  # no −0.0
     assert "12346 [12300, 12400]" in str(Measured("a", 12345.6, 12300.0, 12400.0, ""))
 
 
