@@ -164,6 +164,9 @@ def test_dropout_also_acts_on_the_mean():
 
 
 def test_each_image_is_read_at_its_own_t_in_every_batch():
-    network, images, t = lively(), torch.randn(40, 1, 8, 8), torch.arange(1, 1001, 25)
-    labels = network(images, t).argmax(1)
-    assert accuracy(network, images, labels, t, batch=7) == 1 > accuracy(network, images, labels, t.flip(0))
+    class Clock(nn.Linear):
+        def forward(self, x, t):
+            return nn.functional.one_hot(t, 41)
+
+    clock, images, t = Clock(1, 1).eval(), torch.zeros(40, 1, 8, 8), torch.arange(1, 41)
+    assert accuracy(clock, images, t, t, batch=7) == 1 and accuracy(clock, images, t, t.flip(0)) == 0
