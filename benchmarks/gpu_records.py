@@ -67,6 +67,9 @@ STAGES = (
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one piece; the exit status is 0 whether or not all is done, which the last line says."""
     options = parser().parse_args(arguments)
+    places = [Path("runs/tiny")] * 3 if options.tiny else [Path("runs/gpu"), Path("data/records"), Path("data")]
+    for name, place in zip(("runs", "out", "weights"), places, strict=True):
+        setattr(options, name, getattr(options, name) or place)
     device = torch.device(options.device) if options.device else default_device()
     until = time.monotonic() + 60 * options.minutes
     for stage in STAGES:
@@ -82,14 +85,14 @@ def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog=COMMAND, description=__doc__.split("\n")[0])
     parser.add_argument("--root", default="data", help="where the data sets lie (default data)")
     parser.add_argument("--minutes", type=float, default=1e4, help="of this piece (default: until all is done)")
-    parser.add_argument("--runs", type=Path, default=Path("runs/gpu"), help="where the runs lie (default runs/gpu)")
-    parser.add_argument(
-        "--out", type=Path, default=Path("data/records"), help="where records go (default data/records)"
-    )
-    parser.add_argument("--weights", type=Path, default=Path("data"), help="where weights go (default data)")
+    parser.add_argument("--runs", type=Path, help="where the runs lie (default runs/gpu)")
+    parser.add_argument("--out", type=Path, help="where records go (default data/records)")
+    parser.add_argument("--weights", type=Path, help="where weights go (default data)")
     parser.add_argument("--count", type=int, default=10_000, help="samples of each scale (default 10000)")
     parser.add_argument("--device", help="default: a GPU where there is one")
-    parser.add_argument("--tiny", action="store_true", help="tiny networks, few steps and samples, to see it run")
+    parser.add_argument(
+        "--tiny", action="store_true", help="tiny networks and few samples, in runs/tiny, to see it run"
+    )
     return parser
 
 
@@ -194,6 +197,9 @@ def measure_piece(stage: Stage, options: argparse.Namespace, device: torch.devic
     count, bits = (24, 4) if options.tiny else (options.count, 500)
     settings = {"seed": 0, "precision": "bf16" if device.type == "cuda" else "float32"}
     about = {"out": out, "count": count, "bits": bits, "device": device, "pictures": folder, "root": options.root}
+
+    if options.tiny:  # a classifier of photographs takes long on a CPU
+        about |= {"features": "pixels", "examine": False}
 
     def go_on() -> bool:
         return until - time.monotonic() >= LEFT

@@ -13,7 +13,6 @@ import torch
 
 from benchmarks import gpu_records
 from ddpm_lib.images.data import LabelledImages
-from ddpm_lib.runs import examiner as examiners
 from ddpm_lib.runs.folder import read_recipe, write_recipe
 from ddpm_lib.runs.model import load
 from ddpm_lib.runs.recipes import DATA
@@ -33,9 +32,9 @@ def words(monkeypatch, tmp_path):
     monkeypatch.setattr(gpu_records, "LEFT", 0.0)
     for name in ("cifar10", "fashion"):
         monkeypatch.setitem(DATA, name, noise)
-        monkeypatch.setitem(examiners.SETTINGS, name, ({"width": 16, "groups": 4}, {"steps": 2, "batch": 16}))
     (tmp_path / "data").mkdir()
-    return ["--tiny", "--device", "cpu", "--root", "elsewhere"]
+    places = ["--runs", "runs/gpu", "--out", "data/records", "--weights", "data"]
+    return ["--tiny", "--device", "cpu", "--root", "elsewhere", *places]
 
 
 def test_in_small_everything_runs_and_each_part_leaves_a_record(words, tmp_path, capsys, monkeypatch):
@@ -135,3 +134,9 @@ def test_the_data_are_read_once_for_a_curve_and_not_at_all_where_it_is_known(wor
         rows = [row for row in read_record(path)["results"]["rows"] if row["what"] == "samples"]
         assert len(rows) == scales
     assert calls == [("ema", 2), ("ema", 2), ("model", 1)]
+
+
+def test_in_small_nothing_of_the_book_s_is_written_over(words, tmp_path):
+    short = words[: words.index("--runs")]
+    assert gpu_records.main([*short, "--minutes", "0.02"]) == 0
+    assert not list((tmp_path / "data").rglob("*")) and list((tmp_path / "runs/tiny").rglob("*.json"))

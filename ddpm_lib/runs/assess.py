@@ -39,6 +39,7 @@ def assess(
     count: int = 1000,
     bits: int = 100,
     features: str = "auto",
+    examine: bool = True,
     root: str | None = None,
     weights: str = "ema",
     which: str = "last",
@@ -55,7 +56,8 @@ def assess(
     scales: () for the recipe's; several give a curve. count: samples of each scale. bits: held-out images whose bits
     per dimension are bounded, if there are so many; 0 for none. features: "auto" takes those of the data set's
     classifier, without labels EfficientNet's where it is installed, else pixels. root: where the data lie, if not where
-    the recipe says; of a data set in files, 10,000 images are looked at. go_on: asked before each scale; where it says
+    the recipe says; of a data set in files, 10,000 images are looked at. examine: whether a classifier judges labels,
+    which it must be trained for where none is at hand. go_on: asked before each scale; where it says
     no, those left are left out. options: steps, eta, seed, precision, see `settings_of`.
     Rows that the file holds already are not measured again, so a call that was interrupted is simply repeated.
     Raises what `load` and the data sets raise, ValueError for counts that the data do not allow, for scales where
@@ -77,7 +79,7 @@ def assess(
     about["parameters"] = sum(p.numel() for p in model.network.parameters())
     before = read_record(out) if out.is_file() else {"results": about | {"rows": []}, "seconds": 0.0}
     rows = _rows_of(before["results"], about, out)
-    judge = _judge(recipe.data, train, held_out, device, progress) if recipe.classes else None
+    judge = _judge(recipe.data, train, held_out, device, progress) if recipe.classes and examine else None
     reference = Reference(train, held_out, chosen_features(features, judge, device), judge, count)
     if path.is_dir() and read_log(path / LOG):
         about["training"] = training_of(path)
