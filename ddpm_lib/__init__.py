@@ -21,6 +21,7 @@ ROOMS = {
     "evaluation": (*GROUND, "diffusion", "images", "networks", "samplers"),
     "runs": (*GROUND, "diffusion", "images", "networks", "samplers", "training", "evaluation"),
     "checks": (*GROUND, "diffusion", "exact", "images", "networks", "samplers", "training", "evaluation"),
+    "homework": (*GROUND, "diffusion", "exact", "images", "networks", "samplers", "training", "evaluation", "checks"),
     "conformance": (*GROUND, "diffusion", "samplers", "checks"),
     "__main__": (*GROUND, "networks", "samplers", "training", "runs", "conformance"),
 }
@@ -137,6 +138,17 @@ CHAPTER = {
     "runs.duration": 16,
     "runs.selftest": 16,
     "runs.arguments": 16,
+    # a problem set is handed out after its last chapter
+    "homework.numbers": 3,
+    "homework.case": 3,
+    "homework.problem": 3,
+    "homework.set_1": 3,
+    "homework.set_2": 5,
+    "homework.set_3": 6,
+    "homework.set_4": 9,
+    "homework.set_5": 11,
+    "homework.set_6": 15,
+    "homework.hidden": 90,  # with the grader only
     # appendices count as after all chapters
     "conformance": 90,
     "conformance.trace": 90,

@@ -82,7 +82,7 @@ def verify(name: str, function: Callable | Any = BOOK) -> Check:
     if function is None:
         asked = f", for f({', '.join(found.arguments)})" if found.arguments else ""
         raise NothingToCheck(f"{found.title}: pass the function to check, as in holds({name!r}, f){asked}")
-    _examine(found, function)
+    examine(found, function)
     for wrong in found.wrong_versions:
         try:
             distance = found.measure(wrong.function)
@@ -141,7 +141,7 @@ def largest(*distances: float) -> float:
     return float(np.max(distances))
 
 
-def _examine(found: Check, function: Any) -> None:
+def examine(found: Check, function: Any) -> None:
     """Raises DoesNotHold unless the function passes: then the check runs again, and keeps what it sees."""
     distance, error = math.inf, None
     try:

@@ -1,0 +1,1 @@
+"""Graded problem sets: what a student's functions must satisfy, for numbers that differ from student to student."""

@@ -1,0 +1,27 @@
+"""What only the grader tries: other seeds, schedules and sizes. No student's copy of the library carries this module."""
+
+import os
+from collections.abc import Callable
+
+from ddpm_lib.homework import numbers
+from ddpm_lib.homework.case import Case
+from ddpm_lib.homework.problem import Points, examine
+
+SIZES = [  # T, batch, shape: the ends of what is allowed, sizes that are equal, and sizes that are not
+    (7, 4, (3, 4, 4)),
+    (1000, 3, (1, 2, 5)),
+    (2, 2, (2, 1, 3)),
+    (1, 1, (1, 1, 2)),
+    (25, 6, (1, 6, 6)),
+]
+
+
+def cases(who: str) -> list[Case]:
+    """The hidden cases of a student. Their seeds depend on the teacher's salt too, so that nobody can foresee them."""
+    salt = os.environ.get("DDPM_SALT", "")
+    return [Case(numbers.seed(f"{salt}|{i}", who), who, *sizes) for i, sizes in enumerate(SIZES)]
+
+
+def grade(number: str, answer: Callable | object) -> Points:
+    """The marks for an answer: an identity's are earned where it holds in the student's case and in all hidden ones."""
+    return examine(number, answer, cases(numbers.student()))
