@@ -1,4 +1,4 @@
-"""What students get wrong: slips made in the reference solutions, one at a time, each with the identity it must lose."""
+"""What students get wrong: slips in the reference solutions, one at a time, each with the identity it must lose."""
 
 from dataclasses import dataclass
 

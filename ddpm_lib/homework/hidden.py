@@ -1,4 +1,4 @@
-"""What only the grader tries: other seeds, schedules and sizes. No student's copy of the library carries this module."""
+"""What only the grader tries: other seeds, schedules and sizes. No student has a copy of this module."""
 
 import os
 from collections.abc import Callable
