@@ -40,7 +40,7 @@ def answers(number: int) -> dict[str, str]:
 
 
 def place(number: int, wrong: Wrong) -> str:
-    """The id of the solution cell in which the slip is made. Raises ValueError unless `old` stands once, in one cell."""
+    """The id of the solution cell in which the slip is made. Raises ValueError where `old` does not stand once."""
     found = [name for kind, name, text in cells(number) if kind == "solution" and text.count(wrong.old) == 1]
     twice = [name for kind, name, text in cells(number) if kind == "solution" and text.count(wrong.old) > 1]
     if len(found) != 1 or twice:

@@ -10,9 +10,8 @@ from assignments.wrong.examine import answers, graded, lost
 from ddpm_lib.checks.equation import IDEAS
 from ddpm_lib.homework.problem import PROBLEMS, find
 
-SETS = [n for n in range(1, 7) if any(m.name == f"set_{n}" for m in pkgutil.iter_modules(assignments.wrong.__path__))]
-    int(m.name.removeprefix("set_")) for m in pkgutil.iter_modules(assignments.wrong.__path__) if "set_" in m.name
-)
+MODULES = {module.name for module in pkgutil.iter_modules(assignments.wrong.__path__)}
+SETS = [number for number in range(1, 7) if f"set_{number}" in MODULES]
 SLIPS = [(n, wrong) for n in SETS for wrong in importlib.import_module(f"assignments.wrong.set_{n}").WRONG]
 
 
