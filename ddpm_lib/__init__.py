@@ -142,6 +142,8 @@ CHAPTER = {
     "homework.numbers": 3,
     "homework.case": 3,
     "homework.problem": 3,
+    "homework.mine_1": 3,
+    "homework.readings_1": 3,
     "homework.set_1": 3,
     "homework.set_2": 5,
     "homework.set_3": 6,
