@@ -145,6 +145,7 @@ CHAPTER = {
     "homework.set_1": 3,
     "homework.set_2": 5,
     "homework.set_3": 6,
+    "homework.material_3": 6,
     "homework.set_4": 9,
     "homework.set_5": 11,
     "homework.set_6": 15,
