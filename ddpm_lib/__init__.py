@@ -150,6 +150,7 @@ CHAPTER = {
     "homework.routes_2": 5,
     "homework.lines_2": 5,
     "homework.set_3": 6,
+    "homework.material_3": 6,
     "homework.set_4": 9,
     "homework.set_5": 11,
     "homework.set_6": 15,
