@@ -153,6 +153,7 @@ CHAPTER = {
     "homework.material_3": 6,
     "homework.set_4": 9,
     "homework.set_5": 11,
+    "homework.given_6": 15,
     "homework.set_6": 15,
     "homework.hidden": 90,  # with the grader only
     # appendices count as after all chapters
