@@ -42,7 +42,7 @@ def pytest_collection_modifyitems(items):
     from tools.links import APPENDIX, chapter, place
 
     def turn(item):
-        notebook = item.path.suffix == ".ipynb"
+        notebook = item.path.suffix == ".ipynb" and "assignments" not in item.path.parts
         return (not notebook, -(place(chapter(item.path.name)) % APPENDIX) if notebook else 0)
 
     items.sort(key=turn)
