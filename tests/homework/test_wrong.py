@@ -6,7 +6,7 @@ import pkgutil
 import pytest
 
 import assignments.wrong
-from assignments.wrong.examine import answers, graded, lost
+from assignments.wrong.examine import answers, graded, loses
 from ddpm_lib.checks.equation import IDEAS
 from ddpm_lib.homework.problem import PROBLEMS, find
 
@@ -24,7 +24,7 @@ def test_the_reference_solution_has_full_marks(number):
 @pytest.mark.parametrize("number, wrong", SLIPS, ids=[f"{w.problem}: {w.what}" for _, w in SLIPS])
 def test_a_slip_loses_the_marks_of_its_identity(number, wrong):
     assert wrong.idea in IDEAS
-    assert wrong.identity in lost(graded(number, wrong, [wrong.problem])[wrong.problem])
+    assert loses(number, wrong)
 
 
 @pytest.mark.parametrize("number", SETS)
