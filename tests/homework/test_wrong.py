@@ -15,8 +15,10 @@ SETS = [number for number in range(1, 7) if f"set_{number}" in MODULES]
 SLIPS = [(n, wrong) for n in SETS for wrong in importlib.import_module(f"assignments.wrong.set_{n}").WRONG]
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("number", SETS)
 def test_the_reference_solution_has_full_marks(number):
+    """Each time `make test` runs, the stored notebooks tell the same (test_release.py)."""
     for problem, points in graded(number).items():
         assert points.earned == find(problem).marks, (problem, [r.message for r in points.results])
 
