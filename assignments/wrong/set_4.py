@@ -184,8 +184,8 @@ CHURN = [
         "4.2.1",
         FRESH,
         "the same noise in each step",
-        "    x = x_T\n    for t, s in pairwise(times):",
-        "    x, z = x_T, noise_like(x_T, generator)\n    noise_like = lambda *_: z\n    for t, s in pairwise(times):",
+        "noise_like(x, generator)",
+        "noise_like(x, generator.clone_state())",
         "noise",
     ),
 ]

@@ -8,19 +8,19 @@ import torch
 from torch import Tensor
 
 from ddpm_lib.checks import apart, largest
-from ddpm_lib.checks.guard import Watched, accepted, fault, relative, slope_gap
+from ddpm_lib.checks.guard import Watched, accepted, relative, slope_gap
 from ddpm_lib.checks.noise import noise_score
 from ddpm_lib.checks.record import note
 from ddpm_lib.diffusion.forward import noise_like, q_sample
-from ddpm_lib.diffusion.schedule import Schedule, linear_schedule
+from ddpm_lib.diffusion.schedule import linear_schedule
 from ddpm_lib.homework import (
-    log_snr,  # noqa: F401 (registers problems 4.3.1 and 4.4)
+    lambda_4,  # noqa: F401 (registers problems 4.3.1 and 4.4)
     numbers,
-    repair,  # noqa: F401 (registers problems 4.5 and 4.6)
+    repair_4,  # noqa: F401 (registers problems 4.5 and 4.6)
 )
 from ddpm_lib.homework.case import Case
 from ddpm_lib.homework.problem import Problem
-from ddpm_lib.homework.routes import Asked, knows, other_times, pictures, posterior, seeded, silent, walked
+from ddpm_lib.homework.routes_4 import Asked, broken, knows, other_times, pictures, posterior, seeded, silent, walked
 from ddpm_lib.samplers.ddim import ddim_sample, ddim_step, ddim_var, strided_t
 
 jump = Problem("4.1", "jump moments", "f(schedule, x_t, v, t, s): mean and variance of q(x_s|x_t, x_0_hat)")
@@ -57,8 +57,9 @@ def _(f, case):
 def _(f, case):
     t, s, _, _, x_t, v = pictures(case)
     mean, var = f(case.schedule, x_t.float(), v.float(), t, s)
-    yield fault(mean.dtype != torch.float32 or var.dtype != torch.float32)
-    yield fault(tuple(var.shape) != (case.batch, *[1] * len(case.shape)))
+    yield broken({mean.dtype, var.dtype} != {torch.float32}, f"From float32 it makes {mean.dtype} and {var.dtype}.")
+    wanted, got = (case.batch, *[1] * len(case.shape)), tuple(var.shape)
+    yield broken(got != wanted, f"The variance has shape {got}; expected {wanted}.")
     yield slope_gap(lambda x, v: f(case.schedule, x, v, t, s)[0], x_t, v)
     watched = Watched(f)
     watched(case.schedule, x_t, v, t, s)
@@ -80,7 +81,7 @@ def _(f, case):
     network = silent()
     got = f(network, case.schedule, case.normal().float(), times, amount, seeded())
     yield other_times(network, up)
-    yield fault(got.dtype != torch.float32)
+    yield broken(got.dtype != torch.float32, f"From a float32 x_T it makes {got.dtype}.")
 
 
 @churn.identity("without churn it is DDIM, and draws nothing", 1, 1e-9, route="the library's DDIM")
@@ -90,16 +91,16 @@ def _(f, case):
     got = f(network, case.schedule, x_T, churned(case)[0], 0.0, generator)
     options = {"times": churned(case)[0], "clip": False}
     yield apart(got, ddim_sample(network, case.schedule, x_T, **options))
-    yield fault(not torch.equal(before, generator.get_state()))
+    yield broken(not torch.equal(before, generator.get_state()), "Without churn it draws from the generator.")
 
 
 def going_up(case: Case, f: Callable, x: Tensor) -> tuple[Tensor, Tensor, float, float]:
-    """What the network is first asked, from x; the noise that was drawn; and what a walk up does."""
-    u, t = case.T, max(1, case.T // 2)
-    network, s = silent(), max(t - math.ceil((u - t) / 3), 1)
-    times = [t, s, 0] if s < t else [t, 0]
-    f(network, case.schedule, x, times, 3.0 * (case.T > 2), seeded())
-    return network.x[0], noise_like(x, seeded()), *walked(case.schedule, t, network.t[0])
+    """What the network is first asked, from x; the noise that was drawn; and what a walk up does. T >= 5."""
+    network, t = silent(), case.T // 2
+    s = t - math.ceil((case.T - t) / 4)
+    u = min(case.T, t + 3 * (t - s))
+    f(network, case.schedule, x, [t, s, 0], 3.0, seeded())
+    return network.x[0], noise_like(x, seeded()), *walked(case.schedule, t, u)
 
 
 @churn.identity("going up shrinks the image as a walk from t to u does", 1, route="single forward steps", least=5)
@@ -139,21 +140,16 @@ def _(f, case):
     "the noise is fresh in each step and image, and the generator's", 1, 5, route="tests of noise", trials=0
 )
 def _(f, case):
+    a = case.schedule.alpha_bar
+    up = [walked(case.schedule, *way)[1] ** 0.5 for way in ((10, 12), (8, 10))]
+
     def draw(n, generator):
         network = silent()
-        times = [case.T - 2, case.T - 4, case.T - 6, 0]
-        f(network, case.schedule, torch.zeros(n, 2, 3, dtype=torch.float64), times, 1.0, generator)
-        return unmixed(case.schedule, network, times)
+        f(network, case.schedule, torch.zeros(n, 2, 3, dtype=torch.float64), [10, 8, 6, 0], 1.0, generator)
+        first, second = network.x[:2]  # at 12 and 10; what is left of the first one's noise is taken away
+        return torch.stack([first / up[0], (second - (a[10] / a[12]).sqrt() * first) / up[1]], 1)
 
     yield noise_score(draw)
-
-
-def unmixed(schedule: Schedule, network: Asked, times: list[int]) -> Tensor:
-    """The noise of the first two steps up, of a network that saw none: (n, 2, ...)."""
-    first, second = network.x[:2]
-    a, (u, w) = schedule.alpha_bar, network.t[:2]
-    first, second = first / walked(schedule, times[0], u)[1] ** 0.5, second - (a[w] / a[u]).sqrt() * first
-    return torch.stack([first, second / walked(schedule, times[1], w)[1] ** 0.5], 1)
 
 
 @share.identity("three digits are right", 1, 2e-3, route="the steps on one number", personal=True, secret=True)

@@ -4,11 +4,11 @@ import torch
 from torch import Tensor
 
 from ddpm_lib.checks import apart
-from ddpm_lib.checks.guard import Watched, accepted, fault, slope_gap
+from ddpm_lib.checks.guard import Watched, accepted, slope_gap
 from ddpm_lib.diffusion.forward import snr
 from ddpm_lib.homework.case import Case
 from ddpm_lib.homework.problem import Problem
-from ddpm_lib.homework.routes import pictures
+from ddpm_lib.homework.routes_4 import broken, pictures
 from ddpm_lib.samplers.ddim import ddim_step
 
 change = Problem("4.3.1", "DDIM in λ", "f(x_t, eps_hat, lam, h): x_s − x_t")
@@ -58,7 +58,7 @@ def _(f, case):
 def _(f, case):
     _, _, lam, h, x_t, eps = steps_in_lambda(case)
     single, exact = f(x_t.float(), eps.float(), lam, 1e-6 * h), f(x_t, eps, lam, 1e-6 * h)
-    yield fault(single.dtype != torch.float32)
+    yield broken(single.dtype != torch.float32, f"From float32 it makes {single.dtype}.")
     yield apart(single, exact, float(exact.abs().max()))
     yield slope_gap(lambda x, e: f(x, e, lam, h), x_t, eps)
     watched = Watched(f)
@@ -77,8 +77,9 @@ def _(f, case):
         times = torch.tensor(f(case.schedule, steps))
         yield apart(torch.tensor(times.shape), torch.tensor([steps + 1]))
         yield apart(times[[0, -1]], torch.tensor([case.T, 0]))
-        yield fault(times.is_floating_point() or not bool((times.diff() < 0).all()))
-        yield fault(int(times[-2]) != (1 if steps > 1 else case.T))
+        yield broken(times.is_floating_point(), "The times are no whole numbers.")
+        yield broken(not bool((times.diff() < 0).all()), f"With {steps} steps the times do not fall.")
+        yield broken(int(times[-2]) != (1 if steps > 1 else case.T), f"With {steps} steps t_1 = {int(times[-2])}.")
 
 
 @grid.identity("each time is the nearest in λ that is free", 1, 1e-9, route="all times, tried out", least=3)

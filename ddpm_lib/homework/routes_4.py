@@ -1,6 +1,5 @@
 """Independent routes to what a sampler does: Bayes' rule on a grid, a walk step by step, networks that are watched."""
 
-import math
 from collections.abc import Callable
 
 import torch
@@ -68,14 +67,15 @@ def silent() -> Asked:
     return Asked(lambda x, t: torch.zeros_like(x))
 
 
+def broken(found: bool, text: str, advice: str = "") -> float:
+    """Infinite where a promise is broken, with a note that says which; else 0."""
+    wrong = fault(found)
+    note(wrong, text, advice)
+    return wrong
+
+
 def other_times(network: Asked, expected: list[int]) -> float:
     """Infinite unless the network was asked at just these times, in this order."""
-    got, wanted = (
-        str(times if len(times) < 14 else [*times[:4], "...", *times[-4:]]) for times in (network.t, expected)
-    )
-    note(
-        math.inf,
-        f"The network was asked at t = {got}, where {wanted} is expected.",
-        "Look at the loop and at eps_model's t.",
-    )
-    return fault(network.t != expected)
+    short = [times if len(times) < 14 else [*times[:4], "...", *times[-4:]] for times in (network.t, expected)]
+    told = "The network was asked at t = {}, where {} is expected.".format(*short)
+    return broken(network.t != expected, told, "Look at the loop, and at what eps_model is given.")

@@ -10,10 +10,10 @@ from ddpm_lib.checks.guard import relative
 from ddpm_lib.checks.noise import noise_score
 from ddpm_lib.diffusion.forward import noise_like, q_sample
 from ddpm_lib.diffusion.schedule import linear_schedule
-from ddpm_lib.homework import hunt, numbers
+from ddpm_lib.homework import hunt_4, numbers
 from ddpm_lib.homework.case import Case
 from ddpm_lib.homework.problem import Problem
-from ddpm_lib.homework.routes import Asked, knows, other_times, posterior, seeded, silent, walked
+from ddpm_lib.homework.routes_4 import Asked, knows, other_times, posterior, seeded, silent, walked
 from ddpm_lib.samplers.ddim import strided_t
 
 lines = Problem("4.5.1", "the lines with slips", "f: their numbers, with two digits each")
@@ -24,7 +24,7 @@ mistake = Problem("4.6", "the wrong line", "f: its number")
 
 @lines.identity("these are the lines", 2, 0.5, route="your text", personal=True, secret=True)
 def _(f, case):
-    yield apart(float(f()), float("".join(f"{line:02}" for line in hunt.lines_of_slips(case.who))))
+    yield apart(float(f()), float("".join(f"{line:02}" for line in hunt_4.lines_of_slips(case.who))))
 
 
 def gone(case: Case, f: Callable, x: Tensor, eps: Tensor, w: float, t: int, s: int) -> Tensor:
@@ -105,4 +105,4 @@ def _(f, case):
 
 @mistake.identity("this is the line", 1, 0.1, route="your derivation", personal=True, secret=True)
 def _(f, case):
-    yield apart(float(f()), float(hunt.line_of_mistake(case.who)))
+    yield apart(float(f()), float(hunt_4.line_of_mistake(case.who)))
