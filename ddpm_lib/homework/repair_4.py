@@ -13,7 +13,7 @@ from ddpm_lib.diffusion.schedule import linear_schedule
 from ddpm_lib.homework import hunt_4, numbers
 from ddpm_lib.homework.case import Case
 from ddpm_lib.homework.problem import Problem
-from ddpm_lib.homework.routes_4 import Asked, knows, other_times, posterior, seeded, silent, walked
+from ddpm_lib.homework.routes_4 import Asked, broken, knows, other_times, posterior, seeded, silent, walked
 from ddpm_lib.samplers.ddim import strided_t
 
 lines = Problem("4.5.1", "the lines with slips", "f: their numbers, with two digits each")
@@ -85,6 +85,7 @@ def _(f, case):
         return [*network.x, end][1:3]
 
     first, later = steps(5, seeded())
+    yield broken(not bool(torch.stack([first, later]).isfinite().all()), "What a step returns is not finite.")
     generator = seeded()
     z = [noise_like(first, generator) for _ in "12"]
     size = (first * z[0]).mean() / (z[0] ** 2).mean()  # what is multiplied with z, right or wrong, is another matter

@@ -64,8 +64,9 @@ def _(f, case):
     watched = Watched(f)
     watched(case.schedule, x_t, v, t, s)
     yield watched.fault
-    yield accepted(lambda: f(case.schedule, x_t, v, t, t))
-    yield accepted(lambda: f(case.schedule, x_t, v, t, 0 * t - 1))
+    last = torch.arange(case.batch) == case.batch - 1  # one image is enough
+    for bad_t, bad_s in ((t, torch.where(last, t, s)), (t, s - (s + 1) * last), (t + case.T * last, s)):
+        yield accepted(lambda t=bad_t, s=bad_s: f(case.schedule, x_t, v, t, s))
 
 
 def churned(case: Case, amount: float = 0.8) -> tuple[list[int], list[int], float]:
@@ -79,9 +80,11 @@ def churned(case: Case, amount: float = 0.8) -> tuple[list[int], list[int], floa
 def _(f, case):
     times, up, amount = churned(case)
     network = silent()
-    got = f(network, case.schedule, case.normal().float(), times, amount, seeded())
+    x_T = case.normal().float()
+    got = f(network, case.schedule, x_T, times, amount, seeded())
     yield other_times(network, up)
     yield broken(got.dtype != torch.float32, f"From a float32 x_T it makes {got.dtype}.")
+    yield broken(not torch.equal(x_T, case.normal().float()), "It changes x_T in place.", "Work on a copy.")
 
 
 @churn.identity("without churn it is DDIM, and draws nothing", 1, 1e-9, route="the library's DDIM")
