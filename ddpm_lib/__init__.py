@@ -147,6 +147,8 @@ CHAPTER = {
     "homework.set_3": 6,
     "homework.set_4": 9,
     "homework.set_5": 11,
+    "homework.set_5_training": 11,
+    "homework.set_5_personal": 11,
     "homework.set_6": 15,
     "homework.hidden": 90,  # with the grader only
     # appendices count as after all chapters
