@@ -15,7 +15,7 @@ from ddpm_lib.homework import numbers, set_5_personal, set_5_training  # noqa: F
 from ddpm_lib.homework.case import Case
 from ddpm_lib.homework.problem import Problem
 
-LEVEL = Problem("5.1", "A clock for the noise level", "level_embedding(schedule, t, width, low, high): (B, width)")
+LEVEL = Problem("5.1", "A clock for the noise level", "f(schedule, t, width, low, high): (B, width), float64")
 
 
 def _clock(case: Case) -> tuple[int, float, float]:
@@ -56,7 +56,7 @@ def _(f, case):
         yield accepted(lambda width=width: f(case.schedule, case.t, width, 0.1, 1.0))
 
 
-BLOCK = Problem("5.2", "A gated residual block", "GatedBlock(c, embed, groups), called as block(x, u): like x")
+BLOCK = Problem("5.2", "A gated residual block", "f(c, embed, groups): a block, called as block(x, u)")
 
 
 def _block(f, case: Case):
@@ -124,7 +124,7 @@ def _(f, case):
     yield slope(block, (x, u))
 
 
-WINDOW = Problem("5.3", "Attention in windows", "window_attention(q, k, v, bias, window): like v, (B, heads, d, H, W)")
+WINDOW = Problem("5.3", "Attention in windows", "f(q, k, v, bias, window): like v, (B, heads, d, H, W)")
 
 
 def _asked(case: Case, biased: bool, across=(2, 1)):

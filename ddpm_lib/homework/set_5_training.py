@@ -18,9 +18,7 @@ from ddpm_lib.images.data import digits
 from ddpm_lib.networks.unet import UNet
 from ddpm_lib.training.ema import EMA
 
-AVERAGE = Problem(
-    "5.4", "An average with a power", "PowerAverage(model, gamma), with .model, .steps and .update(model)"
-)
+AVERAGE = Problem("5.4", "An average with a power", "f(model, gamma): with .model, .steps and .update(model)")
 
 
 def _network(case: Case, name: str) -> nn.Module:
@@ -39,6 +37,12 @@ def _followed(average, networks):
 
 def _apart(a, b) -> float:
     return apart_each([*a.parameters(), *a.buffers()], [*b.parameters(), *b.buffers()])
+
+
+def _told(distance: float, text: str, advice: str) -> float:
+    """The distance, with a note of what it may come from."""
+    note(distance, text, advice)
+    return distance
 
 
 @AVERAGE.identity("the shares are those of (γ + 1)·u^γ", 2, route="integrals of the density, step by step")
@@ -68,10 +72,14 @@ def _(f, case):
     networks = [_network(case, f"{k}") for k in range(4)]
     before = copy.deepcopy(networks)
     average = _followed(f(networks[0], 3.0), networks)
-    yield largest(*(_apart(*pair) for pair in zip(networks, before, strict=True)))
-    yield apart_each(average.model.buffers(), networks[-1].buffers())
-    yield fault(average.model.training or not networks[0].training or not networks[0][0].weight.requires_grad)
-    yield fault(any(p.requires_grad for p in average.model.parameters()))
+    moved = largest(*(_apart(*pair) for pair in zip(networks, before, strict=True)))
+    yield _told(moved, "It writes into the networks that it is told.", "Copy the model, write into the copy alone.")
+    gap = apart_each(average.model.buffers(), networks[-1].buffers())
+    yield _told(gap, "Its buffers are not those of the last network.", "Copy them, also whole numbers.")
+    taught = average.model.training or any(p.requires_grad for p in average.model.parameters())
+    yield _told(fault(taught), "The average is in training mode, or has gradients.", "eval(), requires_grad_(False).")
+    left = networks[0].training and networks[0][0].weight.requires_grad
+    yield _told(fault(not left), "The network that it follows is changed.", "Copy it first.")
 
 
 @AVERAGE.identity("weights, buffers and .steps are all that the next update needs", 1, route="a second object")
@@ -85,9 +93,7 @@ def _(f, case):
     yield _apart(_followed(first, networks[4:]).model, _followed(second, networks[4:]).model)
 
 
-LOOP = Problem(
-    "5.5", "The loop", "run(network, average, optimiser, schedule, images, generator, *, steps, batch, micro)"
-)
+LOOP = Problem("5.5", "The loop", "f(network, average, optimiser, schedule, images, generator): the losses")
 
 
 class Spy(nn.Module):
@@ -121,7 +127,8 @@ def _ran(f, case: Case, size: float, images, steps=1, batch=5, micro=5, rate=1.0
     losses = f(spy, average, optimiser, case.schedule, images, case.generator("run"), **options)
     parts = [len(x_t) for x_t, _ in spy.calls]
     if sum(parts) != steps * batch or max(parts) > micro:
-        raise ValueError(f"expected {steps} steps of {batch} images in parts of at most {micro}, got {parts}")
+        note(np.inf, f"The network was called with {parts} images.", f"{steps}·{batch}, at most {micro} at once.")
+        raise ValueError("other calls of the network than were asked for")
     x_t, t = (torch.cat(part).unflatten(0, (steps, batch)) for part in zip(*spy.calls, strict=True))
     return spy, average, losses, x_t, t
 
@@ -145,12 +152,6 @@ def _by_hand(f, case: Case, size: float, rate: float, steps: int, micro: int):
         long = max(1.0, float(torch.cat([g, h]).norm()))
         a, b = ((p - rate * q / long).detach().requires_grad_() for p, q in ((a, g), (b, h)))
     return apart(torch.tensor(losses, dtype=torch.float64), wanted), apart_each(spy.parameters(), (a, b))
-
-
-def _told(distance: float, text: str, advice: str) -> float:
-    """The distance, with a note of what it may come from."""
-    note(distance, text, advice)
-    return distance
 
 
 @LOOP.identity("it returns each step's loss: of the whole batch, before the step", 1, route="the noise found in x_t")
@@ -223,7 +224,8 @@ def _(f, case):
         for steps in pieces:
             f(*parts, case.schedule, case.normal(name="images"), generator, steps=steps, batch=5, micro=3)
         if not torch.equal(torch.get_rng_state(), before):
-            raise ValueError("torch's own generator was used; draw everything from the one that is handed in")
+            note(np.inf, "It uses torch's own generator.", "Draw everything from the one that is handed in.")
+            raise ValueError("torch's own generator was used")
         return torch.cat([*spy.parameters(), *parts[1].model.parameters()]).detach()
 
     cut = fault(not torch.equal(weights(1, 5), weights(1, 2, 3)))
