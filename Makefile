@@ -1,5 +1,5 @@
-# make lab | test | soak | mutants | digits | gpu-records | stored: each creates .venv on first use and again when the pins change.
-.PHONY: lab test soak mutants digits gpu-records stored clean
+# make lab | test | soak | release | grade | browser | mutants | digits | gpu-records | stored: each creates .venv on first use and again when the pins change.
+.PHONY: lab test soak release grade browser mutants digits gpu-records stored clean
 .DELETE_ON_ERROR:
 SHELL := /bin/sh
 # OpenMP's threads shall sleep while they wait: where others use the cores, spinning ones cost several times the time.
@@ -7,6 +7,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 PYTHON ?=
 VENV := .venv
 BIN := $(VENV)/bin
+comma := ,
 SUPPORTED := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 14))
 ROOT_FLAG := $(shell [ "$$(id -u)" = 0 ] && echo --allow-root)
 
@@ -21,6 +22,14 @@ test: $(VENV)/.test
 
 soak: $(VENV)/.test
 	$(BIN)/python -m pytest -m soak $(ARGS)
+
+# Problem sets for students (assignments/release), and marks for what they hand in (assignments/submissions).
+release grade: $(VENV)/.teaching
+	@PYTHONPATH=. $(BIN)/python -m assignments.grading.$@ $(ARGS)
+
+# A student's work in a real browser: Debian's chromium, found on the path or as CHROMIUM=/path/to/it.
+browser: $(VENV)/.browser
+	PYTHONPATH=. $(BIN)/python -m tools.browser $(ARGS)
 
 # One slip at a time in every formula: which do the checks notice, which the tests? Goes on where it was stopped.
 mutants: $(VENV)/.test
@@ -73,5 +82,11 @@ $(VENV)/.book: $(VENV)/pins.txt tools/jupyterlab.json
 	$(call install,book)
 	@mkdir -p $(VENV)/share/jupyter/lab/settings && cp tools/jupyterlab.json $(VENV)/share/jupyter/lab/settings/overrides.json
 
+$(VENV)/.teaching: $(VENV)/pins.txt $(VENV)/.book
+	$(call install,teaching)
+
 $(VENV)/.test: $(VENV)/pins.txt $(VENV)/.book
-	$(call install,test)
+	$(call install,test$(comma)teaching)
+
+$(VENV)/.browser: $(VENV)/pins.txt $(VENV)/.teaching
+	$(call install,browser)

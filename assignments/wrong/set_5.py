@@ -613,7 +613,7 @@ WRONG = [
         PIXELS,
         "pixels in a row cut into windows",
         "q, k, v = (rearrange(part, pattern, y=window, x=window) for part in (q, k, v))",
-        "q, k, v = (x.mT.reshape(*x.shape[:2], H // window, W // window, -1, d) for x in (q.flatten(3), k.flatten(3), v.flatten(3)))",
+        "cut = *q.shape[:2], H // window, W // window, -1, d\n    q, k, v = (x.flatten(3).mT.reshape(cut) for x in (q, k, v))",
         "axis",
     ),
     Wrong(
@@ -660,8 +660,9 @@ WRONG = [
         "5.5",
         FOLLOWS,
         "noise drawn part by part",
-        "            loss = l_simple(network, schedule, x_0[part], eps[part], t[part])",
-        "            eps[part] = torch.randn(x_0[part].shape, generator=generator, dtype=x_0.dtype)\n            loss = l_simple(network, schedule, x_0[part], eps[part], t[part])",
+        "            loss = l_simple(",
+        "            eps[part] = torch.randn(x_0[part].shape, generator=generator, dtype=x_0.dtype)\n"
+        "            loss = l_simple(",
         "noise",
     ),
     Wrong(
@@ -685,9 +686,9 @@ WRONG = [
     Wrong(
         "5.5",
         FOLLOWS,
-        "short gradients made longer",
+        "gradients twice as long after clipping",
         "        torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)",
-        "        torch.nn.utils.clip_grads_with_norm_(network.parameters(), 1.0, torch.tensor(1e-9))",
+        "        torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)\n        for p in network.parameters():\n            p.grad *= 2",
         "edge",
     ),
     Wrong(

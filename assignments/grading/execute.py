@@ -1,0 +1,198 @@
+"""Runs a notebook cell by cell, with a time limit for each and for all, and goes on after a crash."""
+
+import os
+import queue
+import subprocess
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from jupyter_client.manager import KernelManager
+from nbformat import NotebookNode
+from nbformat.v4 import new_output, output_from_msg
+
+SANDBOX = Path(__file__).with_name("sandbox.py")
+KEPT_TEXT, KEPT_DATA = 20_000, 2_000_000  # characters of a cell's text and of one picture that are kept
+RESTARTS = 10
+
+
+class Died(Exception):
+    """The kernel ended."""
+
+
+class TooLong(Exception):
+    """The cell took longer than it may. stuck: it did not heed the interrupt either."""
+
+    def __init__(self, stuck: bool):
+        self.stuck = stuck
+
+
+@dataclass
+class Limits:
+    """Seconds for a cell, for what a cell does after an interrupt, and for all; bytes of memory (0: no limit)."""
+
+    cell: float = 300
+    grace: float = 5
+    total: float = 900
+    memory: int = 8_000_000_000
+
+
+@dataclass
+class Runner:
+    """One submission's kernel. environment: of the kernel; setup: code that runs first in every new kernel."""
+
+    folder: Path
+    environment: dict[str, str]
+    setup: str
+    limits: Limits = field(default_factory=Limits)
+    flags: list[str] = field(default_factory=list)
+    passed: list[str] = field(default_factory=list)  # the code of cells that ran, for a new kernel
+    restarts: int = 0
+
+    def __post_init__(self):
+        self.deadline = time.monotonic() + self.limits.total
+        self.manager = self.client = None
+
+    def start(self) -> None:
+        """A new kernel; the cells that passed run in it again, those left out that now fail."""
+        self.stop()
+        self.manager = KernelManager(kernel_name="python3")
+        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        self.manager.start_kernel(cwd=str(self.folder), env=os.environ | self.environment, **quiet)
+        self.client = self.manager.blocking_client()
+        self.client.start_channels()
+        self.client.wait_for_ready(timeout=120)
+        outputs = self.send(self.setup, limit=300)
+        if error := next((o for o in outputs if o.output_type == "error"), None):
+            raise RuntimeError(f"the grader could not prepare the kernel: {error.ename}: {error.evalue}")
+        for code in list(self.passed):
+            try:
+                self.send(code, silent=True)
+            except (Died, TooLong):  # it passed once: whatever it is, it must not stop the rest
+                self.passed.remove(code)
+                self.note("a cell that had passed ended the new kernel: it was left out")
+                return self.start()
+        return None
+
+    def stop(self) -> None:
+        if self.manager is not None:
+            self.client.stop_channels()
+            self.manager.shutdown_kernel(now=True)
+            self.manager = self.client = None
+
+    def run(self, code: str, where: str, replay: bool = True) -> list[NotebookNode]:
+        """The outputs of a cell. After a crash or a stop they are one error, and the next cell has a new kernel.
+
+        replay: whether the cell, if it passes, runs again in a new kernel.
+        """
+        told = ""
+        try:
+            if self.manager is None:
+                if self.restarts > RESTARTS:
+                    return [failed("NotRun", "the kernel was started too often before this cell")]
+                self.restarts += 1
+                self.start()
+            if time.monotonic() > self.deadline:
+                self.note(f"time for the whole notebook was up at cell {where}")
+                return [failed("NotRun", "the time for the whole notebook was up before this cell")]
+            outputs = self.send(code)
+        except Died:
+            told, outputs = f"cell {where} ended the kernel", []
+        except TooLong as late:
+            stuck = ", and did not heed the interrupt" if late.stuck else ""
+            told, outputs = f"cell {where} took longer than {self.limits.cell:g} s{stuck}", []
+            if not late.stuck:
+                self.note(told)
+                return [failed("Stopped", f"{told}: it was stopped; what comes after it was run all the same")]
+        if told:
+            self.note(f"{told}: a new kernel was started, and the cells that had passed were run in it again")
+            self.stop()
+            return [failed("Stopped", f"{told}; what comes after it was run in a new kernel, without this cell")]
+        if replay and not any(output.output_type == "error" for output in outputs):
+            self.passed.append(code)
+        return outputs
+
+    def note(self, flag: str) -> None:
+        if flag not in self.flags:
+            self.flags.append(flag)
+
+    def send(self, code: str, silent: bool = False, limit: float = 0) -> list[NotebookNode]:
+        """The outputs of code. Raises Died or TooLong.
+
+        limit: seconds, if not the usual ones.
+        """
+        now = time.monotonic()
+        end = now + (limit or max(1.0, min(self.limits.cell, self.deadline - now)))
+        sent = self.client.execute(
+            code,
+            silent=silent,
+            store_history=False,
+            allow_stdin=False,
+            stop_on_error=False,
+        )
+        outputs = Outputs()
+        interrupted = False
+        while True:
+            try:
+                message = self.client.get_iopub_msg(timeout=0.25)
+            except queue.Empty:
+                message = None
+            if message is not None and message["parent_header"].get("msg_id") == sent:
+                if message["msg_type"] == "status" and message["content"]["execution_state"] == "idle":
+                    break
+                outputs.add(message)
+            if message is None and not self.manager.is_alive():
+                raise Died
+            if time.monotonic() > end:
+                if interrupted:
+                    self.stop()
+                    raise TooLong(stuck=True)
+                self.manager.interrupt_kernel()
+                interrupted, end = True, time.monotonic() + self.limits.grace
+        if interrupted:
+            raise TooLong(stuck=False)
+        if outputs.dropped:
+            self.note("a cell wrote more than is kept of its output")
+        return outputs.kept
+
+
+class Outputs:
+    """A cell's outputs as far as they are kept: streams joined, and not more than is fit to be read."""
+
+    def __init__(self):
+        self.kept: list[NotebookNode] = []
+        self.size, self.dropped = 0, False
+
+    def add(self, message: dict) -> None:
+        if message["msg_type"] not in ("stream", "display_data", "execute_result", "error"):
+            return
+        output = output_from_msg(message)
+        if output.output_type == "stream":
+            room = max(0, KEPT_TEXT - self.size)
+            self.size += len(output.text)
+            self.dropped |= len(output.text) > room
+            if len(output.text) > room:
+                output.text = output.text[:room] + ("\n[…]\n" if room else "")
+            last = self.kept[-1] if self.kept else None
+            if last is not None and last.output_type == "stream" and last.name == output.name:
+                last.text += output.text
+            elif output.text:
+                self.kept.append(output)
+        elif output.output_type == "error":
+            output.traceback = [line[:2000] for line in output.traceback[-12:]]
+            output.evalue = output.evalue[:2000]
+            self.kept.append(output)
+        else:
+            for kind, data in list(output.data.items()):
+                if len(str(data)) > (KEPT_DATA if kind.startswith("image/") else KEPT_TEXT):
+                    del output.data[kind]
+                    self.dropped = True
+            if len(self.kept) < 200:
+                self.kept.append(output)
+            else:
+                self.dropped = True
+
+
+def failed(name: str, text: str) -> NotebookNode:
+    """An error that the grader itself reports."""
+    return new_output("error", ename=name, evalue=text, traceback=[f"{name}: {text}"])

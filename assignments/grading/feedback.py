@@ -1,0 +1,89 @@
+"""One page a student: marks by identity, what to look at, and the notebook with comments. No hidden test is in it."""
+
+import html
+
+import nbformat
+from nbconvert import HTMLExporter
+from nbformat.v4 import new_markdown_cell
+
+from assignments.grading.course import Course
+from assignments.grading.gradebook import Mark
+from assignments.grading.restore import is_test, sources
+from ddpm_lib.homework.problem import find
+
+HIDDEN = "It holds for your numbers, but not for all others: think of other schedules, times, sizes and seeds."
+STYLE = """
+body { max-width: 860px; margin: 2em auto; padding: 0 1em; font: 16px/1.5 system-ui, sans-serif; color: #222; }
+table { border-collapse: collapse; width: 100%; } th, td { text-align: left; padding: .3em .6em; vertical-align: top;
+border-bottom: 1px solid #ccc; } pre { white-space: pre-wrap; overflow-wrap: anywhere; background: #f4f4f4;
+padding: .6em; font-size: 13px; } img { max-width: 100%; } .yes { color: #00507d; } .no { color: #a63a00; }
+.comment { border-left: 4px solid #00507d; padding-left: 1em; }
+.jp-InputPrompt, .jp-OutputPrompt, .anchor-link { display: none; }
+"""
+PAGE = """<!DOCTYPE html>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
+<title>{title}</title><style>{style}</style>
+<script>MathJax = {{tex: {{inlineMath: [["$", "$"]], displayMath: [["$$", "$$"]], tags: "ams"}}}};</script>
+<script async src="https://cdn.jsdelivr.net/npm/mathjax@3/es5/tex-chtml.js"></script></head>
+<body><h1>{title}</h1>{body}</body></html>
+"""
+
+
+def feedback(course: Course, result: dict, given: list[Mark]) -> str:
+    """The page, as HTML. given: the marks in the gradebook."""
+    number, student = result["set"], result["student"]
+    title = f"Problem set {number}: {student}"
+    waiting = [mark for mark in given if mark.score is None]
+    total, most = sum(mark.score or 0 for mark in given), sum(mark.most for mark in given)
+    parts = [f"<p><strong>{total:g} of {most:g} marks</strong>"]
+    if waiting:
+        parts.append(f"; {sum(mark.most for mark in waiting):g} of them are not graded yet")
+    parts.append(".</p>")
+    if result["flags"]:
+        parts.append("<h2>Remarks</h2><ul>")
+        parts += [f"<li>{html.escape(public(flag))}</li>" for flag in result["flags"]] + ["</ul>"]
+    parts += ["<h2>What was checked</h2>", *table(result)]
+    parts += ["<h2>Your notebook, as it ran</h2>", notebook(course, number, student, given)]
+    return PAGE.format(title=html.escape(title), style=STYLE, body="\n".join(parts))
+
+
+def public(flag: str) -> str:
+    """A flag without a path of the grader's machine."""
+    return "tried to open a file of the grader" if flag.startswith("tried to open") else flag
+
+
+def table(result: dict) -> list[str]:
+    """The identities, with their marks, and why one does not hold (of a hidden case: only that it is one)."""
+    rows = ["<table><tr><th>problem</th><th>what must be so</th><th>marks</th></tr>"]
+    for number, results in result["problems"].items():
+        for row in results:
+            holds = not row["message"]
+            text = html.escape(f"{'✓' if holds else '✗'} {row['name']}")
+            if not holds:
+                text += f"<pre>{html.escape(row['message'] if row['shown'] else HIDDEN)}</pre>"
+            kind = "yes" if holds else "no"
+            rows.append(
+                f"<tr><td>{number} {html.escape(find(number).name)}</td><td class={kind}>{text}</td>"
+                f"<td>{row['marks'] if holds else 0:g} of {row['marks']:g}</td></tr>"
+            )
+    return [*rows, "</table>"]
+
+
+def notebook(course: Course, number: int, student: str, given: list[Mark]) -> str:
+    """The notebook as HTML: test cells as they were given out, without what they printed when they were graded."""
+    run = nbformat.read(course.autograded / student / f"set_{number}" / f"set_{number}.ipynb", 4)
+    _, released = sources(course, number)
+    by_cell = {mark.cell: mark for mark in given}
+    cells = []
+    for cell in run.cells:
+        if is_test(cell):
+            cell.source, cell.outputs = released[cell.id].source, []
+        cells.append(cell)
+        mark = by_cell.get(cell.id)
+        if mark and mark.by_hand:
+            score = "not graded yet" if mark.score is None else f"{mark.score:g} of {mark.most:g} marks"
+            text = f"**{score}.** " + html.escape(mark.comment)
+            cells.append(new_markdown_cell(f'<div class="comment">\n\n{text}\n\n</div>'))
+    run.cells = cells
+    exporter = HTMLExporter(template_name="basic", sanitize_html=True)
+    return exporter.from_notebook_node(run)[0]

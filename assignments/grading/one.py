@@ -1,0 +1,179 @@
+"""Grades one submission: puts the notebook together, runs it in a kernel of its own, and reads what the tests say."""
+
+import json
+import re
+import secrets
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
+
+import nbformat
+from nbformat import NotebookNode
+from nbformat.v4 import new_output
+
+from assignments.grading.collect import Submission
+from assignments.grading.course import BOOK, SETS, Course, fingerprint
+from assignments.grading.execute import SANDBOX, Limits, Runner
+from assignments.grading.release import cut
+from assignments.grading.restore import is_test, restore, sources
+from ddpm_lib.homework.problem import KIND, Result, find
+
+CALL = re.compile(r'^check\("([\d.]+)", (.+)\)$', re.MULTILINE)
+SETUP = """
+import sys as _s, types as _t
+_m = _t.ModuleType({name!r})
+exec(compile({text!r}, "grader", "exec"), _m.__dict__)
+_s.modules[{name!r}] = _m
+_m.sandbox = _m.Sandbox({number}, {forbidden!r}, {flags!r}, {memory})
+del _s, _t, _m
+"""
+
+
+def key(course: Course, submission: Submission, limits: Limits) -> str:
+    """What a grade depends on: one that was made with the same key is not made again."""
+    extra = repr((course.salt, limits, submission.student, submission.flags, submission.data))
+    return fingerprint(course.notebook(submission.number), BOOK / "ddpm_lib", Path(__file__).parent, extra=extra)
+
+
+def grade(course: Course, submission: Submission, students: list[str], limits: Limits) -> dict:
+    """The result: student, set, flags, and for each problem its identities; writes the notebook as it was run.
+
+    students: of the class, so that an answer for another one's numbers is recognised.
+    """
+    made_with = key(course, submission, limits)
+    place = course.autograded / submission.student / f"set_{submission.number}"
+    place.mkdir(parents=True, exist_ok=True)
+    source, given = sources(course, submission.number)
+    notebook = restore(submission, source, given) if submission.notebook is not None else None
+    flags, private = list(submission.flags), []
+    if notebook is None:
+        problems = {problem: lost(problem, "It was not handed in.") for problem in tests(source).values()}
+        notebook = empty(source, given)
+        write_marks(notebook, problems)
+    else:
+        problems = run(course, submission, notebook, students, limits, flags)
+        private = [
+            f"{n}: the answer for the numbers of {r.whose}" for n, found in problems.items() for r in found if r.whose
+        ]
+    nbformat.write(notebook, place / f"set_{submission.number}.ipynb")
+    result = {
+        "student": submission.student,
+        "set": submission.number,
+        "key": made_with,
+        "flags": flags,
+        "private": private,  # for the teacher alone
+        "problems": {number: [asdict(result) for result in results] for number, results in problems.items()},
+    }
+    (place / "result.json").write_text(json.dumps(result, indent=1, ensure_ascii=False), encoding="utf-8")
+    return result
+
+
+def tests(notebook: NotebookNode) -> dict[str, str]:
+    """Id of a test cell → the problem that it tests."""
+    return {cell.id: CALL.search(cell.source)[1] for cell in notebook.cells if is_test(cell)}
+
+
+def run(
+    course, submission: Submission, notebook, students, limits: Limits, flags: list[str]
+) -> dict[str, list[Result]]:
+    """Runs all cells, stores their outputs in the notebook, and returns the results of the tests. Adds to the flags."""
+    problems: dict[str, list[Result]] = {}
+    tested = tests(notebook)
+    with tempfile.TemporaryDirectory(prefix="grade-") as folder:
+        work, library, said = Path(folder, "work"), Path(folder, "library"), Path(folder, "flags.txt")
+        work.mkdir()
+        cut(SETS[submission.number], library)
+        hidden = Path("ddpm_lib", "homework", "hidden.py")
+        (library / hidden).write_bytes((BOOK / hidden).read_bytes())
+        name = f"_{secrets.token_hex(8)}"
+        environment = {
+            "PYTHONPATH": str(library),
+            "DDPM_STUDENT": submission.student,
+            "DDPM_CLASS": ",".join(students),
+            "DDPM_SALT": course.salt,
+            "CUDA_VISIBLE_DEVICES": "",
+            "OMP_NUM_THREADS": "1",
+            "OMP_WAIT_POLICY": "PASSIVE",
+        }
+        forbidden = sorted({str(course.root), str(course.source), str(BOOK / "assignments")})
+        setup = SETUP.format(
+            name=name, text=SANDBOX.read_text(encoding="utf-8"), number=submission.number, forbidden=forbidden,
+            flags=str(said), memory=limits.memory,
+        )  # fmt: skip
+        runner = Runner(work, environment, setup, limits)
+        try:
+            for cell in notebook.cells:
+                if cell.cell_type != "code":
+                    continue
+                if cell.id not in tested:
+                    cell.outputs = runner.run(cell.source, cell.id)
+                    continue
+                problem, answer = CALL.search(cell.source).groups()
+                report = f"__import__('sys').modules[{name!r}].sandbox.report()"
+                runner.run(f"{report}\nNone", cell.id, replay=False)  # puts back what was patched
+                code = f'__import__("ddpm_lib.homework.hidden", fromlist=["grade"]).grade({problem!r}, {answer})'
+                outputs = runner.run(code, cell.id, replay=False)
+                problems[problem] = read(problem, answer, outputs)
+        finally:
+            runner.stop()
+        if said.exists():
+            flags += said.read_text(encoding="utf-8", errors="replace").splitlines()
+        flags += runner.flags
+    signature = next((cell for cell in notebook.cells if cell.id == "signature"), None)
+    flags += signed(submission, signature)
+    write_marks(notebook, problems)
+    return problems
+
+
+def read(problem: str, answer: str, outputs: list[NotebookNode]) -> list[Result]:
+    """The results that a test cell gave. Names and marks are the registry's, not what came from the kernel."""
+    data = next((o.data[KIND] for o in reversed(outputs) if o.output_type == "execute_result" and KIND in o.data), None)
+    if data is None:
+        error = next((o for o in reversed(outputs) if o.output_type == "error"), None)
+        if error is not None and error.ename == "NameError":
+            return lost(problem, f"There is no {answer}: the cell that defines it did not run, or failed.")
+        return lost(problem, f"The test ended early: {error.evalue}" if error is not None else "The test ended early.")
+    rows = {str(row.get("name")): row for row in data.get("results", ())}
+    results = []
+    for identity in find(problem).identities:
+        row = rows.get(identity.name, {"message": "The test ended early."})
+        message = str(row.get("message", ""))[:2000]
+        if message and identity.secret:
+            message = "This is not the number that follows from your id."
+        results.append(
+            Result(identity.name, identity.marks, message, bool(row.get("shown", True)), str(row.get("whose", ""))[:80])
+        )
+    return results
+
+
+def lost(problem: str, message: str) -> list[Result]:
+    """All marks of a problem lost, for this reason."""
+    return [Result(identity.name, identity.marks, message) for identity in find(problem).identities]
+
+
+def write_marks(notebook: NotebookNode, problems: dict[str, list[Result]]) -> None:
+    """Gives each test cell its marks as output, as nbgrader reads them (a test without output would have all)."""
+    for cell in notebook.cells:
+        if is_test(cell):
+            results = problems[CALL.search(cell.source)[1]]
+            marks = sum(result.marks for result in results if result.holds)
+            text = "\n".join(f"{'✓' if result.holds else '✗'} {result.name} {result.message}" for result in results)
+            cell.outputs = [
+                new_output("stream", name="stdout", text=text + "\n"),
+                new_output("execute_result", data={"text/plain": f"{marks:g}"}, execution_count=1),
+            ]
+
+
+def empty(source: NotebookNode, given: dict[str, NotebookNode]) -> NotebookNode:
+    """The notebook as it was given out, for a submission that holds none."""
+    nobody = Submission(0, "", notebook=nbformat.v4.new_notebook(cells=list(given.values())))
+    return restore(nobody, source, given)
+
+
+def signed(submission: Submission, cell: NotebookNode | None) -> list[str]:
+    """A flag where the work is not signed with the id under which it was handed in."""
+    found = re.search(r"i_am\(\s*[\"'](.*?)[\"']", cell.source) if cell is not None else None
+    name = found[1].strip().lower() if found else ""
+    if name in ("", "your id"):
+        return ["it is not signed: the numbers are those of the id under which it was handed in"]
+    return [] if name == submission.student else [f"it is signed {name!r}, and handed in as {submission.student!r}"]

@@ -1,0 +1,3 @@
+from assignments.wrong import Wrong
+
+WRONG: list[Wrong] = []
