@@ -613,7 +613,8 @@ WRONG = [
         PIXELS,
         "pixels in a row cut into windows",
         "q, k, v = (rearrange(part, pattern, y=window, x=window) for part in (q, k, v))",
-        "cut = *q.shape[:2], H // window, W // window, -1, d\n    q, k, v = (x.flatten(3).mT.reshape(cut) for x in (q, k, v))",
+        "cut = *q.shape[:2], H // window, W // window, -1, d\n"
+        "    q, k, v = (x.flatten(3).mT.reshape(cut) for x in (q, k, v))",
         "axis",
     ),
     Wrong(
@@ -688,7 +689,8 @@ WRONG = [
         FOLLOWS,
         "gradients twice as long after clipping",
         "        torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)",
-        "        torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)\n        for p in network.parameters():\n            p.grad *= 2",
+        "        torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)\n"
+        "        for p in network.parameters():\n            p.grad *= 2",
         "edge",
     ),
     Wrong(
