@@ -142,14 +142,18 @@ CHAPTER = {
     "homework.numbers": 3,
     "homework.case": 3,
     "homework.problem": 3,
+    "homework.mine_1": 3,
+    "homework.readings_1": 3,
     "homework.set_1": 3,
     "homework.set_2": 5,
     "homework.cases_2": 5,
     "homework.routes_2": 5,
     "homework.lines_2": 5,
     "homework.set_3": 6,
+    "homework.material_3": 6,
     "homework.set_4": 9,
     "homework.set_5": 11,
+    "homework.given_6": 15,
     "homework.set_6": 15,
     "homework.hidden": 90,  # with the grader only
     # appendices count as after all chapters

@@ -62,7 +62,7 @@ class Runner:
         self.client = self.manager.blocking_client()
         self.client.start_channels()
         self.client.wait_for_ready(timeout=120)
-        outputs = self.send(self.setup, silent=True)
+        outputs = self.send(self.setup, limit=300)
         if error := next((o for o in outputs if o.output_type == "error"), None):
             raise RuntimeError(f"the grader could not prepare the kernel: {error.ename}: {error.evalue}")
         for code in list(self.passed):
@@ -112,24 +112,21 @@ class Runner:
             self.passed.append(code)
         return outputs
 
-    def ask(self, expression: str) -> str:
-        """The value of an expression in the kernel, as text; "" if it raises."""
-        return self.send("", expression=expression)
-
     def note(self, flag: str) -> None:
         if flag not in self.flags:
             self.flags.append(flag)
 
-    def send(self, code: str, silent: bool = False, expression: str | None = None):
-        """Runs code. Returns its outputs, or the value of the expression. Raises Died or TooLong."""
+    def send(self, code: str, silent: bool = False, limit: float = 0) -> list[NotebookNode]:
+        """The outputs of code. Raises Died or TooLong.
+
+        limit: seconds, if not the usual ones.
+        """
         now = time.monotonic()
-        end = now + max(1.0, min(self.limits.cell, self.deadline - now))
-        expressions = {} if expression is None else {"value": expression}
+        end = now + (limit or max(1.0, min(self.limits.cell, self.deadline - now)))
         sent = self.client.execute(
             code,
             silent=silent,
             store_history=False,
-            user_expressions=expressions,
             allow_stdin=False,
             stop_on_error=False,
         )
@@ -156,22 +153,7 @@ class Runner:
             raise TooLong(stuck=False)
         if outputs.dropped:
             self.note("a cell wrote more than is kept of its output")
-        if expression is None:
-            return outputs.kept
-        return self.answer(sent)
-
-    def answer(self, sent: str) -> str:
-        """The value of the expression that was sent with a request."""
-        end = time.monotonic() + 10
-        while time.monotonic() < end:
-            try:
-                reply = self.client.get_shell_msg(timeout=1)
-            except queue.Empty:
-                continue
-            if reply["parent_header"].get("msg_id") == sent:
-                value = reply["content"].get("user_expressions", {}).get("value", {})
-                return value.get("data", {}).get("text/plain", "")
-        return ""
+        return outputs.kept
 
 
 class Outputs:

@@ -28,13 +28,13 @@ def reference(course: Course, number: int, student: str) -> nbformat.NotebookNod
 
 
 def written(notebook: nbformat.NotebookNode) -> bytes:
-    return nbformat.writes(notebook).encode()
+    return json.dumps(notebook).encode()  # as it is, also where two cells have one id
 
 
 @dataclass
 class Case:
-    """A submission. change(notebook): what the student did; file: how it is handed in; flags: words that must be said;
-    loses: the problems that lose marks ("all", or places of test cells); after: all that comes later is graded.
+    """A submission. change(notebook): what the student did; file: how it is handed in; flags: words that must be said,
+    and nothing else is; loses: places of the test cells that lose marks, or "all"; runs: whether a kernel must run it.
     """
 
     name: str
@@ -43,6 +43,7 @@ class Case:
     loses: tuple[int, ...] | str = ()
     file: Callable | None = None
     suffix: str = ".ipynb"
+    runs: bool = False
 
 
 def first_solution(notebook) -> nbformat.NotebookNode:
@@ -89,6 +90,22 @@ def delete(choose: Callable) -> Callable:
         notebook.cells.remove(choose(notebook))
 
     return change
+
+
+def untouched(notebook) -> None:
+    """Nothing but the signature."""
+    for cell in notebook.cells:
+        if cell.metadata.get("nbgrader", {}).get("solution"):
+            cell.source = "# YOUR CODE HERE\nraise NotImplementedError" if cell.cell_type == "code" else ""
+
+
+def unsigned(notebook) -> None:
+    next(cell for cell in notebook.cells if cell.id == "signature").source = "0"
+
+
+def other_set(notebook) -> None:
+    notebook.metadata["ddpm"] = {"set": 6}
+    notebook.cells = [new_code_cell("1 + 1")]
 
 
 def give_all(notebook) -> None:
@@ -172,42 +189,45 @@ def wrong_and(text: str) -> Callable:
 def cases(course: Course, number: int) -> list[Case]:
     secret = str(course.notebook(number))
     return [
-        Case("reference"),
-        Case("untouched", lambda n: [setattr(c, "source", "") for c in n.cells if "solution" in c.source.lower()],
-             loses="all"),
+        Case("reference", runs=True),
+        Case("untouched", untouched, loses="all", runs=True),
         Case("empty", file=lambda n: b"", flags=("no notebook that can be read",), loses="all"),
-        Case("crash", after_imports("1 / 0")),
-        Case("syntax", after_imports("def f(:\n")),
-        Case("syntax-in-answer", replace_solution("def answer(:\n    pass"), loses=(0,)),
-        Case("endless", after_imports("while True:\n    pass"), ("took longer",)),
-        Case("endless-in-answer", in_solution("while True: pass"), loses=(0,)),
-        Case("swallows", after_imports(SWALLOW), ("did not heed",)),
-        Case("exits", after_imports("import os\nos._exit(0)"), ("ended the kernel",)),
-        Case("exits-in-answer", in_solution("import os; os._exit(0)"), ("ended the kernel",), loses=(0,)),
-        Case("sys-exit-in-answer", in_solution("raise SystemExit"), loses=(0,)),
-        Case("memory", after_imports("b = [bytearray(10**9) for _ in range(64)]\n[x.__setitem__(0, 1) for x in b]")),
+        Case("crash", after_imports("1 / 0"), runs=True),
+        Case("syntax", after_imports("def f(:\n"), runs=True),
+        Case("syntax-in-answer", replace_solution("def answer(:\n    pass"), loses=(0,), runs=True),
+        Case("endless", after_imports("while True:\n    pass"), ("took longer",), runs=True),
+        Case("endless-in-answer", in_solution("while True: pass"), ("took longer",), loses=(0,), runs=True),
+        Case("swallows", after_imports(SWALLOW), ("did not heed",), runs=True),
+        Case("exits", after_imports("import os\nos._exit(0)"), ("ended the kernel",), runs=True),
+        Case("exits-in-answer", in_solution("import os; os._exit(0)"), ("ended the kernel",), loses=(0,), runs=True),
+        Case("sys-exit-in-answer", in_solution("raise SystemExit"), loses=(0,), runs=True),
+        Case("memory", after_imports("b = [bytearray(10**9) for _ in range(64)]"), runs=True),
         Case("changed-test", give_all, ("was changed",)),
-        Case("changed-test-and-wrong", lambda n: (wrong_and("0")(n), give_all(n)), ("was changed",), loses=(0,)),
+        Case("changed-test-and-wrong", lambda n: (wrong_and("0")(n), give_all(n)), ("was changed",), (0,), runs=True),
         Case("deleted-test", delete(lambda n: test_cells(n)[0]), ("was deleted",)),
-        Case("deleted-answer", delete(first_solution), ("was deleted",), loses=(0,)),
-        Case("doubled", twice, ("there is a copy",)),
-        Case("prints", after_imports("for _ in range(50):\n    print('x' * 1_000_000)"), ("more than is kept",)),
+        Case("deleted-answer", delete(first_solution), ("was deleted",), (0,)),
+        Case("doubled", twice, ("there is a copy", "have the same id")),
+        Case("moved", lambda n: n.cells.insert(0, n.cells.pop(n.cells.index(test_cells(n)[0]))), ("another order",)),
+        Case(
+            "prints",
+            after_imports("for _ in range(50):\n    print('x' * 1_000_000)"),
+            ("more than is kept",),
+            runs=True,
+        ),
         Case("brings-output", file=stored_output),
-        Case("patches-torch", wrong_and(PATCH), ("torch.as_tensor was changed",), loses=(0,)),
-        Case("patches-checks", wrong_and(PATCH_CHECKS), ("was changed",), loses=(0,)),
-        Case("reads-solution", wrong_and(f"text = open({secret!r}).read()"), ("tried to open",), loses=(0,)),
+        Case("patches-torch", wrong_and(PATCH), ("torch.as_tensor was", "Tensor.__sub__ was"), (0,), runs=True),
+        Case("patches-checks", wrong_and(PATCH_CHECKS), ("was changed",), (0,), runs=True),
+        Case("reads-solution", wrong_and(f"text = open({secret!r}).read()"), ("tried to open",), (0,), runs=True),
         Case("windows", file=windows),
         Case("older", file=older),
         Case("no-metadata", no_metadata),
         Case("renamed", file=zipped("My homework (2).ipynb"), suffix=".zip", flags=("is called",)),
-        Case("zipped", file=zipped(f"set_{number}/set_{number}.ipynb", ("__MACOSX/._set_1.ipynb", b"x")), suffix=".zip"),
+        Case("zipped", file=zipped(f"set_{number}/set_{number}.ipynb", ("__MACOSX/._x.ipynb", b"x")), suffix=".zip"),
         Case("climbs", file=zipped(f"../../set_{number}.ipynb"), suffix=".zip"),
         Case("no-zip", file=lambda n: b"PK no zip", suffix=".zip", flags=("could not be opened",), loses="all"),
-        Case("other-set", lambda n: (n.metadata.__setitem__("ddpm", {"set": 6}), n.cells.__setitem__(slice(None), [
-             new_code_cell("1 + 1")])), ("not problem set",), loses="all"),
-        Case("unsigned", lambda n: setattr(next(c for c in n.cells if c.id == "signature"), "source", "0"),
-             ("not signed",)),
-    ]  # fmt: skip
+        Case("other-set", other_set, ("not problem set",), "all"),
+        Case("unsigned", unsigned, ("not signed",), runs=True),
+    ]
 
 
 def hand_in(course: Course, number: int, case: Case) -> Path:
