@@ -448,4 +448,21 @@ WRONG = [
         "torch.where(mirrored, level == 0, level == last)",
         "sign",
     ),
+    Wrong("2.1", PROMISED, "images have three axes, always", "(-1, *[1] * (x_t.ndim - 1))", "(-1, 1, 1, 1)", "axis"),
+    Wrong(
+        "2.1",
+        PROMISED,
+        "detached from x_r alone",
+        "on_r.reshape(shape) * x_r",
+        "on_r.reshape(shape) * x_r.detach()",
+        "gradient",
+    ),
+    Wrong(
+        "2.3",
+        FLAT,
+        "the distances are rounded to single precision",
+        "mean = x_0.double()",
+        "mean = x_0.float().double()",
+        "edge",
+    ),
 ]
