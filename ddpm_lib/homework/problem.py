@@ -156,7 +156,7 @@ def check(number: str, answer: Callable | object) -> None:
         marks = f"{result.marks:g} mark{'s' * (result.marks != 1)}"
         sign = "✗" if not result.holds else "?" if result.name in secret else "✓"
         print(f"  {sign} {result.name} ({marks}{', looked at when it is graded' if sign == '?' else ''})")
-        for line in result.message.splitlines():
+        for line in result.message.replace("\n  ", " ").splitlines():  # wrapped anew, for it stands further in
             print(textwrap.fill(line, WIDTH, initial_indent=" " * 6, subsequent_indent=" " * 8))
     if not secret:
         print(f"{points.earned:g} of {problem.marks:g} marks with your numbers; the grader tries others, too.")
