@@ -152,7 +152,13 @@ CHAPTER = {
     "homework.set_3": 6,
     "homework.material_3": 6,
     "homework.set_4": 9,
+    "homework.routes_4": 9,
+    "homework.lambda_4": 9,
+    "homework.hunt_4": 9,
+    "homework.repair_4": 9,
     "homework.set_5": 11,
+    "homework.set_5_training": 11,
+    "homework.set_5_personal": 11,
     "homework.given_6": 15,
     "homework.set_6": 15,
     "homework.hidden": 90,  # with the grader only
