@@ -157,6 +157,8 @@ CHAPTER = {
     "homework.hunt_4": 9,
     "homework.repair_4": 9,
     "homework.set_5": 11,
+    "homework.set_5_training": 11,
+    "homework.set_5_personal": 11,
     "homework.given_6": 15,
     "homework.set_6": 15,
     "homework.hidden": 90,  # with the grader only

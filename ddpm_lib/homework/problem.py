@@ -156,7 +156,7 @@ def check(number: str, answer: Callable | object) -> None:
         marks = f"{result.marks:g} mark{'s' * (result.marks != 1)}"
         sign = "✗" if not result.holds else "?" if result.name in secret else "✓"
         print(f"  {sign} {result.name} ({marks}{', looked at when it is graded' if sign == '?' else ''})")
-        for line in result.message.splitlines():
+        for line in result.message.replace("\n  ", " ").splitlines():  # wrapped anew, for it stands further in
             print(textwrap.fill(line, WIDTH, initial_indent=" " * 6, subsequent_indent=" " * 8))
     if not secret:
         print(f"{points.earned:g} of {problem.marks:g} marks with your numbers; the grader tries others, too.")
@@ -170,14 +170,24 @@ def examine(number: str, answer: Callable | object, hidden: Iterable[Case] | Non
         if hidden is None and identity.secret:
             message, shown = "" if _is_number(answer) else lines(f"Expected a number, got {answer!r}."), True
         else:
-            message, shown = _message(problem, identity, answer, own), True
-            fitting = [case for case in hidden or () if case.T >= identity.least and not identity.personal]
-            for case in fitting[: identity.trials]:
-                if not message:
-                    message, shown = _message(problem, identity, answer, case), False
+            message, shown = failure(problem, identity, answer, own, hidden or ())
         whose = _whose(problem, identity, answer) if message and hidden is not None and identity.personal else ""
         results.append(Result(identity.name, identity.marks, message, shown, whose))
     return Points(number, results)
+
+
+def failure(
+    problem: Problem, identity: Identity, answer: object, own: Case, hidden: Iterable[Case]
+) -> tuple[str, bool]:
+    """Why an identity does not hold, "" where it does; and whether it fails in the student's own case."""
+    message = _message(problem, identity, answer, own)
+    if message or identity.personal:
+        return message, True
+    fitting = [case for case in hidden if case.T >= identity.least]
+    for case in fitting[: identity.trials]:
+        if message := _message(problem, identity, answer, case):
+            return message, False
+    return "", True
 
 
 def _message(problem: Problem, identity: Identity, answer: Callable | object, case: Case) -> str:

@@ -220,7 +220,7 @@ def _gap(x: Tensor, y: Tensor) -> float:
 @permuted.identity("against all splits", 1, 5.0, route="every split of eight into two and six, |z|")
 def _(f, case):
     for turn in range(3):
-        points = case.whole(0, 5, 8, 2, name=f"points {turn}").double()
+        points = case.whole(0, 5, 8, 2, name=f"points {turn}").double() / 16
         splits = [(list(two), [i for i in range(8) if i not in two]) for two in itertools.combinations(range(8), 2)]
         found = [_gap(points[two], points[rest]) for two, rest in splits]
         share, R = np.mean(np.array(found) >= found[0]), 2000
