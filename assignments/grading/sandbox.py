@@ -17,7 +17,7 @@ import types
 CODE = ("__code__", "__defaults__", "__kwdefaults__")
 # Modules whose functions decide what a test says; those of the library are added.
 WATCHED = ("torch", "torch.linalg", "torch.testing", "torch.nn.functional", "numpy", "numpy.linalg", "math", "json")
-UNSTEADY = ("_", "input", "get_ipython", "exit", "quit", "__doc__", "__abstractmethods__")  # Jupyter changes them itself
+UNSTEADY = ("_", "input", "get_ipython", "exit", "quit", "__doc__", "__abstractmethods__")  # Jupyter sets them
 CLASSES = ("torch.Tensor", "torch.Generator", "torch.nn.Module")
 
 
