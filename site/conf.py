@@ -1,0 +1,61 @@
+"""How Sphinx makes the site. The sources are written by build.py; nothing is executed, no other host is asked."""
+
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).parent
+sys.path[:0] = [str(HERE), str(HERE.parent)]
+
+project = "Denoising diffusion models"
+author = ""
+copyright = ""
+language = "en"
+extensions = ["myst_nb", "sphinx_copybutton", "figures"]
+exclude_patterns = ["_build"]
+numfig = False
+
+nb_execution_mode = "off"
+nb_render_markdown_format = "myst"
+nb_merge_streams = True
+myst_enable_extensions = ["dollarmath", "colon_fence"]
+myst_dmath_double_inline = True
+myst_heading_anchors = 0
+
+mathjax_path = "mathjax/tex-chtml.js"
+mathjax3_config = {
+    "chtml": {"matchFontHeight": True},
+    "options": {"enableMenu": True},
+    "loader": {"load": ["a11y/assistive-mml"]},
+}
+
+html_theme = "sphinx_book_theme"
+html_title = project
+html_static_path = ["static", "_mathjax"]
+html_css_files = ["book.css"]
+html_favicon = "static/favicon.svg"
+html_show_sourcelink = False
+html_copy_source = False
+html_show_sphinx = False
+html_theme_options = {
+    "use_download_button": False,
+    "use_fullscreen_button": False,
+    "show_navbar_depth": 1,
+    "show_toc_level": 2,
+    "navigation_with_keys": False,
+    "pygments_light_style": "a11y-light",
+    "pygments_dark_style": "a11y-dark",
+    "extra_footer": "",
+}
+# A public repository of the book, as {"url": "https://...", "branch": "main"}: with it, buttons that open a page in
+# Binder or Colab appear. There is none yet.
+REPOSITORY: dict[str, str] = {}
+if REPOSITORY:
+    html_theme_options |= {
+        "repository_url": REPOSITORY["url"],
+        "repository_branch": REPOSITORY["branch"],
+        "path_to_docs": "",
+        "launch_buttons": {"binderhub_url": "https://mybinder.org", "colab_url": "https://colab.research.google.com"},
+    }
+
+copybutton_prompt_text = ""
+suppress_warnings = ["myst.mathjax"]
