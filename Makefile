@@ -1,5 +1,5 @@
-# make lab | test | soak | release | grade | browser | mutants | digits | gpu-records | stored: each creates .venv on first use and again when the pins change.
-.PHONY: lab test soak release grade browser mutants digits gpu-records stored clean
+# make lab | test | soak | site | release | grade | browser | mutants | digits | gpu-records | stored: each creates .venv on first use and again when the pins change.
+.PHONY: lab test soak site release grade browser mutants digits gpu-records stored clean
 .DELETE_ON_ERROR:
 SHELL := /bin/sh
 # OpenMP's threads shall sleep while they wait: where others use the cores, spinning ones cost several times the time.
@@ -22,6 +22,10 @@ test: $(VENV)/.test
 
 soak: $(VENV)/.test
 	$(BIN)/python -m pytest -m soak $(ARGS)
+
+# The book as a website, from the stored notebooks: site/_build/html/index.html. Asks no other host for anything.
+site: $(VENV)/.site
+	@OMP_NUM_THREADS=1 $(BIN)/python site/build.py $(ARGS)
 
 # Problem sets for students (assignments/release), and marks for what they hand in (assignments/submissions).
 release grade: $(VENV)/.teaching
@@ -86,7 +90,10 @@ $(VENV)/.teaching: $(VENV)/pins.txt $(VENV)/.book
 	$(call install,teaching)
 
 $(VENV)/.test: $(VENV)/pins.txt $(VENV)/.book
-	$(call install,test$(comma)teaching)
+	$(call install,test$(comma)teaching$(comma)site)
+
+$(VENV)/.site: $(VENV)/pins.txt $(VENV)/.teaching
+	$(call install,site)
 
 $(VENV)/.browser: $(VENV)/pins.txt $(VENV)/.teaching
 	$(call install,browser)

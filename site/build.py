@@ -20,7 +20,7 @@ import equations  # noqa: E402
 import front  # noqa: E402
 import reference  # noqa: E402
 import symbols  # noqa: E402
-from pages import Places, label, page, write  # noqa: E402
+from pages import Places, page, write  # noqa: E402
 
 from tools.links import Book, chapter  # noqa: E402
 

@@ -30,11 +30,13 @@ def chapter(equations: list[Equation], title: str) -> str:
         lines += [":::{container} equation-links", " · ".join(links), ":::", ""]
         lines += [f"It is {KINDS[check.kind]}. {escaped(check.contract)}", ""]
         lines += [f"- Route: {escaped(check.route)}", f"- Tolerance: {escaped(check.precision)}"]
-        lines += [f"- A wrong version counts as rejected from {check.rejects:g} on"]
+        lines += [f"- A wrong version counts as rejected from {f'{check.rejects:g}'.replace('e-0', 'e-')} on"]
         lines += ["", "| wrong version | what was mistaken | where it was seen |", "|---|---|---|"]
         for wrong in check.wrong_versions:
             seen = wrong.seen.removeprefix(NO_SOURCE).lstrip(":, ") if wrong.seen.startswith(NO_SOURCE) else wrong.seen
-            seen = f"no public place: {seen}" if wrong.seen.startswith(NO_SOURCE) and seen else seen or "no public place"
+            seen = (
+                f"no public place: {seen}" if wrong.seen.startswith(NO_SOURCE) and seen else seen or "no public place"
+            )
             lines += [f"| {_cell(wrong.what)} | {_cell(IDEAS[wrong.idea])} | {_cell(seen)} |"]
         sources = [_source(check.measure), *(_source(wrong.function) for wrong in check.wrong_versions)]
         lines += folded("Source of the check and of its wrong versions", "\n\n".join(filter(None, sources)))
@@ -55,7 +57,10 @@ def summary(equations: dict[str, Equation], titles: dict[str, str]) -> str:
     ideas = Counter(one.idea for one in wrong)
     lines = ["(checked)=", "# What was checked", ""]
     lines += [f"{len(equations)} numbered equations have a check each. A check compares with an independent route, and"]
-    lines += [f"must reject wrong versions: {len(wrong)} in all, {seen} of which, or their like, stand in public places.", ""]
+    lines += [
+        f"must reject wrong versions: {len(wrong)} in all, {seen} of which, or their like, stand in public places.",
+        "",
+    ]
     lines += ["| what was mistaken | wrong versions |", "|---|---|"]
     lines += [f"| {_cell(words)} | {ideas[idea]} |" for idea, words in IDEAS.items()]
     numbers = list(dict.fromkeys(number.partition(".")[0] for number in equations))

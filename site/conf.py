@@ -44,8 +44,9 @@ html_theme_options = {
     "navigation_with_keys": False,
     "pygments_light_style": "a11y-light",
     "pygments_dark_style": "a11y-dark",
-    "extra_footer": "",
+    "navbar_persistent": [],
 }
+html_context = {"default_mode": "auto"}
 # A public repository of the book, as {"url": "https://...", "branch": "main"}: with it, buttons that open a page in
 # Binder or Colab appear. There is none yet.
 REPOSITORY: dict[str, str] = {}

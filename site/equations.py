@@ -9,7 +9,7 @@ from reference import BOOK, MODULES, anchor, documented
 
 from ddpm_lib.checks import load_all
 from ddpm_lib.checks.equation import Check
-from tools.links import Book
+from tools.links import Book, chapter
 
 NAMED = re.compile(r"\bEqs?\. ((?:\d+\.\d+)(?:(?:,| and|, and| to| or) \d+\.\d+)*)")
 DISPLAY = r"\$\$(?:(?!\$\$).)*?\\tag\{%s\}(?:(?!\$\$).)*?\$\$"
@@ -33,13 +33,18 @@ class Equation:
     def dashed(self) -> str:
         return self.number.replace(".", "-")
 
+    def entries(self, main: str = "") -> str:
+        """What the search finds the equation by: its number alone, too, of which a search for words knows nothing."""
+        names = (self.number, f"Eq. {self.number}", f"equation {self.number}", self.check.name.replace(";", ","))
+        return "\n".join(f":::{{index}} {main}single: {name}\n:::" for name in names) + "\n"
+
     def beneath(self) -> str:
         """The line below an equation's heading in its chapter."""
         count, cited = len(self.check.wrong_versions), len(self.chapters) + len(self.library)
         links = [f"[{self.function[0]}](#{self.function[1]})"] if self.function else []
         links += [f"[check and {count} wrong versions](#check-{self.dashed})"]
         links += [f"[cited in {cited} place{'s' * (cited != 1)}](#index-{self.dashed})"]
-        return f"\n:::{{container}} equation-links\n{' · '.join(links)}\n:::\n"
+        return f"\n{self.entries('!')}\n:::{{container}} equation-links\n{' · '.join(links)}\n:::\n"
 
 
 def facts(book: Book, places: Places) -> dict[str, Equation]:
@@ -70,17 +75,20 @@ def _formula(book: Book, number: str) -> str:
 
 def _cited_in_notebook(found: dict[str, Equation], places: Places, name: str, notebook) -> None:
     section, words = label(name, "page"), ""
+    whole = ("Solutions, " if "/" in name else "") + ("chapter " if chapter(name).isdecimal() else "appendix ")
+    whole += chapter(name)
     for cell in (cell for cell in notebook.cells if cell.cell_type == "markdown" and cell.id not in ("head", "foot")):
         for i, heading in enumerate(headings(cell.source)):
             section = label(name, cell.id) + (f"-{i}" if heading.start() else "")
             words = re.sub(r"[*`]", "", heading[2])
+            words = words if re.search(r"\d\.\d", words) else whole if heading[1] == "#" else f"{words} ({whole})"
         here, called = section, words
         if cell.id.startswith("exercise-"):
             here, called = label(name, cell.id), "Exercise " + cell.id[9:].replace("-", ".")
         for number in set(re.findall(r"\]\(\S*?#(?:cell-id=eq-|Eq\.-)(\d+[-.]\d+)", cell.source)):
             number = number.replace("-", ".")
             if number in found and here != f"eq-{number.replace('.', '-')}":
-                found[number].chapters[here] = called if "/" not in name or "Sol" in called else f"Solutions, {called}"
+                found[number].chapters[here] = called
 
 
 def _cited_in_docstring(found: dict[str, Equation], module: str, qualified: str, text: str) -> None:
@@ -108,15 +116,14 @@ def index(equations: dict[str, Equation], titles: dict[str, str]) -> str:
     lines = ["(all-equations)=", "# Index of equations", ""]
     lines += ["Each numbered equation of the book, with the function that computes it, the check that it passes and"]
     lines += ["every place that cites it. The number leads to the derivation.", ""]
-    chapter = ""
+    last = ""
     for number, equation in equations.items():
-        if number.partition(".")[0] != chapter:
-            chapter = number.partition(".")[0]
-            lines += ["", f"## {escaped(titles[chapter])}", ""]
+        if number.partition(".")[0] != last:
+            last = number.partition(".")[0]
+            lines += ["", f"## {escaped(titles[last])}", ""]
         name, count = equation.check.name, len(equation.check.wrong_versions)
         lines += [f"(index-{equation.dashed})=", f"### Eq. {number}: {escaped(name)}", ""]
-        for entry in (number, f"Eq. {number}", name.replace(";", ",")):
-            lines += [f":::{{index}} single: {entry}", ":::"]
+        lines += [equation.entries()]
         lines += ["", equation.formula, "", f"- [Derivation in the text](#eq-{equation.dashed})"]
         lines += [f"- Function: [{equation.function[0]}](#{equation.function[1]})"] if equation.function else []
         lines += [f"- [Check](#check-{equation.dashed}): {escaped(equation.check.route)},"]

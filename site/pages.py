@@ -140,6 +140,6 @@ def write(path: Path, text: str) -> None:
 def escaped(text: str) -> str:
     """Plain text as Markdown: every sign stands for itself, but `code` stays code."""
     parts = re.split(r"(`[^`\n]+`)", text)
-    return "".join(part if i % 2 else re.sub(r"([\\*_\[\]<>#$|{}~^`!&])", r"\\\1", part) for i, part in enumerate(parts))
-
-
+    return "".join(
+        part if i % 2 else re.sub(r"([\\*_\[\]<>#$|{}~^`!&])", r"\\\1", part) for i, part in enumerate(parts)
+    )

@@ -36,7 +36,9 @@ def sets(book: Book, places: Places) -> dict[str, NotebookNode | str]:
             first = True
             for cell in notebook.cells:
                 if cell.cell_type == "markdown":
-                    cell.source = places.relinked(f"problem_sets/{name}", book.linked(f"problem_sets/{name}", cell.source))
+                    cell.source = places.relinked(
+                        f"problem_sets/{name}", book.linked(f"problem_sets/{name}", cell.source)
+                    )
                     if first:
                         cell.source, first = f"(problem-set-{number})=\n{cell.source}", False
             pages[f"{name}.ipynb"] = notebook

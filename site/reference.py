@@ -89,7 +89,15 @@ def page(module: str, linked: Callable[[str], str], checks: dict[str, str], titl
         if not qualified:
             number = str(CHAPTER[module])
             chapter = f"[chapter {number}](#chapter-{number})" if number in titles else "the appendices"
-            lines += [f"({anchor(module)})=", f"# {escaped(module)}", "", f"`ddpm_lib.{module}`, of {chapter}.", "", text, ""]
+            lines += [
+                f"({anchor(module)})=",
+                f"# {escaped(module)}",
+                "",
+                f"`ddpm_lib.{module}`, of {chapter}.",
+                "",
+                text,
+                "",
+            ]
             continue
         lines += [f"({anchor(module, qualified)})=", f"{'###' if '.' in qualified else '##'} {escaped(qualified)}", ""]
         lines += ["```python", signature(node), "```", "", text, "", checks.get(anchor(module, qualified), "")]
@@ -103,7 +111,13 @@ def page(module: str, linked: Callable[[str], str], checks: dict[str, str], titl
 
 def contents() -> str:
     """The page that leads to all modules, room by room."""
-    lines = ["(reference)=", "# The library", "", "Modules by folder, from the ground up, with the first sentence of each.", ""]
+    lines = [
+        "(reference)=",
+        "# The library",
+        "",
+        "Modules by folder, from the ground up, with the first sentence of each.",
+        "",
+    ]
     for room in ROOMS:
         inside = [module for module in MODULES if module.split(".")[0] == room]
         for module in inside:

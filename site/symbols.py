@@ -12,7 +12,9 @@ ROW = re.compile(r"^\| (.+?) \| (.+) \|$", re.MULTILINE)
 def _key(symbols: str) -> str:
     """What a row is sorted by: its first symbol, without decoration."""
     first = re.search(r"\$([^$]+)\$", symbols)
-    bare = re.sub(r"\\(?:bar|tilde|hat|mathrm|mathbf|mathcal|text|varnothing)\b|[{}\s\\]", "", first[1] if first else symbols)
+    bare = re.sub(
+        r"\\(?:bar|tilde|hat|mathrm|mathbf|mathcal|text|varnothing)\b|[{}\s\\]", "", first[1] if first else symbols
+    )
     return re.sub(r"^var(?=epsilon|phi|theta)", "", bare).lower() + symbols
 
 
@@ -24,7 +26,12 @@ def glossary(book: Book, places: Places) -> str:
             if cell.cell_type == "markdown" and cell.source.startswith("| symbol | in this "):
                 link = f"[{number}](#{label(name, cell.id)})"
                 rows += [(a, places.relinked(name, b), link) for a, b in ROW.findall(cell.source) if a != "symbol"]
-    lines = ["(all-symbols)=", "# Symbols", "", "The symbols of all chapters, by letter. A letter can mean something else in"]
+    lines = [
+        "(all-symbols)=",
+        "# Symbols",
+        "",
+        "The symbols of all chapters, by letter. A letter can mean something else in",
+    ]
     lines += ["another chapter; the last column says where the meaning holds.", ""]
     lines += ["| symbol | meaning | chapter |", "|---|---|---|"]
     merged: dict[tuple[str, str], list[str]] = {}
