@@ -47,9 +47,9 @@ def gather(chosen: list[str] | None, with_sets: bool) -> None:
     places = Places(book, with_sets)
     titles = {number: book.title(number) for number in book.chapters}
     facts = equations.facts(book, places)
-    beneath = {f"eq-{one.dashed}": one.beneath() for one in facts.values()}
+    around = {f"eq-{one.dashed}": (one.entries("!") + "\n", one.beneath()) for one in facts.values()}
     for name, notebook in book.notebooks.items():
-        made = page(places, name, notebook, lambda cell: beneath.get(cell, ""))
+        made = page(places, name, notebook, lambda cell: around.get(cell, ("", "")))
         written[f"chapters/{name}"] = nbformat.writes(made)
 
     def linked(text: str) -> str:

@@ -33,10 +33,7 @@ def chapter(equations: list[Equation], title: str) -> str:
         lines += [f"- A wrong version counts as rejected from {f'{check.rejects:g}'.replace('e-0', 'e-')} on"]
         lines += ["", "| wrong version | what was mistaken | where it was seen |", "|---|---|---|"]
         for wrong in check.wrong_versions:
-            seen = wrong.seen.removeprefix(NO_SOURCE).lstrip(":, ") if wrong.seen.startswith(NO_SOURCE) else wrong.seen
-            seen = (
-                f"no public place: {seen}" if wrong.seen.startswith(NO_SOURCE) and seen else seen or "no public place"
-            )
+            seen = wrong.seen.replace(NO_SOURCE, "no public place", 1)
             lines += [f"| {_cell(wrong.what)} | {_cell(IDEAS[wrong.idea])} | {_cell(seen)} |"]
         sources = [_source(check.measure), *(_source(wrong.function) for wrong in check.wrong_versions)]
         lines += folded("Source of the check and of its wrong versions", "\n\n".join(filter(None, sources)))
@@ -69,9 +66,7 @@ def summary(equations: dict[str, Equation], titles: dict[str, str]) -> str:
         lines += ["| equation | route | tolerance | wrong versions |", "|---|---|---|---|"]
         for equation in (one for one in equations.values() if one.number.partition(".")[0] == number):
             check = equation.check
-            lines += [
-                f"| [{escaped(check.title)}](#check-{equation.dashed}) | {_cell(check.route)} | {_cell(check.precision)} "
-                f"| {len(check.wrong_versions)} |"
-            ]
+            link, count = f"[{escaped(check.title)}](#check-{equation.dashed})", len(check.wrong_versions)
+            lines += [f"| {link} | {_cell(check.route)} | {_cell(check.precision)} | {count} |"]
     lines += ["", "```{toctree}", ":hidden:", "", *(f"chapter_{int(number):02}" for number in numbers), "```", ""]
     return "\n".join(lines)

@@ -44,7 +44,7 @@ class Equation:
         links = [f"[{self.function[0]}](#{self.function[1]})"] if self.function else []
         links += [f"[check and {count} wrong versions](#check-{self.dashed})"]
         links += [f"[cited in {cited} place{'s' * (cited != 1)}](#index-{self.dashed})"]
-        return f"\n{self.entries('!')}\n:::{{container}} equation-links\n{' · '.join(links)}\n:::\n"
+        return f"\n:::{{container}} equation-links\n{' · '.join(links)}\n:::\n"
 
 
 def facts(book: Book, places: Places) -> dict[str, Equation]:

@@ -94,8 +94,8 @@ def _joined(here: str, path: str) -> str:
     return "/".join(parts)
 
 
-def page(places: Places, name: str, notebook: NotebookNode, beneath: Callable[[str], str]) -> NotebookNode:
-    """The notebook as the site shows it. beneath(cell id): what stands below an equation's heading."""
+def page(places: Places, name: str, notebook: NotebookNode, around: Callable[[str], tuple[str, str]]) -> NotebookNode:
+    """The notebook as the site shows it. around(cell id): what stands above and below an equation's heading."""
     made = NotebookNode(notebook)
     made.cells = []
     for cell in notebook.cells:
@@ -103,7 +103,7 @@ def page(places: Places, name: str, notebook: NotebookNode, beneath: Callable[[s
             continue
         cell = NotebookNode({**cell, "metadata": NotebookNode(cell.metadata)})
         if cell.cell_type == "markdown":
-            cell.source = _markdown(places, name, cell, beneath)
+            cell.source = _markdown(places, name, cell, around)
         made.cells.append(cell)
     title = next(i for i, cell in enumerate(made.cells) if cell.source.lstrip().startswith(("# ", "(")))
     if title:  # the page's title comes first
@@ -112,7 +112,7 @@ def page(places: Places, name: str, notebook: NotebookNode, beneath: Callable[[s
     return made
 
 
-def _markdown(places: Places, name: str, cell: NotebookNode, beneath: Callable[[str], str]) -> str:
+def _markdown(places: Places, name: str, cell: NotebookNode, around: Callable[[str], tuple[str, str]]) -> str:
     source, found = cell.source, list(headings(cell.source))
     text = places.relinked(name, source)
     if not found:
@@ -123,9 +123,8 @@ def _markdown(places: Places, name: str, cell: NotebookNode, beneath: Callable[[
         own = label(name, cell.id) + (f"-{i}" if heading.start() else "")
         level, words = len(heading[1]), heading[2]
         line = f"{'#' * min(level, 3)} {words.strip('*') if level == 5 else words}"
-        pieces += [places.relinked(name, text[end : heading.start()]), f"({own})=\n{line}\n"]
-        if level == 5:
-            pieces.append(beneath(cell.id))
+        above, below = around(cell.id) if level == 5 else ("", "")
+        pieces += [places.relinked(name, text[end : heading.start()]), f"{above}({own})=\n{line}\n{below}"]
         end = heading.end()
     return "".join([*pieces, places.relinked(name, text[end:])])
 
