@@ -32,6 +32,7 @@ html_theme = "sphinx_book_theme"
 html_title = project
 html_static_path = ["static", "_mathjax"]
 html_css_files = ["book.css"]
+html_js_files = ["book.js"]
 html_favicon = "static/favicon.svg"
 html_show_sourcelink = False
 html_copy_source = False
