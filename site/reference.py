@@ -122,7 +122,7 @@ def contents() -> str:
         inside = [module for module in MODULES if module.split(".")[0] == room]
         for module in inside:
             text = ast.get_docstring(ast.parse((BOOK / MODULES[module]).read_text(encoding="utf-8"))) or ""
-            first = " ".join(re.split(r"(?<=[.:]) |\n\n", text.replace("\n", " "))[:1])
+            first = " ".join(re.split(r"(?<=\.) ", text.replace("\n", " "))[:1])
             lines += [f"- [`{module}`](#{anchor(module)}): {escaped(first)}"]
     lines += ["", "```{toctree}", ":hidden:", ":titlesonly:", ""]
     lines += [module for room in ROOMS for module in MODULES if module.split(".")[0] == room]
