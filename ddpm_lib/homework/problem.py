@@ -8,10 +8,8 @@ import importlib
 import inspect
 import math
 import os
-import signal
 import textwrap
 from collections.abc import Callable, Iterable
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from ddpm_lib.checks import examine as run
@@ -19,12 +17,12 @@ from ddpm_lib.checks import find as equation
 from ddpm_lib.checks.equation import Check
 from ddpm_lib.checks.guard import until
 from ddpm_lib.checks.message import WIDTH, lines
-from ddpm_lib.homework import numbers
+from ddpm_lib.homework import alarm, numbers
 from ddpm_lib.homework.case import Case, given
 
 PROBLEMS: dict[str, "Problem"] = {}
+INVENTED = 40  # ids that nobody has: an answer that is right for one of them tells nothing of whose it is
 KIND = "application/vnd.ddpm.marks+json"  # what the grader reads of an output
-LIMIT = 30  # seconds for one identity in one case, where the system has an alarm
 
 
 class _Trial(Check):
@@ -193,31 +191,34 @@ def failure(
 def _message(problem: Problem, identity: Identity, answer: Callable | object, case: Case) -> str:
     """Why the identity does not hold; "" where it does."""
     try:
-        with _alarm():
+        with alarm.limit():
             if identity.equation:
                 run(equation(identity.equation), identity.measure(answer, case))
             elif callable(answer):
                 run(problem.trial(identity, case), answer)
             else:
                 run(problem.trial(identity, case), lambda: answer)
-    except _TooLong:
-        return lines(f"It was stopped after {LIMIT} seconds: look for a loop without an end.")
+    except alarm.TooLong:
+        return lines(f"It was stopped after {alarm.LIMIT} seconds: look for a loop without an end.")
     except AssertionError as failure:
         cause = failure.__cause__
         if isinstance(cause, NotImplementedError):
             return "It is not written yet."
-        if isinstance(cause, _TooLong):
-            return lines(f"It was stopped after {LIMIT} seconds: look for a loop without an end.")
+        if isinstance(cause, alarm.TooLong):
+            return lines(f"It was stopped after {alarm.LIMIT} seconds: look for a loop without an end.")
         return str(failure)
     return ""
 
 
 def _whose(problem: Problem, identity: Identity, answer: object) -> str:
-    """The other student of the class for whose numbers a wrong answer is right, or ""."""
-    for who in filter(None, os.environ.get("DDPM_CLASS", "").split(",")):
-        if who != numbers.student() and not _message(problem, identity, answer, given(who)):
-            return who
-    return ""
+    """The other student of the class for whose numbers a wrong answer is right; "" if it is right for many ids."""
+
+    def right(who: str) -> bool:
+        return not _message(problem, identity, answer, given(who))
+
+    others = [who for who in os.environ.get("DDPM_CLASS", "").split(",") if who and who != numbers.student()]
+    found = next(filter(right, others), "")
+    return "" if found and any(right(f"invented {i}") for i in range(INVENTED)) else found
 
 
 def _is_number(answer: object) -> bool:
@@ -225,27 +226,3 @@ def _is_number(answer: object) -> bool:
         return math.isfinite(float(answer))
     except (TypeError, ValueError):
         return False
-
-
-class _TooLong(BaseException):
-    """Raised by the alarm; no `except Exception` of a student's catches it."""
-
-
-@contextmanager
-def _alarm():
-    """Ends what takes longer than LIMIT, where the system has an alarm and this is the main thread."""
-
-    def ring(*_):
-        raise _TooLong
-
-    try:
-        before = signal.signal(signal.SIGALRM, ring)
-    except (AttributeError, ValueError):  # Windows, or a thread
-        yield
-        return
-    signal.setitimer(signal.ITIMER_REAL, LIMIT, 5)  # and again: a failure runs the function once more
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
