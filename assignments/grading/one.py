@@ -80,8 +80,9 @@ def run(
         work, library, said = Path(folder, "work"), Path(folder, "library"), Path(folder, "flags.txt")
         work.mkdir()
         cut(SETS[submission.number], library)
-        hidden = Path("ddpm_lib", "homework", "hidden.py")
-        (library / hidden).write_bytes((BOOK / hidden).read_bytes())
+        for name in ("hidden", f"answers_{submission.number}"):
+            file = Path("ddpm_lib", "homework", f"{name}.py")
+            (library / file).write_bytes((BOOK / file).read_bytes())
         environment = {
             "PYTHONPATH": str(library),
             "DDPM_STUDENT": submission.student,

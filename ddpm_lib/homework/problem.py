@@ -37,13 +37,13 @@ class Identity:
     """One thing that must be so. measure(f, case): the distance from it, or several distances, one after another.
 
     least: the smallest T it makes sense for; trials: the largest number of hidden cases; personal: an answer for the
-    numbers of one student; secret: what is only said to be of the right kind before it is graded.
+    numbers of one student; secret: a check that only the grader has (measure is None without it).
     """
 
     name: str
     marks: float
     to: float
-    measure: Callable
+    measure: Callable | None
     route: str = "an independent route"
     least: int = 1
     trials: int = 99
@@ -76,6 +76,10 @@ class Problem:
             return measure
 
         return register
+
+    def secret(self, name: str, marks: float) -> None:
+        """An identity of a number that follows from the student's id. Only the grader has its check (hidden.answer)."""
+        self.identities.append(Identity(name, marks, math.nan, None, personal=True, secret=True))
 
     def book(self, name: str, marks: float, adapt: Callable[[Callable], Callable], **options) -> None:
         """The book's own check of an equation, on adapt(f): the student's function in the equation's arguments."""
