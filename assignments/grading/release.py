@@ -5,6 +5,7 @@ go. Nothing else is needed but the book's environment.
 """
 
 import argparse
+import re
 import shutil
 import sys
 import zipfile
@@ -16,6 +17,7 @@ from assignments.grading.course import BOOK, SETS, Course
 from ddpm_lib import CHAPTER
 from ddpm_lib.homework.numbers import UNSIGNED
 
+STOP = re.compile(r"\n?^raise NotImplementedError$", re.MULTILINE)
 README = """Problem set {number}
 
 With the book's environment (see its README), open set_{number}.ipynb in JupyterLab: `jupyter lab set_{number}.ipynb`.
@@ -53,7 +55,7 @@ def release(course: Course, number: int) -> Path:
     if not made["success"]:
         raise RuntimeError(f"{name} could not be made:\n{made['log']}")
     folder = course.release / name
-    unsigned(folder / f"{name}.ipynb")
+    tidy(folder / f"{name}.ipynb")
     cut(SETS[number], folder)
     (folder / "README.txt").write_text(README.format(number=number, chapter=SETS[number]), encoding="utf-8")
     archive = course.release / f"{name}.zip"
@@ -64,12 +66,17 @@ def release(course: Course, number: int) -> Path:
     return archive
 
 
-def unsigned(path: Path) -> None:
-    """Takes the signature out of a notebook."""
+def tidy(path: Path) -> None:
+    """Takes the signature out of a notebook, and what stops "run all" at an answer that is no function."""
+    from nbgrader.utils import compute_checksum
+
     notebook = nbformat.read(path, 4)
     for cell in notebook.cells:
         if cell.id == "signature":
             cell.source = cell.source.replace('i_am("reference")', f'i_am("{UNSIGNED}")')
+        elif (marks := cell.metadata.get("nbgrader", {})).get("solution") and cell.cell_type == "code":
+            cell.source = STOP.sub("", cell.source)
+            marks["checksum"] = compute_checksum(cell)  # by which nbgrader knows an answer that is as it was given out
     nbformat.write(notebook, path)
 
 
