@@ -26,7 +26,7 @@ padding: .6em; margin: .5em 0; font-size: 13px; } img { max-width: 100%; height:
 .notebook h1 { font-size: 1.5em; } .notebook h2 { font-size: 1.25em; } .notebook table { width: auto; }
 .notebook .output_area pre { background: none; border-left: 3px solid #ccc; } .notebook .output_error pre {
 border-color: #a63a00; } .prompt, .anchor-link { display: none; }
-mjx-container[display="true"] { overflow: auto hidden; max-width: 100%; padding: 2px 0; }
+.notebook :is(p, ul, ol), mjx-container[display="true"] { overflow: auto hidden; padding-block: 2px; }
 """
 PAGE = """<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
@@ -45,7 +45,7 @@ def feedback(course: Course, result: dict, given: list[Mark]) -> str:
     total, most = sum(mark.score or 0 for mark in given), sum(mark.most for mark in given)
     by_hand = sum(mark.most for mark in waiting)
     parts = [
-        f"<p><strong>{total:g} of {most:g} marks</strong>{f'; {by_hand:g} are not graded yet' * bool(waiting)}.</p>"
+        f"<p><strong>{total:g} of {most:g} marks</strong>{f'; {by_hand:g} more not graded yet' * bool(waiting)}.</p>"
     ]
     if result["flags"]:
         parts.append("<h2>Remarks</h2><ul>")
@@ -96,7 +96,11 @@ def notebook(course: Course, number: int, student: str, given: list[Mark]) -> st
         cells.append(cell)
         mark = by_cell.get(cell.id)
         if mark and mark.by_hand:
-            score = "not graded yet" if mark.score is None else f"{mark.score:g} of {mark.most:g} marks"
+            score = (
+                f"Not graded yet ({mark.most:g} marks)"
+                if mark.score is None
+                else f"{mark.score:g} of {mark.most:g} marks"
+            )
             text = f"**{score}.** " + html.escape(mark.comment)
             cells.append(new_markdown_cell(f'<div class="comment">\n\n{text}\n\n</div>'))
     run.cells = cells
