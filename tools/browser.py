@@ -110,7 +110,8 @@ def work(desk: Desk, number: int, folder: Path) -> None:
     desk.save()
     saved = nbformat.read(file, 4).cells
     must(saved[function].source == task.solution, "what was typed is not what was saved")
-    desk.leaf(len(released) - 1)
+    for formula in sorted(desk.leaf(len(released) - 1)):
+        print(f"set {number}: wider than its cell at 800 px: {formula}")
 
 
 def mark(page, course: Course, number: int, notebook: Path, out: Path) -> None:

@@ -16,6 +16,10 @@ CELL, PLACE = ".jp-Notebook .jp-Cell.jp-mod-active", "data-windowed-list-index" 
 IDLE = ".jp-Notebook-ExecutionIndicator[data-status=idle]"
 OUTPUT = f"{CELL} .jp-OutputArea-output"
 RED = ":is([data-mime-type='application/vnd.jupyter.error'], [data-mime-type='application/vnd.jupyter.stderr'])"
+WIDE = f"""s => [...s.querySelectorAll("mjx-container")].map(formula => [formula, formula.closest("[{PLACE}]")])
+    .filter(([formula, cell]) => cell && Math.max(formula.scrollWidth, formula.firstElementChild.scrollWidth)
+        > formula.parentElement.clientWidth + 2)
+    .map(([formula, cell]) => `cell ${{cell.getAttribute("{PLACE}")}} (from 0): ` + formula.textContent.slice(0, 60))"""
 LONGEST = 120_000  # milliseconds for a cell, and for JupyterLab to open
 NBGRADER = ("formgrader", "validate_assignment", "assignment_list", "course_list")  # a student has none of it
 
@@ -131,8 +135,12 @@ class Desk:
             self.page.keyboard.press("ControlOrMeta+s")
         must(got.value.ok, f"the notebook was not saved: {got.value.status}")
 
-    def leaf(self, last: int) -> None:
-        """Photographs the notebook up to cell `last` in a narrow window, one windowful after another."""
+    def leaf(self, last: int) -> set[str]:
+        """Photographs the notebook up to cell `last` in a narrow window, one windowful after another.
+
+        Returns what is wider than its place there: formulas, each as "cell 12 (from 0): what it reads".
+        """
+        wide: set[str] = set()
         self.page.keyboard.press("ControlOrMeta+b")  # away with the list of files
         self.page.set_viewport_size({"width": 800, "height": 1400})
         self.choose(0)
@@ -142,6 +150,7 @@ class Desk:
             self.photograph("800px")
             must(not self.page.locator("mjx-merror").count(), "a formula cannot be set")
             must(scroller.evaluate("s => s.scrollWidth <= s.clientWidth + 2"), "the notebook scrolls sideways")
+            wide.update(scroller.evaluate(WIDE))
             if scroller.evaluate(end):
-                return
+                return wide
             scroller.evaluate("s => s.scrollBy(0, s.clientHeight - 100)")

@@ -23,8 +23,7 @@ padding: .6em; margin: .5em 0; font-size: 13px; } img { max-width: 100%; height:
 .yes { color: #00507d; } .no { color: #a63a00; } .checked th { padding-top: 1.2em; border-bottom: 1px solid #888; }
 .checked tr > :last-child { white-space: nowrap; text-align: right; } .checked td:first-child { padding-left: 1.6em; }
 .checked pre { color: #222; font-weight: normal; } .comment { border-left: 4px solid #00507d; padding-left: 1em; }
-.notebook h1 { font-size: 1.5em; } .notebook h2 { font-size: 1.25em; } .notebook table {
-display: block; overflow-x: auto; }
+.notebook h1 { font-size: 1.5em; } .notebook h2 { font-size: 1.2em; } .notebook table { display: block; overflow: auto }
 .notebook .output_area pre { background: none; border-left: 3px solid #ccc; } .notebook .output_error pre {
 border-color: #a63a00; } .prompt, .anchor-link { display: none; }
 .notebook :is(p, ul, ol), mjx-container[display="true"] { overflow: auto hidden; padding-block: 2px; }
