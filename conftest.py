@@ -42,7 +42,8 @@ def pytest_collection_modifyitems(items):
     from tools.links import APPENDIX, chapter, place
 
     def turn(item):
-        notebook = item.path.suffix == ".ipynb"
-        return (not notebook, -(place(chapter(item.path.name)) % APPENDIX) if notebook else 0)
+        if item.path.suffix != ".ipynb":
+            return 1, 0
+        return 0, -(place(chapter(item.path.name)) % APPENDIX) if "chapters" in item.path.parts else 0
 
     items.sort(key=turn)

@@ -141,6 +141,7 @@ CHAPTER = {
     # a problem set is handed out after its last chapter
     "homework.numbers": 3,
     "homework.case": 3,
+    "homework.alarm": 3,
     "homework.problem": 3,
     "homework.mine_1": 3,
     "homework.readings_1": 3,
@@ -152,7 +153,13 @@ CHAPTER = {
     "homework.set_3": 6,
     "homework.material_3": 6,
     "homework.set_4": 9,
+    "homework.routes_4": 9,
+    "homework.lambda_4": 9,
+    "homework.hunt_4": 9,
+    "homework.repair_4": 9,
     "homework.set_5": 11,
+    "homework.set_5_training": 11,
+    "homework.set_5_personal": 11,
     "homework.given_6": 15,
     "homework.set_6": 15,
     "homework.hidden": 90,  # with the grader only

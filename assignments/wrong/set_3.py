@@ -17,7 +17,7 @@ COST, HARDEST, LINE = "the weight at t = 2", "the largest floor", "the line with
 MEAN, VAR, TOTAL, FAR, ALIKE = (
     "the mean is Tweedie's",
     "the variance follows from the score's slope",
-    "variances add up to that of the data",
+    "unequal weights: variances add up to that of the data",
     "hardly any noise, and points far away",
     "float32: images that are nearly alike; gradients",
 )
@@ -64,6 +64,16 @@ WRONG = [
         "of this kind: Ryota-Kawamura/How-Diffusion-Models-Work issue 1",
     ),
     Wrong("3.1", BOOK_X_0, "an ε added to the divisor", BOTH, f"{BOTH} + 1e-5", "edge"),
+    Wrong("3.1", IMAGE, "tables in float32", ENDS, f"{ENDS}\n    scale, std = scale.float(), std.float()", "edge"),
+    Wrong(
+        "3.1",
+        NOISE,
+        "by way of x_0, and an ε added to the divisor",
+        EPS,
+        "eps = (x_t - scale * x_0) / (std + 1e-8)",
+        "edge",
+    ),
+    Wrong("3.1", NOISE, "κ of at most 10", EPS, "eps = u + min(kappa, 10) * x_0", "edge"),
     # 3.2
     Wrong(
         "3.2",
@@ -136,6 +146,33 @@ WRONG = [
         "count = counted.flatten(1).sum(1)\n    return torch.where(count > 0, squares / count, 0.0)",
         "edge",
     ),
+    Wrong("3.2", KNOWN, "at least two numbers known", RATIO, RATIO.replace("min=1", "min=2"), "edge"),
+    Wrong(
+        "3.2",
+        KNOWN,
+        "what is not known is hidden from the network",
+        "x_t = q_sample(schedule, x_0, eps, t)",
+        "x_t = q_sample(schedule, x_0, eps, t) * known",
+        "exchange",
+    ),
+    Wrong("3.2", ALL, "1e-6 is added to the count", RATIO, RATIO.replace(".clamp(min=1)", " + 1e-6"), "edge"),
+    Wrong("3.2", ALL, "the root of the loss", RATIO, f"return ({RATIO[7:]} + 1e-30).sqrt()", "power"),
+    Wrong(
+        "3.2",
+        BOOK_LOSS,
+        "the network is given t as a real number",
+        HAT,
+        HAT.replace("model(x_t, t)", "model(x_t, t.double())"),
+        "edge",
+    ),
+    Wrong(
+        "3.2",
+        BOOK_LOSS,
+        "the network sees the clean image",
+        HAT,
+        HAT.replace("model(x_t, t)", "model(x_0, t)"),
+        "exchange",
+    ),
     Wrong(
         "3.2",
         BOOK_LOSS,
@@ -183,8 +220,8 @@ WRONG = [
     ),
     # 3.4
     Wrong("3.4", MEAN, "the images are not shrunk", DISTANCE, DISTANCE.replace("scale * images", "images"), "term"),
-    Wrong("3.4", MEAN, "the weights are not heeded", SOFTMAX, "r = (-distance / 2).softmax(1)", "term"),
-    Wrong("3.4", MEAN, "weights for their logarithms", SOFTMAX, SOFTMAX.replace(".log()", ""), "power"),
+    Wrong("3.4", TOTAL, "the weights are not heeded", SOFTMAX, "r = (-distance / 2).softmax(1)", "term"),
+    Wrong("3.4", TOTAL, "weights for their logarithms", SOFTMAX, SOFTMAX.replace(".log()", ""), "power"),
     Wrong("3.4", MEAN, "the one half is lost", SOFTMAX, SOFTMAX.replace(" / 2", ""), "term"),
     Wrong(
         "3.4",
@@ -252,6 +289,27 @@ WRONG = [
     Wrong(
         "3.4", ALIKE, "float64 whatever comes in", "return mean, var\n", "return mean.double(), var.double()\n", "edge"
     ),
+    Wrong(
+        "3.4",
+        FAR,
+        "distances of at most 10,000",
+        SOFTMAX,
+        SOFTMAX.replace("distance", "distance.clamp(max=1e4)"),
+        "edge",
+    ),
+    Wrong(
+        "3.4",
+        VAR,
+        "one variance for all channels",
+        SPREAD,
+        f"{SPREAD}\n    var = var.mean(1, keepdim=True).expand_as(var)",
+        "axis",
+    ),
+    Wrong("3.4", FAR, "a variance of at least 1e-12", SPREAD, f"{SPREAD}.clamp(min=1e-12)", "edge"),
+    Wrong(
+        "3.4", TOTAL, "the weights counted twice", SOFTMAX, SOFTMAX.replace("weight.log()", "2 * weight.log()"), "term"
+    ),
+    Wrong("3.4", ALIKE, "the list is changed", SPREAD, f"{SPREAD}\n    images *= 0.999", "state"),
     # 3.5
     Wrong("3.5", FLOOR, "the clean image's floor", RESULT, RESULT.replace("scale**2 / std**2 * ", ""), "exchange"),
     Wrong("3.5", FLOOR, "SNR upside down", RESULT, RESULT.replace("scale**2 / std**2", "std**2 / scale**2"), "power"),
@@ -281,6 +339,24 @@ WRONG = [
         RESULT,
         RESULT.replace("return float(", "return 1 - float("),
         "sign",
+    ),
+    Wrong("3.5", MOVED, "a grid around the levels before shrinking", GRID, GRID.replace("scale * ", ""), "term"),
+    Wrong("3.5", FLOOR, "a grid of three deviations", GRID, GRID.replace("9", "3"), "edge"),
+    Wrong(
+        "3.5",
+        FLOOR,
+        "the levels alike given x_t",
+        "level[:, None], weight,",
+        "level[:, None], weight / weight,",
+        "term",
+    ),
+    Wrong(
+        "3.5",
+        FLOOR,
+        "the score's floor: SNR without ᾱ",
+        RESULT,
+        RESULT.replace("scale**2 / std**2", "1 / std**2"),
+        "exchange",
     ),
     # 3.6 and 3.7
     Wrong("3.6", HARDEST, "the smallest", "float(floors.max())", "float(floors.min())", "exchange"),

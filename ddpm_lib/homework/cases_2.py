@@ -56,7 +56,7 @@ def a_batch(case: Case) -> tuple:
 
 def a_palette(case: Case, std: float = 0.3) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Levels of a palette of 2 to 6 uneven values, means about it, and variances, of one number an image."""
-    gaps = case.uniform(0.1, 0.9, 2 + case.seed % 5, name="palette")
+    gaps = case.uniform(0.1, 0.9, 2 + case.batch % 5, name="palette")
     values = gaps.cumsum(0) - case.uniform(0.5, 1.5)
     level = case.whole(0, len(values) - 1, *case.size, name="level")
     var = std**2 * case.uniform(0.5, 2.0, case.batch, *[1] * len(case.shape), name="var")

@@ -6,7 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ddpm_lib.checks.guard import STENCIL
+from ddpm_lib.checks.guard import STENCIL, fault
+from ddpm_lib.checks.record import note
 from ddpm_lib.diffusion.schedule import Schedule
 from ddpm_lib.exact.oracle import ExactDenoiser, GaussianMixture
 from ddpm_lib.homework import numbers
@@ -150,3 +151,10 @@ def slope(mixture: GaussianMixture, y: int, s: float, schedule: Schedule, t: int
         log = height - (at - a**0.5 * GRID) ** 2 / (2 * (1 - a))
         total = total + factor * np.logaddexp.reduce(log, axis=1) / step
     return torch.from_numpy(total)
+
+
+def broken(found: bool, text: str) -> float:
+    """A promise without a size: infinite where it is broken, with a sentence that says which."""
+    if found:
+        note(math.inf, text)
+    return fault(found)

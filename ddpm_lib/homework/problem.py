@@ -8,10 +8,8 @@ import importlib
 import inspect
 import math
 import os
-import signal
 import textwrap
 from collections.abc import Callable, Iterable
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from ddpm_lib.checks import examine as run
@@ -19,12 +17,11 @@ from ddpm_lib.checks import find as equation
 from ddpm_lib.checks.equation import Check
 from ddpm_lib.checks.guard import until
 from ddpm_lib.checks.message import WIDTH, lines
-from ddpm_lib.homework import numbers
+from ddpm_lib.homework import alarm, numbers
 from ddpm_lib.homework.case import Case, given
 
 PROBLEMS: dict[str, "Problem"] = {}
 KIND = "application/vnd.ddpm.marks+json"  # what the grader reads of an output
-LIMIT = 30  # seconds for one identity in one case, where the system has an alarm
 
 
 class _Trial(Check):
@@ -175,34 +172,44 @@ def examine(number: str, answer: Callable | object, hidden: Iterable[Case] | Non
         if identity.secret and (hidden is None or not _is_number(answer)):
             message, shown = "" if _is_number(answer) else lines(f"Expected a number, got {answer!r}."), True
         else:
-            message, shown = _message(problem, identity, answer, own), True
-            fitting = [case for case in hidden or () if case.T >= identity.least and not identity.personal]
-            for case in fitting[: identity.trials]:
-                if not message:
-                    message, shown = _message(problem, identity, answer, case), False
+            message, shown = failure(problem, identity, answer, own, hidden or ())
         whose = _whose(problem, identity, answer) if message and hidden is not None and identity.personal else ""
         results.append(Result(identity.name, identity.marks, message, shown, whose))
     return Points(number, results)
 
 
+def failure(
+    problem: Problem, identity: Identity, answer: object, own: Case, hidden: Iterable[Case]
+) -> tuple[str, bool]:
+    """Why an identity does not hold, "" where it does; and whether it fails in the student's own case."""
+    message = _message(problem, identity, answer, own)
+    if message or identity.personal:
+        return message, True
+    fitting = [case for case in hidden if case.T >= identity.least]
+    for case in fitting[: identity.trials]:
+        if message := _message(problem, identity, answer, case):
+            return message, False
+    return "", True
+
+
 def _message(problem: Problem, identity: Identity, answer: Callable | object, case: Case) -> str:
     """Why the identity does not hold; "" where it does."""
     try:
-        with _alarm():
+        with alarm.limit():
             if identity.equation:
                 run(equation(identity.equation), identity.measure(answer, case))
             elif callable(answer):
                 run(problem.trial(identity, case), answer)
             else:
                 run(problem.trial(identity, case), lambda: answer)
-    except _TooLong:
-        return lines(f"It was stopped after {LIMIT} seconds: look for a loop without an end.")
+    except alarm.TooLong:
+        return lines(f"It was stopped after {alarm.LIMIT} seconds: look for a loop without an end.")
     except AssertionError as failure:
         cause = failure.__cause__
         if isinstance(cause, NotImplementedError):
             return "It is not written yet."
-        if isinstance(cause, _TooLong):
-            return lines(f"It was stopped after {LIMIT} seconds: look for a loop without an end.")
+        if isinstance(cause, alarm.TooLong):
+            return lines(f"It was stopped after {alarm.LIMIT} seconds: look for a loop without an end.")
         return str(failure)
     return ""
 
@@ -220,27 +227,3 @@ def _is_number(answer: object) -> bool:
         return math.isfinite(float(answer))
     except (TypeError, ValueError):
         return False
-
-
-class _TooLong(BaseException):
-    """Raised by the alarm; no `except Exception` of a student's catches it."""
-
-
-@contextmanager
-def _alarm():
-    """Ends what takes longer than LIMIT, where the system has an alarm and this is the main thread."""
-
-    def ring(*_):
-        raise _TooLong
-
-    try:
-        before = signal.signal(signal.SIGALRM, ring)
-    except (AttributeError, ValueError):  # Windows, or a thread
-        yield
-        return
-    signal.setitimer(signal.ITIMER_REAL, LIMIT, 5)  # and again: a failure runs the function once more
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)

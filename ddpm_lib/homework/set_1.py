@@ -1,7 +1,7 @@
 """Problem set 1, Gaussians and the forward process: what the answers must satisfy."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
@@ -121,21 +121,32 @@ def many(case: Case, n: int = 20_000) -> Tensor:
     return case.normal(n, 2, 1, 3, name="x")
 
 
-@PATH.identity("law at one time", 1, to=7, route="standard normal, once walked back")
+def standard(noise: Tensor, times: list[int], advice: str) -> Iterator[float]:
+    """|z| of what each stretch adds, standardised, as a draw from N(0, 1): (K, ...), in the order of `times`."""
+    for t, one in zip(times, noise.flatten(1), strict=True):
+        score, before = law_score(one.numpy()), max([s for s in times if s < t], default=0)
+        said = f"Noise from t = {before} to {t}, standardised, has mean {one.mean():.2g}, deviation {one.std():.2g}."
+        note(1.01 * score, said, advice)
+        yield score
+
+
+@PATH.identity("law at one time", 1, to=7, route="N(0, 1) after standardising")
 def _(f: Callable, case: Case):
     for t in {1, case.T // 2 + 1, case.T}:
         x = f(case.schedule, many(case), [t], case.generator())
-        yield law_score(standardised(case.schedule, many(case), [t], x).numpy().ravel())
+        noise = standardised(case.schedule, many(case), [t], x)
+        yield from standard(noise, [t], "Look at the factors of image and noise: root or not, ᾱ at which time?")
 
 
-@PATH.identity("law from each time to the next", 2, to=7, route="standard normal, once walked back")
+@PATH.identity("law from each time to the next", 2, to=7, route="N(0, 1) after standardising")
 def _(f: Callable, case: Case):
-    times = some_times(case)
+    times, advice = some_times(case), "Let x at each time start from x at the time before, and add noise of its own."
     noise = standardised(case.schedule, many(case), times, f(case.schedule, many(case), times, case.generator()))
-    for one in noise.flatten(1):
-        yield law_score(one.numpy())
+    yield from standard(noise, times, advice)
     for before, after in zip(noise.flatten(1), noise.flatten(1)[1:], strict=False):
-        yield float(abs((before * after).mean())) * after.numel() ** 0.5
+        score = float(abs((before * after).mean())) * after.numel() ** 0.5
+        note(score, "What two stretches of the path add is not independent.", advice)
+        yield score
 
 
 @PATH.identity(
@@ -152,13 +163,13 @@ def _(f: Callable, case: Case):
     yield noise_score(draw, (len(times), 2, 1, 2))
 
 
-@PATH.identity("times in any order", 1, to=7, route="standard normal, once walked back")
+@PATH.identity("times in any order", 1, to=7, route="N(0, 1) after standardising")
 def _(f: Callable, case: Case):
     times = some_times(case)
     for asked in (times[::-1], times[1:] + times[:1]):
         x = f(case.schedule, many(case), asked, case.generator())
-        for one in standardised(case.schedule, many(case), asked, x).flatten(1):
-            yield law_score(one.numpy())
+        noise = standardised(case.schedule, many(case), asked, x)
+        yield from standard(noise, asked, "Visit the times from first to last; return x in the order asked.")
 
 
 @PATH.identity("one normal number for each number", 1, route="where the generator stands afterwards")
@@ -167,7 +178,8 @@ def _(f: Callable, case: Case):
     f(case.schedule, case.normal(4, 1, 2, 2), times, used)
     torch.randn(16 * len(times), generator=counted, dtype=torch.float64)
     same = torch.equal(*(torch.randn(4, generator=g, dtype=torch.float64) for g in (used, counted)))
-    note(float(not same), f"For {len(times)} times it does not draw {len(times)} normal numbers a pixel.")
+    said = f"For {len(times)} times it does not draw {len(times)} normal numbers a pixel."
+    note(float(not same), said, "One jump leads from each time to the next, with one number a pixel.")
     yield fault(not same)
 
 

@@ -72,6 +72,8 @@ LOSS = Problem("3.2", "a loss on known pixels", "f(model, schedule, x_0, eps, t,
 def _known(case: Case, channels: int) -> Tensor:
     known = case.uniform(0, 1, case.batch, channels, *case.shape[1:], name=f"known {channels}") < 0.5
     known[..., -1] = True
+    known[-1] = False
+    known[-1, 0, 0, 0] = True  # one of the last image's
     return known
 
 
@@ -162,9 +164,9 @@ def _(f, case):
     yield from _moments(f, case, 1)
 
 
-@MOMENTS.identity("variances add up to that of the data", 1, route="quadrature over the noise, one pixel")
+@MOMENTS.identity("unequal weights: variances add up to that of the data", 1, route="quadrature, one pixel")
 def _(f, case):
-    level, weight = image_list(case, 1)
+    level, weight = image_list(case, 1)[0], case.uniform(0.2, 5.0, 6, name="weight")
     p = (weight / weight.sum())[:, None]
     noise = torch.linspace(-9, 9, 3001, dtype=torch.float64)
     mass = torch.exp(-(noise**2) / 2) / math.sqrt(2 * math.pi) * (noise[1] - noise[0])
@@ -214,7 +216,7 @@ FLOOR = Problem("3.5", "the floor of the loss", "f(schedule, level, weight, t) r
 
 @FLOOR.identity("the floor at t", 2, 1e-6, route="the mean square of the score, by quadrature")
 def _(f, case):
-    _, weight = image_list(case, 1)
+    weight = case.uniform(0.2, 5.0, 6, name="weight")
     for size in (0.7, 2.0):
         level, p = size * case.normal(6, name="level"), weight / weight.sum()
         for t in {1, (case.T + 1) // 3 + 1, case.T} & set(range(1, case.T + 1)):
@@ -225,7 +227,7 @@ def _(f, case):
 def _(f, case):
     level, weight = case.normal(3, name="level"), torch.tensor([0.2, 0.5, 0.3]).double()
     for t in {1, case.T}:
-        yield apart(float(f(case.schedule, level + 7, weight, t)), float(f(case.schedule, level, weight, t)))
+        yield apart(float(f(case.schedule, level + 100, weight, t)), float(f(case.schedule, level, weight, t)))
         yield apart(float(f(case.schedule, level[:1], weight[:1] / weight[:1], t)), 0.0)
 
 

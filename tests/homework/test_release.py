@@ -99,6 +99,8 @@ def test_a_problem_set_is_built_as_the_grader_expects(number):
         assert cell.metadata["nbgrader"]["points"] == problem.marks, problem.number
         assert problem.number.startswith(f"{number}.")
         points += problem.marks
+        (earned,) = [o.data["text/plain"] for o in cell.outputs if o.output_type == "execute_result"]
+        assert float(earned) == problem.marks, "the reference solution has full marks, stored as it ran"
     assert len({cell.source for cell in tests}) == len(tests)
     assert points >= 15 and paper >= 8
     text = "\n".join(cell.source for cell in notebook.cells)
