@@ -21,7 +21,7 @@ import nbformat
 
 from assignments.grading.course import SETS, Course
 from assignments.grading.grade import grade, prepare
-from assignments.wrong.examine import answers, cells, place
+from assignments.wrong.examine import answers, code, place
 from ddpm_lib.homework.numbers import UNSIGNED
 from tools.desk import Desk, Unexpected, jupyter, must, root
 
@@ -48,9 +48,9 @@ class Task:
 
 def first(number: int) -> Task:
     """A problem set's first function. Raises ValueError for a problem set without one."""
-    solutions = {name: text for kind, name, text in cells(number) if kind == "solution"}
+    solutions = {name: text for kind, name, text in code(number) if kind == "solution"}
     for problem, answer in answers(number).items():
-        test = next(name for kind, name, text in cells(number) if kind == "test" and f'"{problem}", {answer})' in text)
+        test = next(name for kind, name, text in code(number) if kind == "test" and f'"{problem}", {answer})' in text)
         for name, text in solutions.items():
             if re.search(rf"^def {re.escape(answer)}\(", text, re.MULTILINE):
                 task = Task(name, test, solved(text))
