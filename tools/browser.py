@@ -106,6 +106,9 @@ def work(desk: Desk, number: int, folder: Path) -> None:
         must(expected(text) and not red, f"the check of the {name} function says:\n{text}")
     for i in [i for i in codes if i > function and i != test]:
         text, red = desk.run(i)
+        if red and "NotImplementedError" in text:
+            print(f"set {number}: 'run all' stops at {released[i].id} while a function is not written")
+            continue
         must(not red, f"after the first function, the cell {released[i].id} says:\n{text}")
     desk.save()
     saved = nbformat.read(file, 4).cells

@@ -17,8 +17,8 @@ IDLE = ".jp-Notebook-ExecutionIndicator[data-status=idle]"
 OUTPUT = f"{CELL} .jp-OutputArea-output"
 RED = ":is([data-mime-type='application/vnd.jupyter.error'], [data-mime-type='application/vnd.jupyter.stderr'])"
 WIDE = f"""s => [...s.querySelectorAll("mjx-container")].map(formula => [formula, formula.closest("[{PLACE}]")])
-    .filter(([formula, cell]) => cell && Math.max(formula.scrollWidth, formula.firstElementChild.scrollWidth)
-        > formula.parentElement.clientWidth + 2)
+    .filter(([formula, cell]) => cell && formula.firstElementChild.getBoundingClientRect().width
+        > formula.closest(".jp-RenderedHTMLCommon").clientWidth)
     .map(([formula, cell]) => `cell ${{cell.getAttribute("{PLACE}")}} (from 0): ` + formula.textContent.slice(0, 60))"""
 LONGEST = 120_000  # milliseconds for a cell, and for JupyterLab to open
 NBGRADER = ("formgrader", "validate_assignment", "assignment_list", "course_list")  # a student has none of it
