@@ -18,6 +18,7 @@ from ddpm_lib import CHAPTER
 from ddpm_lib.homework.numbers import UNSIGNED
 
 STOP = re.compile(r"\n?^raise NotImplementedError$", re.MULTILINE)
+CHAPTER_LINK = re.compile(r"\[([^\]]+)\]\((?:\.\./)+chapters/[^)]*\)")
 README = """Problem set {number}
 
 With the book's environment (see its README), open set_{number}.ipynb in JupyterLab: `jupyter lab set_{number}.ipynb`.
@@ -55,7 +56,7 @@ def release(course: Course, number: int) -> Path:
     if not made["success"]:
         raise RuntimeError(f"{name} could not be made:\n{made['log']}")
     folder = course.release / name
-    tidy(folder / f"{name}.ipynb")
+    for_students(folder / f"{name}.ipynb")
     cut(SETS[number], folder)
     (folder / "README.txt").write_text(README.format(number=number, chapter=SETS[number]), encoding="utf-8")
     archive = course.release / f"{name}.zip"
@@ -66,17 +67,23 @@ def release(course: Course, number: int) -> Path:
     return archive
 
 
-def tidy(path: Path) -> None:
-    """Takes the signature out of a notebook, and what stops "run all" at an answer that is no function."""
+def for_students(path: Path) -> None:
+    """Takes from a notebook the signature, links to chapters (they do not lie beside it), and what stops "run all".
+
+    That is an answer that is no function: it stays empty, where a function says when it is called that it is unwritten.
+    """
     from nbgrader.utils import compute_checksum
 
     notebook = nbformat.read(path, 4)
     for cell in notebook.cells:
         if cell.id == "signature":
             cell.source = cell.source.replace('i_am("reference")', f'i_am("{UNSIGNED}")')
-        elif (marks := cell.metadata.get("nbgrader", {})).get("solution") and cell.cell_type == "code":
+        elif cell.cell_type == "markdown":
+            cell.source = CHAPTER_LINK.sub(r"\1", cell.source)
+        elif cell.metadata.get("nbgrader", {}).get("solution"):
             cell.source = STOP.sub("", cell.source)
-            marks["checksum"] = compute_checksum(cell)  # by which nbgrader knows an answer that is as it was given out
+        if "checksum" in cell.metadata.get("nbgrader", {}):  # by it nbgrader knows an answer that nobody has touched
+            cell.metadata["nbgrader"]["checksum"] = compute_checksum(cell)
     nbformat.write(notebook, path)
 
 

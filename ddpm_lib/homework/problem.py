@@ -21,6 +21,7 @@ from ddpm_lib.homework import alarm, numbers
 from ddpm_lib.homework.case import Case, given
 
 PROBLEMS: dict[str, "Problem"] = {}
+INVENTED = 40  # ids that nobody has: an answer that is right for one of them tells nothing of whose it is
 KIND = "application/vnd.ddpm.marks+json"  # what the grader reads of an output
 
 
@@ -215,11 +216,14 @@ def _message(problem: Problem, identity: Identity, answer: Callable | object, ca
 
 
 def _whose(problem: Problem, identity: Identity, answer: object) -> str:
-    """The other student of the class for whose numbers a wrong answer is right, or ""."""
-    for who in filter(None, os.environ.get("DDPM_CLASS", "").split(",")):
-        if who != numbers.student() and not _message(problem, identity, answer, given(who)):
-            return who
-    return ""
+    """The other student of the class for whose numbers a wrong answer is right; "" if it is right for many ids."""
+
+    def right(who: str) -> bool:
+        return not _message(problem, identity, answer, given(who))
+
+    others = [who for who in os.environ.get("DDPM_CLASS", "").split(",") if who and who != numbers.student()]
+    found = next(filter(right, others), "")
+    return "" if found and any(right(f"invented {i}") for i in range(INVENTED)) else found
 
 
 def _is_number(answer: object) -> bool:

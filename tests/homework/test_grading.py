@@ -62,7 +62,7 @@ def test_a_page_tells_a_student_what_was_lost_and_no_hidden_test(course, graded)
         assert course.salt not in page
         assert str(course.root) not in page or name == "reads-solution"  # a path that the student wrote
         assert re.search(r"[\d.]+ of [\d.]+ marks", page)
-    assert "ended the kernel" in (course.feedback / "set_1" / "endless-in-answer.html").read_text(encoding="utf-8")
+    assert "ended the kernel" in (course.feedback / "set_1" / "exits-in-answer.html").read_text(encoding="utf-8")
 
 
 def test_a_second_run_grades_only_what_changed(course, all_cases, graded, capsys, monkeypatch):

@@ -54,6 +54,7 @@ def test_no_solution_and_no_hidden_test_is_in_it(released):
     assert hidden
     leaked = [line for line in hidden if len(line) > 24 and line in cells and not any(line in text for text in kept)]
     assert not leaked
+    assert "](../" not in cells, "a link that leads nowhere"
     assert not any(cell.get("outputs") for cell in notebook.cells)
     assert not [name for name in files if "hidden" in name or "wrong" in name or "source" in name]
 
