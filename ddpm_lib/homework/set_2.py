@@ -62,7 +62,7 @@ def _(f, case):
     yield apart(flat[0], whole.flatten(1)) + apart(flat[1], var)
     yield f.fault
     yield slope_gap(lambda *x: f.function(schedule, *x, r, s, t)[0], x_r, x_t)
-    for wrong in ((r, s, r), (s, r, t), (r, t, s), (r - 1 - case.T, s, t), (r, s, t + case.T)):
+    for wrong in ((r, s, r), (s, r, t), (r, t, s), (r, r, r), (r - 1 - case.T, s, t), (r, s, t + case.T)):
         yield accepted(lambda wrong=wrong: f.function(schedule, x_r, x_t, *wrong))
 
 
@@ -143,7 +143,7 @@ def _(f, case):
 merged = Problem("2.2.1", "two steps made one", "a number: by how much the bound falls")
 
 
-@merged.identity("the difference", 1, 5e-4, route="matrices of whole paths", personal=True, secret=True)
+@merged.identity("the difference", 1, 1e-3, route="matrices of whole paths", personal=True, secret=True)
 def _(f, case):
     schedule, times, x_0, ((a, b, v), (a_2, b_2, v_2)) = two_steps(case.who)
     one = [(a * a_2, a * b_2 + b, a**2 * v_2 + v)]
@@ -157,11 +157,14 @@ factor = Problem("2.3", "one factor for all steps", "f(schedule, x_0, x_t, mean,
 @factor.identity("at the factor the cost is flat", 2, 1e-8, route="autograd of the summed Eq. 5.4", least=2)
 def _(f, case):
     given = a_batch(case)
+    shape = tuple(torch.as_tensor(f(*given)[0]).shape)
+    note(fault(shape != ()), f"The factor has the shape {shape}: one number is asked for.")
+    yield fault(shape != ())
     log_scale = torch.as_tensor(f(*given)[0], dtype=torch.float64).log().detach().requires_grad_()
     (slope,) = torch.autograd.grad(costs(given, log_scale.exp()), log_scale)
     size = given[1].numel()
     note(abs(float(slope)) / size, f"The cost changes by {float(slope):.3g} nats for each unit of the factor's log.")
-    return abs(float(slope)) / size
+    yield abs(float(slope)) / size
 
 
 @factor.identity("the saving is the difference of two costs", 1, 1e-8, route="Eq. 5.4, summed twice", least=2)
@@ -220,7 +223,10 @@ def _(f, case):
     f, (level, mean, var, values) = Watched(f), a_palette(case)
     yield typed(f(level, mean.float(), var.float(), values.float()), torch.float64)
     yield f.fault
-    for wrong in ((level - 9, mean, var, values), (level, mean, var, values.flip(0)), (level, mean, 0 * var, values)):
+    twice = values[[0, *range(len(values))]]
+    wrong_levels, wrong_palettes = (level - 9, level + 9), (values.flip(0), twice)
+    refused = [(wrong, mean, var, values) for wrong in wrong_levels] + [(level, mean, 0 * var, values)]
+    for wrong in refused + [(level, mean, var, wrong) for wrong in wrong_palettes]:
         yield accepted(lambda wrong=wrong: f.function(*wrong))
 
 
