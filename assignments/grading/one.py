@@ -128,7 +128,8 @@ def read(problem: str, told: dict) -> list[Result]:
         row = rows.get(identity.name, {"message": "The test ended early."})
         message = str(row.get("message", ""))[:2000]
         if message and identity.secret:
-            message = "This is not the number that follows from your id."
+            kind = message.startswith("Expected a number")
+            message = "Expected a number." if kind else "This is not the number that follows from your id."
         results.append(
             Result(identity.name, identity.marks, message, bool(row.get("shown", True)), str(row.get("whose", ""))[:80])
         )

@@ -158,10 +158,15 @@ def check(number: str, answer: Callable | object) -> None:
         marks = f"{result.marks:g} mark{'s' * (result.marks != 1)}"
         sign = "✗" if not result.holds else "?" if result.name in secret else "✓"
         print(f"  {sign} {result.name} ({marks}{', looked at when it is graded' if sign == '?' else ''})")
-        for line in result.message.replace("\n  ", " ").splitlines():  # wrapped anew, for it stands further in
-            print(textwrap.fill(line, WIDTH, initial_indent=" " * 6, subsequent_indent=" " * 8))
+        for line in unwrapped(result.message).splitlines():
+            print(textwrap.fill(line, WIDTH, initial_indent=" " * 6, subsequent_indent=" " * 8, break_on_hyphens=False))
     if not secret:
         print(f"{points.earned:g} of {problem.marks:g} marks with your numbers; the grader tries others, too.")
+
+
+def unwrapped(message: str) -> str:
+    """A message with each of its lines whole, for a place of another width."""
+    return message.replace("\n  ", " ")
 
 
 def examine(number: str, answer: Callable | object, hidden: Iterable[Case] | None = None) -> Points:
@@ -169,7 +174,7 @@ def examine(number: str, answer: Callable | object, hidden: Iterable[Case] | Non
     problem, own = find(number), given(numbers.student())
     results = []
     for identity in problem.identities:
-        if hidden is None and identity.secret:
+        if identity.secret and (hidden is None or not _is_number(answer)):
             message, shown = "" if _is_number(answer) else lines(f"Expected a number, got {answer!r}."), True
         else:
             message, shown = failure(problem, identity, answer, own, hidden or ())

@@ -59,6 +59,15 @@ def test_no_solution_and_no_hidden_test_is_in_it(released):
     assert not [name for name in files if any(w in name for w in ("hidden", "answers", "wrong", "source"))]
 
 
+def test_run_all_does_not_stop_at_an_answer_that_is_no_function(released):
+    number, files, _ = released
+    utils = pytest.importorskip("nbgrader.utils")
+    for cell in nbformat.reads(files[f"set_{number}/set_{number}.ipynb"].decode(), 4).cells:
+        assert not re.search("^raise NotImplementedError", cell.source, re.MULTILINE), cell.id
+        if cell.metadata.get("nbgrader", {}).get("solution"):  # it is still known as one that nobody has answered
+            assert cell.metadata["nbgrader"]["checksum"] == utils.compute_checksum(cell), cell.id
+
+
 def test_it_has_the_library_up_to_its_chapters_and_no_further(released):
     number, files, folder = released
     inside = {name.removeprefix(f"set_{number}/") for name in files if name.endswith(".py")}
