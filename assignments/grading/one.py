@@ -2,7 +2,6 @@
 
 import json
 import re
-import secrets
 import tempfile
 from dataclasses import asdict
 from pathlib import Path
@@ -16,16 +15,14 @@ from assignments.grading.course import BOOK, SETS, Course, fingerprint
 from assignments.grading.execute import SANDBOX, Limits, Runner
 from assignments.grading.release import cut
 from assignments.grading.restore import is_test, restore, sources
-from ddpm_lib.homework.problem import KIND, Result, find
+from ddpm_lib.homework.problem import Result, find
 
 CALL = re.compile(r'^check\("([\d.]+)", (.+)\)$', re.MULTILINE)
 SETUP = """
-import sys as _s, types as _t
-_m = _t.ModuleType({name!r})
-exec(compile({text!r}, "grader", "exec"), _m.__dict__)
-_s.modules[{name!r}] = _m
-_m.sandbox = _m.Sandbox({number}, {forbidden!r}, {flags!r}, {memory})
-del _s, _t, _m
+_names = {{"__name__": "grader"}}
+exec(compile({text!r}, "grader", "exec"), _names)
+_names["Sandbox"]({number}, {forbidden!r}, {flags!r}, {memory}).serve(get_ipython().kernel)
+del _names
 """
 
 
@@ -83,21 +80,21 @@ def run(
         work, library, said = Path(folder, "work"), Path(folder, "library"), Path(folder, "flags.txt")
         work.mkdir()
         cut(SETS[submission.number], library)
-        hidden = Path("ddpm_lib", "homework", "hidden.py")
-        (library / hidden).write_bytes((BOOK / hidden).read_bytes())
-        name = f"_{secrets.token_hex(8)}"
+        for name in ("hidden", f"answers_{submission.number}"):
+            file = Path("ddpm_lib", "homework", f"{name}.py")
+            (library / file).write_bytes((BOOK / file).read_bytes())
         environment = {
             "PYTHONPATH": str(library),
             "DDPM_STUDENT": submission.student,
             "DDPM_CLASS": ",".join(students),
-            "DDPM_SALT": course.salt,
+            "DDPM_SALT": fingerprint(extra=f"{course.salt}|{submission.number}|{submission.student}"),
             "CUDA_VISIBLE_DEVICES": "",
             "OMP_NUM_THREADS": "1",
             "OMP_WAIT_POLICY": "PASSIVE",
         }
         forbidden = sorted({str(course.root), str(course.source), str(BOOK / "assignments")})
         setup = SETUP.format(
-            name=name, text=SANDBOX.read_text(encoding="utf-8"), number=submission.number, forbidden=forbidden,
+            text=SANDBOX.read_text(encoding="utf-8"), number=submission.number, forbidden=forbidden,
             flags=str(said), memory=limits.memory,
         )  # fmt: skip
         runner = Runner(work, environment, setup, limits)
@@ -109,11 +106,7 @@ def run(
                     cell.outputs = runner.run(cell.source, cell.id)
                     continue
                 problem, answer = CALL.search(cell.source).groups()
-                report = f"__import__('sys').modules[{name!r}].sandbox.report()"
-                runner.run(f"{report}\nNone", cell.id, replay=False)  # puts back what was patched
-                code = f'__import__("ddpm_lib.homework.hidden", fromlist=["grade"]).grade({problem!r}, {answer})'
-                outputs = runner.run(code, cell.id, replay=False)
-                problems[problem] = read(problem, answer, outputs)
+                problems[problem] = read(problem, runner.grade(problem, answer, cell.id))
         finally:
             runner.stop()
         if said.exists():
@@ -125,21 +118,18 @@ def run(
     return problems
 
 
-def read(problem: str, answer: str, outputs: list[NotebookNode]) -> list[Result]:
-    """The results that a test cell gave. Names and marks are the registry's, not what came from the kernel."""
-    data = next((o.data[KIND] for o in reversed(outputs) if o.output_type == "execute_result" and KIND in o.data), None)
-    if data is None:
-        error = next((o for o in reversed(outputs) if o.output_type == "error"), None)
-        if error is not None and error.ename == "NameError":
-            return lost(problem, f"There is no {answer}: the cell that defines it did not run, or failed.")
-        return lost(problem, f"The test ended early: {error.evalue}" if error is not None else "The test ended early.")
-    rows = {str(row.get("name")): row for row in data.get("results", ())}
+def read(problem: str, told: dict) -> list[Result]:
+    """The results that a test gave. Names and marks are the registry's, not what came from the kernel."""
+    if "results" not in told:
+        return lost(problem, str(told.get("error", "The test ended early."))[:2000])
+    rows = {str(row.get("name")): row for row in told["results"]}
     results = []
     for identity in find(problem).identities:
         row = rows.get(identity.name, {"message": "The test ended early."})
         message = str(row.get("message", ""))[:2000]
         if message and identity.secret:
-            message = "This is not the number that follows from your id."
+            kind = message.startswith("Expected a number")
+            message = "Expected a number." if kind else "This is not the number that follows from your id."
         results.append(
             Result(identity.name, identity.marks, message, bool(row.get("shown", True)), str(row.get("whose", ""))[:80])
         )
