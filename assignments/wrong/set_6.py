@@ -384,7 +384,7 @@ WRONG = [
     Wrong("6.5.2", COUNTS, "one too few below", "return hits / (rounds + 1)", "return hits / rounds", "time"),
     Wrong(
         "6.5.2",
-        COUNTS,
+        SPLITS,
         "a random deal is the observed one",
         "observed = statistic(first, second)",
         "observed = statistic(pooled[torch.randperm(len(pooled), generator=generator)][:n], second)",
@@ -517,7 +517,7 @@ WRONG = [
     ),
     Wrong(
         "6.5.2",
-        DECIDES,
+        SPLITS,
         "the same deal again",
         DEALT,
         "dealt = pooled[torch.randperm(len(pooled), generator=seeded(generator.initial_seed()))]",

@@ -74,13 +74,14 @@ def _(f, case):
     def image(eps):  # √ᾱ times the clean image
         return (x.flatten(1) - std * eps.flatten(1)).numpy()
 
-    plain, got = (f(schedule, x, t, eps_y, eps_none, 3.5, keep) for keep in (1.0, 0.0))
-    for y, full, cut in zip(*map(image, (eps_y, plain, got)), strict=True):
-        size = np.linalg.norm(full - y)
-        yield abs((cut - y) @ y) / (size * np.linalg.norm(y))
-        lost = full - cut
-        yield float(np.linalg.norm(lost - lost @ y / (y @ y) * y)) / size
-    yield relative(f(schedule, x, t, eps_y, eps_none, 3.5, 0.3), 0.3 * plain + 0.7 * got, 1.0)
+    for other in (eps_none, 2 * eps_y - eps_none):  # one of them makes the image weaker
+        plain, got = (f(schedule, x, t, eps_y, other, 3.5, keep) for keep in (1.0, 0.0))
+        for y, full, cut in zip(*map(image, (eps_y, plain, got)), strict=True):
+            size = np.linalg.norm(full - y)
+            yield abs((cut - y) @ y) / (size * np.linalg.norm(y))
+            lost = full - cut
+            yield float(np.linalg.norm(lost - lost @ y / (y @ y) * y)) / size
+        yield relative(f(schedule, x, t, eps_y, other, 3.5, 0.3), 0.3 * plain + 0.7 * got, 1.0)
 
 
 @projected.identity("each image by itself", 1, 1e-9, route="one image at a time")
