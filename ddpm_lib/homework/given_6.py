@@ -104,11 +104,6 @@ def ending(who: str | None = None) -> tuple[str, ...]:
     return numbers.choice("set 6, end", list(ENDS), who)
 
 
-def at_fault(who: str | None = None) -> int:
-    right = ("C = -(E-N)/R", r"Q + s\,C", "H = N + s(E-N)", "H = sE + (1-s)N", "H = (1+w)E - wN")
-    return 3 + [line == other for line, other in zip(ending(who), right, strict=True)].index(False)
-
-
 def derivation(who: str | None = None) -> str:
     """For 6.4: a derivation with numbered lines, in Markdown; one line does not follow."""
     lines = [*START[:1], *("".join(SYMBOLS.get(c, c) for c in line) for line in (START[1], *ending(who)))]
