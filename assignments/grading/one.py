@@ -80,8 +80,9 @@ def run(
         work, library, said = Path(folder, "work"), Path(folder, "library"), Path(folder, "flags.txt")
         work.mkdir()
         cut(SETS[submission.number], library)
-        hidden = Path("ddpm_lib", "homework", "hidden.py")
-        (library / hidden).write_bytes((BOOK / hidden).read_bytes())
+        for name in ("hidden", f"answers_{submission.number}"):
+            file = Path("ddpm_lib", "homework", f"{name}.py")
+            (library / file).write_bytes((BOOK / file).read_bytes())
         environment = {
             "PYTHONPATH": str(library),
             "DDPM_STUDENT": submission.student,
@@ -127,7 +128,8 @@ def read(problem: str, told: dict) -> list[Result]:
         row = rows.get(identity.name, {"message": "The test ended early."})
         message = str(row.get("message", ""))[:2000]
         if message and identity.secret:
-            message = "This is not the number that follows from your id."
+            kind = message.startswith("Expected a number")
+            message = "Expected a number." if kind else "This is not the number that follows from your id."
         results.append(
             Result(identity.name, identity.marks, message, bool(row.get("shown", True)), str(row.get("whose", ""))[:80])
         )

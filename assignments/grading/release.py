@@ -17,6 +17,7 @@ from assignments.grading.course import BOOK, SETS, Course
 from ddpm_lib import CHAPTER
 from ddpm_lib.homework.numbers import UNSIGNED
 
+STOP = re.compile(r"\n?^raise NotImplementedError$", re.MULTILINE)
 CHAPTER_LINK = re.compile(r"\[([^\]]+)\]\((?:\.\./)+chapters/[^)]*\)")
 README = """Problem set {number}
 
@@ -67,13 +68,22 @@ def release(course: Course, number: int) -> Path:
 
 
 def for_students(path: Path) -> None:
-    """Takes the signature out of a notebook, and the links to chapters, which do not lie beside it."""
+    """Takes from a notebook the signature, links to chapters (they do not lie beside it), and what stops "run all".
+
+    That is an answer that is no function: it stays empty, where a function says when it is called that it is unwritten.
+    """
+    from nbgrader.utils import compute_checksum
+
     notebook = nbformat.read(path, 4)
     for cell in notebook.cells:
         if cell.id == "signature":
             cell.source = cell.source.replace('i_am("reference")', f'i_am("{UNSIGNED}")')
         elif cell.cell_type == "markdown":
             cell.source = CHAPTER_LINK.sub(r"\1", cell.source)
+        elif cell.metadata.get("nbgrader", {}).get("solution"):
+            cell.source = STOP.sub("", cell.source)
+        if "checksum" in cell.metadata.get("nbgrader", {}):  # by it nbgrader knows an answer that nobody has touched
+            cell.metadata["nbgrader"]["checksum"] = compute_checksum(cell)
     nbformat.write(notebook, path)
 
 

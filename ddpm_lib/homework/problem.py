@@ -37,13 +37,13 @@ class Identity:
     """One thing that must be so. measure(f, case): the distance from it, or several distances, one after another.
 
     least: the smallest T it makes sense for; trials: the largest number of hidden cases; personal: an answer for the
-    numbers of one student; secret: what is only said to be of the right kind before it is graded.
+    numbers of one student; secret: a check that only the grader has (measure is None without it).
     """
 
     name: str
     marks: float
     to: float
-    measure: Callable
+    measure: Callable | None
     route: str = "an independent route"
     least: int = 1
     trials: int = 99
@@ -76,6 +76,10 @@ class Problem:
             return measure
 
         return register
+
+    def secret(self, name: str, marks: float) -> None:
+        """An identity of a number that follows from the student's id. Only the grader has its check (hidden.answer)."""
+        self.identities.append(Identity(name, marks, math.nan, None, personal=True, secret=True))
 
     def book(self, name: str, marks: float, adapt: Callable[[Callable], Callable], **options) -> None:
         """The book's own check of an equation, on adapt(f): the student's function in the equation's arguments."""
@@ -154,10 +158,15 @@ def check(number: str, answer: Callable | object) -> None:
         marks = f"{result.marks:g} mark{'s' * (result.marks != 1)}"
         sign = "✗" if not result.holds else "?" if result.name in secret else "✓"
         print(f"  {sign} {result.name} ({marks}{', looked at when it is graded' if sign == '?' else ''})")
-        for line in result.message.replace("\n  ", " ").splitlines():  # wrapped anew, for it stands further in
-            print(textwrap.fill(line, WIDTH, initial_indent=" " * 6, subsequent_indent=" " * 8))
+        for line in unwrapped(result.message).splitlines():
+            print(textwrap.fill(line, WIDTH, initial_indent=" " * 6, subsequent_indent=" " * 8, break_on_hyphens=False))
     if not secret:
         print(f"{points.earned:g} of {problem.marks:g} marks with your numbers; the grader tries others, too.")
+
+
+def unwrapped(message: str) -> str:
+    """A message with each of its lines whole, for a place of another width."""
+    return message.replace("\n  ", " ")
 
 
 def examine(number: str, answer: Callable | object, hidden: Iterable[Case] | None = None) -> Points:
@@ -165,7 +174,7 @@ def examine(number: str, answer: Callable | object, hidden: Iterable[Case] | Non
     problem, own = find(number), given(numbers.student())
     results = []
     for identity in problem.identities:
-        if hidden is None and identity.secret:
+        if identity.secret and (hidden is None or not _is_number(answer)):
             message, shown = "" if _is_number(answer) else lines(f"Expected a number, got {answer!r}."), True
         else:
             message, shown = failure(problem, identity, answer, own, hidden or ())
