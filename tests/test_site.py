@@ -3,6 +3,7 @@
 import functools
 import importlib.util
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -25,6 +26,7 @@ import equations as facts_of_equations  # noqa: E402
 import pages  # noqa: E402
 import reference  # noqa: E402
 
+CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium")
 there = functools.cache(lambda name: importlib.util.find_spec(name) is not None)
 builds = pytest.mark.skipif(not (there("sphinx") and there("myst_nb")), reason="make site installs what it needs")
 
@@ -124,7 +126,6 @@ def local(page):
 
 
 @builds
-@pytest.mark.soak
 def test_the_site_is_built_and_loads_nothing_from_elsewhere(site):
     found = {page.relative_to(site) for page in site.rglob("*.html")}
     names = {page.as_posix() for page in found if page.parts[0] != "_static"}
@@ -172,13 +173,13 @@ def address(site):
 
 @builds
 @pytest.mark.soak
-@pytest.mark.skipif(not there("playwright") or not shutil.which("chromium"), reason="needs playwright and chromium")
+@pytest.mark.skipif(not there("playwright") or not CHROMIUM, reason="needs playwright and chromium")
 @pytest.mark.parametrize(("width", "scheme"), [(400, "light"), (1440, "dark")])
 def test_pages_work_without_a_network(address, width, scheme):
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as play:
-        browser = play.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
+        browser = play.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)
         faults = []
         # all but the site itself is cut off
