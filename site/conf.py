@@ -10,7 +10,7 @@ project = "Denoising diffusion models"
 author = ""
 copyright = ""
 language = "en"
-extensions = ["myst_nb", "sphinx_copybutton", "figures"]
+extensions = ["myst_nb", "sphinx_copybutton", "figures", "entries"]
 exclude_patterns = ["_build"]
 numfig = False
 

@@ -122,8 +122,7 @@ def index(equations: dict[str, Equation], titles: dict[str, str]) -> str:
             last = number.partition(".")[0]
             lines += ["", f"## {escaped(titles[last])}", ""]
         name, count = equation.check.name, len(equation.check.wrong_versions)
-        lines += [f"(index-{equation.dashed})=", f"### Eq. {number}: {escaped(name)}", ""]
-        lines += [equation.entries()]
+        lines += [equation.entries(), f"(index-{equation.dashed})=", f"### Eq. {number}: {escaped(name)}", ""]
         lines += ["", equation.formula, "", f"- [Derivation in the text](#eq-{equation.dashed})"]
         lines += [f"- Function: [{equation.function[0]}](#{equation.function[1]})"] if equation.function else []
         lines += [f"- [Check](#check-{equation.dashed}): {escaped(equation.check.route)},"]
