@@ -42,6 +42,22 @@ def documented(tree: ast.Module) -> Iterator[tuple[str, Documented]]:
                     yield f"{node.name}.{inner.name}", inner
 
 
+def _arguments(given: ast.arguments) -> list[str]:
+    """The arguments one by one, as they are written: `t: int`, `*`, `scale: float = 1`."""
+    places = [*given.posonlyargs, *given.args]
+    defaults = [*[None] * (len(places) - len(given.defaults)), *given.defaults]
+    parts = [_argument(one, default) for one, default in zip(places, defaults, strict=True)]
+    parts[len(given.posonlyargs) : len(given.posonlyargs)] = ["/"] if given.posonlyargs else []
+    star = f"*{_argument(given.vararg, None)}" if given.vararg else "*" if given.kwonlyargs else ""
+    parts += [star] if star else []
+    parts += [_argument(one, default) for one, default in zip(given.kwonlyargs, given.kw_defaults, strict=True)]
+    return [*parts, f"**{_argument(given.kwarg, None)}"] if given.kwarg else parts
+
+
+def _argument(one: ast.arg, default: ast.expr | None) -> str:
+    return ast.unparse(one) + (f" = {ast.unparse(default)}" if default else "")
+
+
 def signature(node: Documented) -> str:
     """`def f(x: Tensor) -> Tensor`, or for a class what its instances are made of."""
     above = [f"@{ast.unparse(one)}" for one in node.decorator_list]
@@ -49,8 +65,7 @@ def signature(node: Documented) -> str:
         returns = f" -> {ast.unparse(node.returns)}" if node.returns else ""
         line = f"def {node.name}({ast.unparse(node.args)}){returns}"
         if len(line) > 88:
-            parts = re.split(r", (?=\*?\*?\w+(?:: |=|,|$)|\*(?:,|$)|/(?:,|$))", ast.unparse(node.args))
-            line = "\n".join([f"def {node.name}(", *(f"    {part}," for part in parts), f"){returns}"])
+            line = "\n".join([f"def {node.name}(", *(f"    {part}," for part in _arguments(node.args)), f"){returns}"])
         return "\n".join([*above, line])
     bases = f"({', '.join(map(ast.unparse, node.bases))})" if node.bases else ""
     made = [f"    {ast.unparse(one)}" for one in node.body if isinstance(one, ast.AnnAssign)]
@@ -68,7 +83,7 @@ def prose(text: str, linked: Callable[[str], str]) -> str:
         else:  # a line that begins further in goes with the one above: a list without marks
             lines = [linked(line.strip()) for line in block.splitlines()]
             lines = [re.sub(r"^(\d+)([.)])", r"\1\\\2", re.sub(r"^([-+=:])", r"\\\1", line)) for line in lines]
-            blocks.append("\n".join(lines))
+            blocks.append(re.sub(r"\n(?=[\w\\]+(?:, [\w\\]+)*: )", r"\\\n", "\n".join(lines)))
     return "\n\n".join(blocks)
 
 

@@ -1,5 +1,6 @@
-"""The website: every link of the book arrives, no solution is shown, and pages work without a network."""
+"""The website: every link of the book arrives, no solution is shown, and pages work without a network and for a screen reader."""
 
+import ast
 import functools
 import importlib.util
 import json
@@ -90,7 +91,19 @@ def test_plain_text_stays_plain():
     assert pages.escaped("x_t*2 `a_b` <b> $5") == r"x\_t\*2 `a_b` \<b\> \$5"
 
 
+def test_a_long_signature_has_a_line_for_each_argument():
+    source = (
+        "def f(a: int, /, b: tuple = (1, 2), *rest, c_which_is_long: dict = {1: 2, 3: 4}, **more_of_it) -> list[int]: 0"
+    )
+    lines = reference.signature(ast.parse(source).body[0]).splitlines()
+    assert lines == [
+        "def f(", "    a: int,", "    /,", "    b: tuple = (1, 2),", "    *rest,",
+        "    c_which_is_long: dict = {1: 2, 3: 4},", "    **more_of_it,", ") -> list[int]",
+    ]  # fmt: skip
+
+
 def test_a_docstring_is_shown_as_it_stands():
+    assert reference.prose("a: 1,\ntwo\nb, c: 3", pages.escaped) == "a: 1,\ntwo\\\nb, c: 3"
     text = reference.prose("Returns x_t.\n\n    a = 1\n\n- b", pages.escaped)
     assert text == "Returns x\\_t.\n\n```text\n    a = 1\n```\n\n\\- b"
 
@@ -144,6 +157,7 @@ PAGES = [
     "checked/index.html", "checked/chapter_09.html", "reference/index.html", "reference/networks.unet.html",
     "symbols.html", "problem_sets/set_2.html", "search.html?q=4.6",
 ]  # fmt: skip
+AXE = ("index.html", "chapters/04_posterior.html", "equations.html", "checked/chapter_09.html")
 LOOK = """async () => {
   if (window.MathJax && MathJax.startup) await MathJax.startup.promise;
   await document.fonts.ready;
@@ -200,6 +214,11 @@ def test_pages_work_without_a_network(address, width, scheme):
             page.goto(f"{address}/{name}", wait_until="networkidle")
             found = page.evaluate(LOOK)
             assert found == {"wide": 0, "wrong": 0, "raw": 0, "silent": 0}, (name, found)
+            if there("axe_playwright_python") and name in AXE:
+                from axe_playwright_python.sync_playwright import Axe
+
+                said = Axe().run(page).response["violations"]
+                assert not [one["help"] for one in said if one["impact"] in ("serious", "critical")], name
             if name.startswith("search"):
                 page.wait_for_selector("#search-results a[href*='04_posterior'][href*='eq-4-6'] ~ p")
         browser.close()
