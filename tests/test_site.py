@@ -214,15 +214,28 @@ def test_pages_work_without_a_network(address, width, scheme):
             page.goto(f"{address}/{name}", wait_until="networkidle")
             found = page.evaluate(LOOK)
             assert found == {"wide": 0, "wrong": 0, "raw": 0, "silent": 0}, (name, found)
-            if there("axe_playwright_python") and name in AXE:
-                from axe_playwright_python.sync_playwright import Axe
-
-                said = Axe().run(page).response["violations"]
-                assert not [one["help"] for one in said if one["impact"] in ("serious", "critical")], name
             if name.startswith("search"):
                 page.wait_for_selector("#search-results a[href*='04_posterior'][href*='eq-4-6'] ~ p")
         browser.close()
     assert not faults
+
+
+@builds
+@pytest.mark.soak
+@pytest.mark.skipif(
+    not there("axe_playwright_python") or not CHROMIUM, reason="needs axe-playwright-python and chromium"
+)
+def test_a_screen_reader_finds_names_for_everything(address):
+    from axe_playwright_python.sync_playwright import Axe
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as play:
+        page = play.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"]).new_page()
+        for name in AXE:
+            page.goto(f"{address}/{name}", wait_until="networkidle")
+            page.evaluate(LOOK)
+            said = Axe().run(page).response["violations"]
+            assert not [one["help"] for one in said if one["impact"] in ("serious", "critical")], name
 
 
 def test_the_chapters_of_the_front_page_are_the_book_s(book):
