@@ -1,4 +1,4 @@
-"""The website: every link of the book arrives, no solution is shown, and pages work without a network and for a screen reader."""
+"""The website: links arrive, no solution is shown, and pages work without a network and for a screen reader."""
 
 import ast
 import functools
