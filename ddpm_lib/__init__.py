@@ -141,6 +141,7 @@ CHAPTER = {
     # a problem set is handed out after its last chapter
     "homework.numbers": 3,
     "homework.case": 3,
+    "homework.answer": 3,
     "homework.problem": 3,
     "homework.mine_1": 3,
     "homework.readings_1": 3,

@@ -2,8 +2,11 @@
 
 import os
 import queue
+import signal
 import subprocess
+import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,6 +17,14 @@ from nbformat.v4 import new_output, output_from_msg
 SANDBOX = Path(__file__).with_name("sandbox.py")
 KEPT_TEXT, KEPT_DATA = 20_000, 2_000_000  # characters of a cell's text and of one picture that are kept
 RESTARTS = 10
+# What a kernel gets to know of the teacher's environment: no words that open other doors.
+KNOWN = ("PATH", "HOME", "LANG", "LC_ALL", "LC_CTYPE", "SYSTEMROOT", "WINDIR", "COMSPEC", "PATHEXT", "USERPROFILE",
+         "APPDATA", "LOCALAPPDATA", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "JUPYTER_RUNTIME_DIR")  # fmt: skip
+STOP = threading.Event()  # set when somebody pressed Ctrl-C: every kernel is ended
+
+
+class Cancelled(BaseException):
+    """Grading was ended from outside."""
 
 
 class Died(Exception):
@@ -39,11 +50,17 @@ class Limits:
 
 @dataclass
 class Runner:
-    """One submission's kernel. environment: of the kernel; setup: code that runs first in every new kernel."""
+    """One submission's kernel. environment: of the kernel; setup: code that runs first in every new kernel.
+
+    folder: what the student's code may write; fresh: called before each start, puts back what it should not have
+    written; mark: a word in the environment of this kernel and of what it starts, and of nothing else.
+    """
 
     folder: Path
     environment: dict[str, str]
     setup: str
+    fresh: Callable[[], None]
+    mark: str
     limits: Limits = field(default_factory=Limits)
     flags: list[str] = field(default_factory=list)
     passed: list[str] = field(default_factory=list)  # the code of cells that ran, for a new kernel
@@ -56,13 +73,19 @@ class Runner:
     def start(self) -> None:
         """A new kernel; the cells that passed run in it again, those left out that now fail."""
         self.stop()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.fresh()
         self.manager = KernelManager(kernel_name="python3")
         quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-        self.manager.start_kernel(cwd=str(self.folder), env=os.environ | self.environment, **quiet)
+        known = {name: os.environ[name] for name in KNOWN if name in os.environ}
+        self.manager.start_kernel(cwd=str(self.folder), env=known | self.environment, **quiet)
         self.client = self.manager.blocking_client()
         self.client.start_channels()
         self.client.wait_for_ready(timeout=120)
-        outputs = self.send(self.setup, limit=300)
+        try:
+            outputs = self.send(self.setup, limit=300)
+        except (Died, TooLong) as error:
+            raise RuntimeError("the grader could not prepare the kernel") from error
         if error := next((o for o in outputs if o.output_type == "error"), None):
             raise RuntimeError(f"the grader could not prepare the kernel: {error.ename}: {error.evalue}")
         for code in list(self.passed):
@@ -76,9 +99,12 @@ class Runner:
 
     def stop(self) -> None:
         if self.manager is not None:
-            self.client.stop_channels()
-            self.manager.shutdown_kernel(now=True)
+            if self.client is not None:
+                self.client.stop_channels()
+            if self.manager.has_kernel:
+                self.manager.shutdown_kernel(now=True)
             self.manager = self.client = None
+            end_all(self.mark)
 
     def run(self, code: str, where: str, replay: bool = True) -> list[NotebookNode]:
         """The outputs of a cell. After a crash or a stop they are one error, and the next cell has a new kernel.
@@ -90,12 +116,19 @@ class Runner:
             if self.manager is None:
                 if self.restarts > RESTARTS:
                     return [failed("NotRun", "the kernel was started too often before this cell")]
-                self.restarts += 1
-                self.start()
             if time.monotonic() > self.deadline:
                 self.note(f"time for the whole notebook was up at cell {where}")
                 return [failed("NotRun", "the time for the whole notebook was up before this cell")]
-            outputs = self.send(code)
+            if self.manager is None:
+                self.restarts += 1
+                self.start()
+            outputs = self.send(code, quiet=not replay)  # what an answer prints while it is tested is not kept
+        except RuntimeError as error:
+            if self.restarts <= 1:
+                raise
+            self.stop()
+            self.note(f"no new kernel could be started at cell {where}: {error}")
+            return [failed("NotRun", "no new kernel could be started for this cell")]
         except Died:
             told, outputs = f"cell {where} ended the kernel", []
         except TooLong as late:
@@ -116,10 +149,10 @@ class Runner:
         if flag not in self.flags:
             self.flags.append(flag)
 
-    def send(self, code: str, silent: bool = False, limit: float = 0) -> list[NotebookNode]:
+    def send(self, code: str, silent: bool = False, limit: float = 0, quiet: bool = False) -> list[NotebookNode]:
         """The outputs of code. Raises Died or TooLong.
 
-        limit: seconds, if not the usual ones.
+        limit: seconds, if not the usual ones; quiet: say nothing of long output.
         """
         now = time.monotonic()
         end = now + (limit or max(1.0, min(self.limits.cell, self.deadline - now)))
@@ -133,6 +166,8 @@ class Runner:
         outputs = Outputs()
         interrupted = False
         while True:
+            if STOP.is_set():
+                raise Cancelled
             try:
                 message = self.client.get_iopub_msg(timeout=0.25)
             except queue.Empty:
@@ -151,7 +186,7 @@ class Runner:
                 interrupted, end = True, time.monotonic() + self.limits.grace
         if interrupted:
             raise TooLong(stuck=False)
-        if outputs.dropped:
+        if outputs.dropped and not quiet:
             self.note("a cell wrote more than is kept of its output")
         return outputs.kept
 
@@ -191,6 +226,16 @@ class Outputs:
                 self.kept.append(output)
             else:
                 self.dropped = True
+
+
+def end_all(mark: str) -> None:
+    """Ends what a kernel started and left behind, where the system tells the environment of a process (Linux)."""
+    for place in Path("/proc").glob("[0-9]*"):
+        try:
+            if mark.encode() in (place / "environ").read_bytes():
+                os.kill(int(place.name), signal.SIGKILL)
+        except OSError:  # it has ended, or is somebody else's
+            continue
 
 
 def failed(name: str, text: str) -> NotebookNode:

@@ -1,17 +1,21 @@
 """One page a student: marks by identity, what to look at, and the notebook with comments. No hidden test is in it."""
 
 import html
+import re
+import sys
+from pathlib import Path
 
 import nbformat
 from nbconvert import HTMLExporter
 from nbformat.v4 import new_markdown_cell
 
-from assignments.grading.course import Course
+from assignments.grading.course import BOOK, Course
 from assignments.grading.gradebook import Mark
 from assignments.grading.restore import is_test, sources
 from ddpm_lib.homework.problem import find
 
 HIDDEN = "It holds for your numbers, but not for all others: think of other schedules, times, sizes and seeds."
+LARGEST = 5_000_000  # characters of a cell's attached pictures that come onto the page
 STYLE = """
 body { max-width: 860px; margin: 2em auto; padding: 0 1em; font: 16px/1.5 system-ui, sans-serif; color: #222; }
 table { border-collapse: collapse; width: 100%; } th, td { text-align: left; padding: .3em .6em; vertical-align: top;
@@ -49,7 +53,7 @@ def feedback(course: Course, result: dict, given: list[Mark]) -> str:
 
 def public(flag: str) -> str:
     """A flag without a path of the grader's machine."""
-    return "tried to open a file of the grader" if flag.startswith("tried to open") else flag
+    return re.sub("^tried to (open|write) .*", r"tried to \1 a file of the grader's machine", without_paths(flag))
 
 
 def table(result: dict) -> list[str]:
@@ -85,5 +89,18 @@ def notebook(course: Course, number: int, student: str, given: list[Mark]) -> st
             text = f"**{score}.** " + html.escape(mark.comment)
             cells.append(new_markdown_cell(f'<div class="comment">\n\n{text}\n\n</div>'))
     run.cells = cells
+    for cell in cells:
+        size = sum(len(str(data)) for data in cell.get("attachments", {}).values())
+        if size > LARGEST:
+            cell.source += f"\n\n(The attached picture, {size / 1e6:.0f} MB, is not shown here.)"
+            del cell["attachments"]
     exporter = HTMLExporter(template_name="basic", sanitize_html=True)
-    return exporter.from_notebook_node(run)[0]
+    return without_paths(exporter.from_notebook_node(run)[0])
+
+
+def without_paths(text: str) -> str:
+    """A text without the folders of the grader's machine."""
+    folders = {str(BOOK), sys.prefix, sys.base_prefix, str(Path.home())} - {"/", "/usr"}
+    for path in sorted(folders, key=len, reverse=True):
+        text = text.replace(path, "…")
+    return re.sub(r"\S*?\bgrade-\w{8}\b", "…", text)

@@ -1,8 +1,9 @@
 """Grades one submission: puts the notebook together, runs it in a kernel of its own, and reads what the tests say."""
 
-import json
+import os
 import re
 import secrets
+import shutil
 import tempfile
 from dataclasses import asdict
 from pathlib import Path
@@ -21,11 +22,13 @@ from ddpm_lib.homework.problem import KIND, Result, find
 CALL = re.compile(r'^check\("([\d.]+)", (.+)\)$', re.MULTILINE)
 SETUP = """
 import sys as _s, types as _t
+_path, _s.path[:] = _s.path[:], [_p for _p in _s.path if _p]  # no module that a student wrote is imported here
 _m = _t.ModuleType({name!r})
 exec(compile({text!r}, "grader", "exec"), _m.__dict__)
 _s.modules[{name!r}] = _m
-_m.sandbox = _m.Sandbox({number}, {forbidden!r}, {flags!r}, {memory})
-del _s, _t, _m
+_m.sandbox = _m.Sandbox({name!r}, **{options!r})
+_s.path[:] = _path
+del _s, _t, _m, _path
 """
 
 
@@ -55,17 +58,27 @@ def grade(course: Course, submission: Submission, students: list[str], limits: L
         private = [
             f"{n}: the answer for the numbers of {r.whose}" for n, found in problems.items() for r in found if r.whose
         ]
-    nbformat.write(notebook, place / f"set_{submission.number}.ipynb")
-    result = {
+    path = place / f"set_{submission.number}.ipynb"
+    same = unchanged(path, notebook)
+    nbformat.write(notebook, path)
+    return {
         "student": submission.student,
         "set": submission.number,
         "key": made_with,
         "flags": flags,
         "private": private,  # for the teacher alone
+        "unchanged": same,
         "problems": {number: [asdict(result) for result in results] for number, results in problems.items()},
     }
-    (place / "result.json").write_text(json.dumps(result, indent=1, ensure_ascii=False), encoding="utf-8")
-    return result
+
+
+def unchanged(path: Path, notebook: NotebookNode) -> list[str]:
+    """The cells that are as they were when the submission was graded before."""
+    try:
+        before = {cell.id: (cell.source, cell.get("attachments")) for cell in nbformat.read(path, 4).cells}
+    except Exception:  # it was not, or the file is not whole
+        return []
+    return [cell.id for cell in notebook.cells if before.get(cell.id) == (cell.source, cell.get("attachments"))]
 
 
 def tests(notebook: NotebookNode) -> dict[str, str]:
@@ -79,28 +92,41 @@ def run(
     """Runs all cells, stores their outputs in the notebook, and returns the results of the tests. Adds to the flags."""
     problems: dict[str, list[Result]] = {}
     tested = tests(notebook)
-    with tempfile.TemporaryDirectory(prefix="grade-") as folder:
+    with tempfile.TemporaryDirectory(prefix="grade-", ignore_cleanup_errors=True) as folder:
         work, library, said = Path(folder, "work"), Path(folder, "library"), Path(folder, "flags.txt")
         work.mkdir()
-        cut(SETS[submission.number], library)
-        hidden = Path("ddpm_lib", "homework", "hidden.py")
-        (library / hidden).write_bytes((BOOK / hidden).read_bytes())
+
+        def fresh() -> None:
+            """What decides a grade, as it is without the student's hand."""
+            for place in (library, Path(folder, "ipython")):
+                shutil.rmtree(place, ignore_errors=True)
+            cut(SETS[submission.number], library)
+            hidden = Path("ddpm_lib", "homework", "hidden.py")
+            (library / hidden).write_bytes((BOOK / hidden).read_bytes())
+
         name = f"_{secrets.token_hex(8)}"
         environment = {
             "PYTHONPATH": str(library),
+            "PYTHONDONTWRITEBYTECODE": "1",
+            "IPYTHONDIR": str(Path(folder, "ipython")),
+            "TMPDIR": str(work),
             "DDPM_STUDENT": submission.student,
-            "DDPM_CLASS": ",".join(students),
-            "DDPM_SALT": course.salt,
             "CUDA_VISIBLE_DEVICES": "",
             "OMP_NUM_THREADS": "1",
             "OMP_WAIT_POLICY": "PASSIVE",
         }
-        forbidden = sorted({str(course.root), str(course.source), str(BOOK / "assignments")})
-        setup = SETUP.format(
-            name=name, text=SANDBOX.read_text(encoding="utf-8"), number=submission.number, forbidden=forbidden,
-            flags=str(said), memory=limits.memory,
-        )  # fmt: skip
-        runner = Runner(work, environment, setup, limits)
+        options = {
+            "number": submission.number,
+            "student": submission.student,
+            "private": {"DDPM_CLASS": ",".join(students), "DDPM_SALT": course.salt},
+            "own": os.path.join(os.path.realpath(folder), ""),
+            "forbidden": [os.path.realpath(path) for path in course.private()],
+            "kept": [os.path.realpath(path) for path in (library, said)],
+            "flags": str(said),
+            "memory": limits.memory,
+        }
+        setup = SETUP.format(name=name, text=SANDBOX.read_text(encoding="utf-8"), options=options)
+        runner = Runner(work, environment, setup, fresh, folder, limits)
         try:
             for cell in notebook.cells:
                 if cell.cell_type != "code":
@@ -109,9 +135,7 @@ def run(
                     cell.outputs = runner.run(cell.source, cell.id)
                     continue
                 problem, answer = CALL.search(cell.source).groups()
-                report = f"__import__('sys').modules[{name!r}].sandbox.report()"
-                runner.run(f"{report}\nNone", cell.id, replay=False)  # puts back what was patched
-                code = f'__import__("ddpm_lib.homework.hidden", fromlist=["grade"]).grade({problem!r}, {answer})'
+                code = f"import {name}\n{name}.sandbox.grade({problem!r}, {answer})"
                 outputs = runner.run(code, cell.id, replay=False)
                 problems[problem] = read(problem, answer, outputs)
         finally:
@@ -120,16 +144,17 @@ def run(
             flags += said.read_text(encoding="utf-8", errors="replace").splitlines()
         flags += runner.flags
     signature = next((cell for cell in notebook.cells if cell.id == "signature"), None)
-    flags += signed(submission, signature)
+    flags += [flag for flag in signed(submission, signature) if flag not in flags]
     write_marks(notebook, problems)
     return problems
 
 
 def read(problem: str, answer: str, outputs: list[NotebookNode]) -> list[Result]:
     """The results that a test cell gave. Names and marks are the registry's, not what came from the kernel."""
-    data = next((o.data[KIND] for o in reversed(outputs) if o.output_type == "execute_result" and KIND in o.data), None)
+    error = next((o for o in reversed(outputs) if o.output_type == "error"), None)
+    found = [o.data[KIND] for o in outputs if o.output_type == "execute_result" and KIND in o.data]
+    data = found[0] if len(found) == 1 and error is None else None
     if data is None:
-        error = next((o for o in reversed(outputs) if o.output_type == "error"), None)
         if error is not None and error.ename == "NameError":
             return lost(problem, f"There is no {answer}: the cell that defines it did not run, or failed.")
         return lost(problem, f"The test ended early: {error.evalue}" if error is not None else "The test ended early.")
