@@ -5,6 +5,7 @@ import re
 import sys
 from pathlib import Path
 
+import bleach
 import nbformat
 from nbconvert import HTMLExporter
 from nbformat.v4 import new_markdown_cell
@@ -16,6 +17,8 @@ from ddpm_lib.homework.problem import find
 
 HIDDEN = "It holds for your numbers, but not for all others: think of other schedules, times, sizes and seeds."
 LARGEST = 5_000_000  # characters of a cell's attached pictures that come onto the page
+TAGS = {*bleach.ALLOWED_TAGS, "p", "br", "hr", "div", "span", "pre", "img", "details", "summary", "sub", "sup", "del",
+        "h1", "h2", "h3", "h4", "h5", "h6", "table", "thead", "tbody", "tr", "th", "td"}  # fmt: skip
 STYLE = """
 body { max-width: 860px; margin: 2em auto; padding: 0 1em; font: 16px/1.5 system-ui, sans-serif; color: #222; }
 table { border-collapse: collapse; width: 100%; } th, td { text-align: left; padding: .3em .6em; vertical-align: top;
@@ -39,10 +42,8 @@ def feedback(course: Course, result: dict, given: list[Mark]) -> str:
     title = f"Problem set {number}: {student}"
     waiting = [mark for mark in given if mark.score is None]
     total, most = sum(mark.score or 0 for mark in given), sum(mark.most for mark in given)
-    parts = [f"<p><strong>{total:g} of {most:g} marks</strong>"]
-    if waiting:
-        parts.append(f"; {sum(mark.most for mark in waiting):g} of them are not graded yet")
-    parts.append(".</p>")
+    later = f"; {sum(mark.most for mark in waiting):g} of them are not graded yet" if waiting else ""
+    parts = [f"<p><strong>{total:g} of {most:g} marks</strong>{later}.</p>"]
     if result["flags"]:
         parts.append("<h2>Remarks</h2><ul>")
         parts += [f"<li>{html.escape(public(flag))}</li>" for flag in result["flags"]] + ["</ul>"]
@@ -95,7 +96,23 @@ def notebook(course: Course, number: int, student: str, given: list[Mark]) -> st
             cell.source += f"\n\n(The attached picture, {size / 1e6:.0f} MB, is not shown here.)"
             del cell["attachments"]
     exporter = HTMLExporter(template_name="basic", sanitize_html=True)
+    exporter.register_filter("clean_html", clean)
     return without_paths(exporter.from_notebook_node(run)[0])
+
+
+def clean(text: str | bytes) -> str:
+    """HTML without what runs or loads something. (nbconvert's own filter takes out paragraphs and pictures as well.)"""
+    text = text.decode("utf-8", "replace") if isinstance(text, bytes) else text
+    return bleach.clean(text, tags=TAGS, attributes=harmless, protocols={"http", "https", "mailto", "data"})
+
+
+def harmless(tag: str, name: str, value: str) -> bool:
+    """Whether an attribute may stay: links to pages, and pictures that lie in the page itself."""
+    if tag == "img" and name == "src":
+        return re.match(r"data:image/(png|jpeg|gif|webp);base64,", value) is not None
+    if tag == "a" and name == "href":
+        return re.match(r"(https?:|mailto:|#)", value) is not None
+    return name in ("class", "alt", "title")
 
 
 def without_paths(text: str) -> str:

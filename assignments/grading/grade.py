@@ -185,7 +185,10 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--total", type=float, default=Limits.total, metavar="S", help="seconds for a submission")
     chosen = parser.parse_args(arguments)
     limits = Limits(cell=chosen.cell, total=chosen.total)
-    grade(Course(chosen.course.resolve()), chosen.sets, chosen.jobs, limits)
+    try:
+        grade(Course(chosen.course.resolve()), chosen.sets, chosen.jobs, limits)
+    except KeyboardInterrupt:
+        sys.exit(130)
 
 
 if __name__ == "__main__":
