@@ -141,6 +141,7 @@ CHAPTER = {
     # a problem set is handed out after its last chapter
     "homework.numbers": 3,
     "homework.case": 3,
+    "homework.alarm": 3,
     "homework.answer": 3,
     "homework.problem": 3,
     "homework.mine_1": 3,
@@ -162,6 +163,8 @@ CHAPTER = {
     "homework.set_5_personal": 11,
     "homework.given_6": 15,
     "homework.set_6": 15,
+    "homework.answers_1": 90,
+    "homework.answers_2": 90,
     "homework.hidden": 90,  # with the grader only
     # appendices count as after all chapters
     "conformance": 90,

@@ -7,6 +7,7 @@ import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
+from assignments.grading.course import SETS
 from tools import links
 
 ROOT = Path(__file__).parents[1]
@@ -44,11 +45,28 @@ def test_every_numbered_equation_and_solution_can_be_linked_to():
             assert ("exercise", number) in places and name.startswith("solutions/")
 
 
-@pytest.mark.parametrize("path", [ROOT / "README.md", ROOT / "data/README.md", ROOT / "tools/README.md"], ids=str)
-def test_no_link_of_a_page_to_a_file_is_dead(path):
+def test_the_exercises_of_every_chapter_lead_to_the_problem_set_that_needs_it():
+    made, found = links.Book(), {}
+    for number, name in made.chapters.items():
+        cells = [cell.source for cell in made.notebooks[name].cells if cell.id == "exercises"]
+        leads = [int(n) for n in re.findall(r"\[Problem set (\d)\]\(\.\./assignments/README\.md\)", "".join(cells))]
+        assert len(leads) == number.isdecimal(), name
+        found |= {int(number): n for n in leads}
+    for number, last in SETS.items():
+        assert found[last] == number, "each set's last chapter leads to it"
+    assert sorted(found) == [chapter for chapter in range(17)]
+    assert all(chapter <= SETS[number] for chapter, number in found.items() if chapter <= 9)
+
+
+@pytest.mark.parametrize("name", ["README.md", "assignments/README.md", "data/README.md", "tools/README.md"])
+def test_no_link_of_a_page_to_a_file_is_dead(name):
+    path = ROOT / name
     targets = links.LINK.findall(path.read_text(encoding="utf-8"))
-    local = [target for target in targets if not target.startswith("https://")]
+    local = [target for target in targets if not target.startswith(("https://", "#"))]
     assert not [target for target in local if not (path.parent / target.replace("\\", "")).exists()]
+    headings = re.findall(r"^#+ (.+)$", path.read_text(encoding="utf-8"), re.MULTILINE)
+    ends = {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+    assert not [target for target in targets if target.startswith("#") and target[1:] not in ends]
 
 
 # The tool, on a book of two chapters
@@ -62,12 +80,15 @@ def book(tmp_path, first="", second="", solution="", extra=()):
         "A_more.ipynb": ["# A. More", "## A.1 Further\n\nSee section A.1 and appendix A."],
         "solutions/02_two.ipynb": ["# Solutions to chapter 2, Two", f"## Solution 2.1\n\n{solution}"],
     }
+    folder = tmp_path / "chapters"
+    (tmp_path / "assignments").mkdir()
+    (tmp_path / "assignments/README.md").touch()
     for name, cells in texts.items():
         notebook = new_notebook(cells=[new_markdown_cell(cell) for cell in cells if cell])
         notebook.cells.append(new_code_cell("x = 1  # Eq. 1.1"))
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        nbformat.write(notebook, tmp_path / name)
-    made = links.Book(tmp_path)
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        nbformat.write(notebook, folder / name)
+    made = links.Book(folder)
     made.renew()
     return made
 
@@ -129,6 +150,15 @@ def test_an_exercise_ends_with_a_link_to_its_solution(tmp_path):
     assert text_of(made, "02_two.ipynb") == expected
     made.renew()
     assert text_of(made, "02_two.ipynb") == expected
+
+
+def test_a_chapter_s_exercises_end_with_the_way_to_its_problem_set(tmp_path):
+    made = book(tmp_path)
+    expected = "## Exercises\n\n" + links.DEEPER.format(number=2)
+    for _ in range(2):
+        assert [cell.source for cell in made.notebooks["02_two.ipynb"].cells if cell.id == "exercises"] == [expected]
+        made.renew()
+    assert links.deeper("A") == links.deeper("17") == ""
 
 
 def test_an_equation_begins_a_cell_that_has_its_number_for_an_id(tmp_path):

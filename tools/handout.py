@@ -1,4 +1,4 @@
-"""A chapter without a way to its solutions: python tools/handout.py chapters/04_posterior.ipynb hand-out.ipynb"""
+"""A chapter without a way to solutions: python tools/handout.py chapters/04_posterior.ipynb hand-out.ipynb"""
 
 import re
 import sys
@@ -8,7 +8,7 @@ import nbformat
 
 
 def handout(chapter: Path, out: Path) -> None:
-    """Copies a chapter and leaves out the links to its solutions. Raises FileExistsError where `out` exists."""
+    """Copies a chapter without its links to solutions and to the teachers' page. FileExistsError where `out` exists."""
     if out.exists():
         raise FileExistsError(f"{out} exists: name another file, or remove it")
     notebook = nbformat.read(chapter, 4)
@@ -17,6 +17,7 @@ def handout(chapter: Path, out: Path) -> None:
             cell.source = re.sub(
                 r" ?\[Solution\]\(\S+\)|\n*Try them first\. [^\n]*\(solutions/\S+\)\.", "", cell.source
             )
+            cell.source = re.sub(r"\[(Problem set \d)\]\(\S+\)", r"\1", cell.source)
     nbformat.write(notebook, out)
 
 

@@ -18,6 +18,9 @@ from nbformat import NotebookNode
 
 CHAPTERS = Path(__file__).parents[1] / "chapters"
 APPENDIX = 90  # appendices come after all chapters, A first
+# the problem set that a chapter's exercises lead to
+SETS = {1: (0, 1, 3), 2: (2, 4, 5), 3: (6,), 4: (7, 8, 9), 5: (10, 11, 12, 13), 6: (14, 15, 16)}
+DEEPER = "[Problem set {number}](../assignments/README.md) goes deeper, with a check for every function."
 EQUATION = re.compile(r"^(?:#{5} )?\*\*(Eq\. (\d+\.\d+) \(.+\))\*\*$", re.MULTILINE)
 SECTION = re.compile(r"^## ((?:\d+|[A-Z])\.\d+) .+$", re.MULTILINE)
 TITLE = re.compile(r"^# (?:Solutions to (?:chapter|appendix) )?(\d+|[A-Z])[.,] (.+)$", re.MULTILINE)
@@ -56,6 +59,12 @@ def chapter(name: str) -> str:
 def place(chapter: str) -> int:
     """Where it stands in the book's order: 4 for "4", 90 for "A", 91 for "B"."""
     return int(chapter) if chapter.isdecimal() else APPENDIX + ord(chapter) - ord("A")
+
+
+def deeper(chapter: str) -> str:
+    """The paragraph that leads from a chapter's exercises to its problem set; "" where there is none."""
+    found = [number for number, chapters in SETS.items() if chapter.isdecimal() and int(chapter) in chapters]
+    return "".join("\n\n" + DEEPER.format(number=number) for number in found)
 
 
 class Book:
@@ -140,6 +149,8 @@ class Book:
                         cell.source = re.sub(r" \[Solution\]\(\S+\)$", "", cell.source)
                         if target := self.target(name, "solution", found[1]):
                             cell.source += f" [Solution]({target})"
+                if cell.id == "exercises":
+                    cell.source = re.sub(r"\n+\[Problem set \d.*$", "", cell.source) + deeper(chapter(name))
                 if cell.id == "contents":
                     rows = [f"- [{self.title(number)}]({path})" for number, path in self.chapters.items()]
                     cell.source = "\n".join(["## Contents", "", *rows])

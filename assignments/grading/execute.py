@@ -9,17 +9,17 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from jupyter_client.manager import KernelManager
 from nbformat import NotebookNode
-from nbformat.v4 import new_output, output_from_msg
+
+from assignments.grading.outputs import Outputs, failed
 
 SANDBOX = Path(__file__).with_name("sandbox.py")
-KEPT_TEXT, KEPT_DATA = 20_000, 2_000_000  # characters of a cell's text and of one picture that are kept
 RESTARTS = 10
-# What a kernel gets to know of the teacher's environment: no words that open other doors.
-KNOWN = ("PATH", "HOME", "LANG", "LC_ALL", "LC_CTYPE", "SYSTEMROOT", "WINDIR", "COMSPEC", "PATHEXT", "USERPROFILE",
-         "APPDATA", "LOCALAPPDATA", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "JUPYTER_RUNTIME_DIR")  # fmt: skip
+# What a kernel sees of the grader's environment (what else is in it is nobody's business)
+INHERITED = ("PATH", "HOME", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "TMPDIR", "USER", "SYSTEMROOT", "APPDATA", "TEMP")
 STOP = threading.Event()  # set when somebody pressed Ctrl-C: every kernel is ended
 
 
@@ -77,8 +77,8 @@ class Runner:
         self.fresh()
         self.manager = KernelManager(kernel_name="python3")
         quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-        known = {name: os.environ[name] for name in KNOWN if name in os.environ}
-        self.manager.start_kernel(cwd=str(self.folder), env=known | self.environment, **quiet)
+        environment = {name: os.environ[name] for name in INHERITED if name in os.environ} | self.environment
+        self.manager.start_kernel(cwd=str(self.folder), env=environment, **quiet)
         self.client = self.manager.blocking_client()
         self.client.start_channels()
         self.client.wait_for_ready(timeout=120)
@@ -106,64 +106,80 @@ class Runner:
             self.manager = self.client = None
             end_all(self.mark)
 
-    def run(self, code: str, where: str, replay: bool = True) -> list[NotebookNode]:
-        """The outputs of a cell. After a crash or a stop they are one error, and the next cell has a new kernel.
+    def run(self, code: str, where: str) -> list[NotebookNode]:
+        """The outputs of a cell. After a crash or a stop they are one error, and the next cell has a new kernel."""
+        outputs, error = self.guarded(lambda: self.send(code), where)
+        if error:
+            return [failed("Stopped", error)]
+        if not any(output.output_type == "error" for output in outputs):
+            self.passed.append(code)
+        return outputs
 
-        replay: whether the cell, if it passes, runs again in a new kernel.
-        """
-        told = ""
+    def grade(self, problem: str, answer: str, where: str) -> dict:
+        """What the kernel's sandbox says of an answer: {"results": [...]}, or {"error": why there are none}."""
+        told, error = self.guarded(lambda: self.request({"problem": problem, "answer": answer}), where)
+        return {"error": error} if error else told
+
+    def guarded(self, action: Callable[[], Any], where: str) -> tuple[Any, str]:
+        """What action() gives, in a kernel that lives; and what went wrong, or ""."""
         try:
-            if self.manager is None:
-                if self.restarts > RESTARTS:
-                    return [failed("NotRun", "the kernel was started too often before this cell")]
+            if self.manager is None and self.restarts > RESTARTS:
+                return None, "the kernel was started too often before this cell"
             if time.monotonic() > self.deadline:
                 self.note(f"time for the whole notebook was up at cell {where}")
-                return [failed("NotRun", "the time for the whole notebook was up before this cell")]
+                return None, "the time for the whole notebook was up before this cell"
             if self.manager is None:
                 self.restarts += 1
                 self.start()
-            outputs = self.send(code, quiet=not replay)  # what an answer prints while it is tested is not kept
+            return action(), ""
         except RuntimeError as error:
+            self.stop()
             if self.restarts <= 1:
                 raise
-            self.stop()
             self.note(f"no new kernel could be started at cell {where}: {error}")
-            return [failed("NotRun", "no new kernel could be started for this cell")]
+            return None, "no new kernel could be started for this cell"
         except Died:
-            told, outputs = f"cell {where} ended the kernel", []
+            told = f"cell {where} ended the kernel"
         except TooLong as late:
-            stuck = ", and did not heed the interrupt" if late.stuck else ""
-            told, outputs = f"cell {where} took longer than {self.limits.cell:g} s{stuck}", []
+            told = f"cell {where} took longer than {self.limits.cell:g} s"
             if not late.stuck:
                 self.note(told)
-                return [failed("Stopped", f"{told}: it was stopped; what comes after it was run all the same")]
-        if told:
-            self.note(f"{told}: a new kernel was started, and the cells that had passed were run in it again")
-            self.stop()
-            return [failed("Stopped", f"{told}; what comes after it was run in a new kernel, without this cell")]
-        if replay and not any(output.output_type == "error" for output in outputs):
-            self.passed.append(code)
-        return outputs
+                return None, f"{told}: it was stopped; what comes after it was run all the same"
+            told += ", and did not heed the interrupt"
+        self.note(f"{told}: a new kernel was started, and the cells that had passed were run in it again")
+        self.stop()
+        return None, f"{told}; what comes after it was run in a new kernel, without this cell"
 
     def note(self, flag: str) -> None:
         if flag not in self.flags:
             self.flags.append(flag)
 
-    def send(self, code: str, silent: bool = False, limit: float = 0, quiet: bool = False) -> list[NotebookNode]:
-        """The outputs of code. Raises Died or TooLong.
+    def send(self, code: str, silent: bool = False, limit: float = 0) -> list[NotebookNode]:
+        """The outputs of code. limit: seconds, if not the usual ones. Raises Died or TooLong."""
+        sent = self.client.execute(code, silent=silent, store_history=False, allow_stdin=False, stop_on_error=False)
+        outputs = Outputs()
+        self.wait(sent, limit, outputs.add)
+        if outputs.dropped:
+            self.note("a cell wrote more than is kept of its output")
+        return outputs.kept
 
-        limit: seconds, if not the usual ones; quiet: say nothing of long output.
-        """
+    def request(self, content: dict[str, str]) -> dict:
+        """The sandbox's answer to a request. No name of the notebook is used on the way. Raises Died or TooLong."""
+        message = self.client.session.msg("grade_request", content)
+        self.client.shell_channel.send(message)
+        found: list[dict] = []
+
+        def read(reply: dict) -> None:
+            if reply["msg_type"] == "grade_result":
+                found.append(reply["content"])
+
+        self.wait(message["header"]["msg_id"], 0, read)
+        return found[0] if len(found) == 1 else {"error": "The test ended early."}
+
+    def wait(self, sent: str, limit: float, read: Callable[[dict], None]) -> None:
+        """Reads what the kernel says of a request until it is done."""
         now = time.monotonic()
         end = now + (limit or max(1.0, min(self.limits.cell, self.deadline - now)))
-        sent = self.client.execute(
-            code,
-            silent=silent,
-            store_history=False,
-            allow_stdin=False,
-            stop_on_error=False,
-        )
-        outputs = Outputs()
         interrupted = False
         while True:
             if STOP.is_set():
@@ -175,7 +191,7 @@ class Runner:
             if message is not None and message["parent_header"].get("msg_id") == sent:
                 if message["msg_type"] == "status" and message["content"]["execution_state"] == "idle":
                     break
-                outputs.add(message)
+                read(message)
             if message is None and not self.manager.is_alive():
                 raise Died
             if time.monotonic() > end:
@@ -186,46 +202,6 @@ class Runner:
                 interrupted, end = True, time.monotonic() + self.limits.grace
         if interrupted:
             raise TooLong(stuck=False)
-        if outputs.dropped and not quiet:
-            self.note("a cell wrote more than is kept of its output")
-        return outputs.kept
-
-
-class Outputs:
-    """A cell's outputs as far as they are kept: streams joined, and not more than is fit to be read."""
-
-    def __init__(self):
-        self.kept: list[NotebookNode] = []
-        self.size, self.dropped = 0, False
-
-    def add(self, message: dict) -> None:
-        if message["msg_type"] not in ("stream", "display_data", "execute_result", "error"):
-            return
-        output = output_from_msg(message)
-        if output.output_type == "stream":
-            room = max(0, KEPT_TEXT - self.size)
-            self.size += len(output.text)
-            self.dropped |= len(output.text) > room
-            if len(output.text) > room:
-                output.text = output.text[:room] + ("\n[…]\n" if room else "")
-            last = self.kept[-1] if self.kept else None
-            if last is not None and last.output_type == "stream" and last.name == output.name:
-                last.text += output.text
-            elif output.text:
-                self.kept.append(output)
-        elif output.output_type == "error":
-            output.traceback = [line[:2000] for line in output.traceback[-12:]]
-            output.evalue = output.evalue[:2000]
-            self.kept.append(output)
-        else:
-            for kind, data in list(output.data.items()):
-                if len(str(data)) > (KEPT_DATA if kind.startswith("image/") else KEPT_TEXT):
-                    del output.data[kind]
-                    self.dropped = True
-            if len(self.kept) < 200:
-                self.kept.append(output)
-            else:
-                self.dropped = True
 
 
 def end_all(mark: str) -> None:
@@ -236,8 +212,3 @@ def end_all(mark: str) -> None:
                 os.kill(int(place.name), signal.SIGKILL)
         except OSError:  # it has ended, or is somebody else's
             continue
-
-
-def failed(name: str, text: str) -> NotebookNode:
-    """An error that the grader itself reports."""
-    return new_output("error", ename=name, evalue=text, traceback=[f"{name}: {text}"])

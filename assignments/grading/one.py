@@ -2,7 +2,6 @@
 
 import os
 import re
-import secrets
 import shutil
 import tempfile
 from dataclasses import asdict
@@ -17,18 +16,17 @@ from assignments.grading.course import BOOK, SETS, Course, fingerprint
 from assignments.grading.execute import SANDBOX, Limits, Runner
 from assignments.grading.release import cut
 from assignments.grading.restore import is_test, restore, sources
-from ddpm_lib.homework.problem import KIND, Result, find
+from ddpm_lib.homework.problem import Result, find
 
 CALL = re.compile(r'^check\("([\d.]+)", (.+)\)$', re.MULTILINE)
 SETUP = """
-import sys as _s, types as _t
+import sys as _s
 _path, _s.path[:] = _s.path[:], [_p for _p in _s.path if _p]  # no module that a student wrote is imported here
-_m = _t.ModuleType({name!r})
-exec(compile({text!r}, "grader", "exec"), _m.__dict__)
-_s.modules[{name!r}] = _m
-_m.sandbox = _m.Sandbox({name!r}, **{options!r})
+_names = {{"__name__": "grader"}}
+exec(compile({text!r}, "grader", "exec"), _names)
+_names["Sandbox"](**{options!r}).serve(get_ipython().kernel)
 _s.path[:] = _path
-del _s, _t, _m, _path
+del _names, _s, _path
 """
 
 
@@ -94,23 +92,24 @@ def run(
     tested = tests(notebook)
     with tempfile.TemporaryDirectory(prefix="grade-", ignore_cleanup_errors=True) as folder:
         work, library, said = Path(folder, "work"), Path(folder, "library"), Path(folder, "flags.txt")
-        work.mkdir()
 
         def fresh() -> None:
             """What decides a grade, as it is without the student's hand."""
             for place in (library, Path(folder, "ipython")):
                 shutil.rmtree(place, ignore_errors=True)
             cut(SETS[submission.number], library)
-            hidden = Path("ddpm_lib", "homework", "hidden.py")
-            (library / hidden).write_bytes((BOOK / hidden).read_bytes())
+            for name in ("hidden", f"answers_{submission.number}"):
+                file = Path("ddpm_lib", "homework", f"{name}.py")
+                (library / file).write_bytes((BOOK / file).read_bytes())
 
-        name = f"_{secrets.token_hex(8)}"
         environment = {
             "PYTHONPATH": str(library),
             "PYTHONDONTWRITEBYTECODE": "1",
             "IPYTHONDIR": str(Path(folder, "ipython")),
             "TMPDIR": str(work),
             "DDPM_STUDENT": submission.student,
+            "DDPM_CLASS": ",".join(students),
+            "DDPM_SALT": fingerprint(extra=f"{course.salt}|{submission.number}|{submission.student}"),
             "CUDA_VISIBLE_DEVICES": "",
             "OMP_NUM_THREADS": "1",
             "OMP_WAIT_POLICY": "PASSIVE",
@@ -118,14 +117,13 @@ def run(
         options = {
             "number": submission.number,
             "student": submission.student,
-            "private": {"DDPM_CLASS": ",".join(students), "DDPM_SALT": course.salt},
             "own": os.path.join(os.path.realpath(folder), ""),
             "forbidden": [os.path.realpath(path) for path in course.private()],
             "kept": [os.path.realpath(path) for path in (library, said)],
             "flags": str(said),
             "memory": limits.memory,
         }
-        setup = SETUP.format(name=name, text=SANDBOX.read_text(encoding="utf-8"), options=options)
+        setup = SETUP.format(text=SANDBOX.read_text(encoding="utf-8"), options=options)
         runner = Runner(work, environment, setup, fresh, folder, limits)
         try:
             for cell in notebook.cells:
@@ -135,9 +133,7 @@ def run(
                     cell.outputs = runner.run(cell.source, cell.id)
                     continue
                 problem, answer = CALL.search(cell.source).groups()
-                code = f"import {name}\n{name}.sandbox.grade({problem!r}, {answer})"
-                outputs = runner.run(code, cell.id, replay=False)
-                problems[problem] = read(problem, answer, outputs)
+                problems[problem] = read(problem, runner.grade(problem, answer, cell.id))
         finally:
             runner.stop()
         if said.exists():
@@ -149,22 +145,18 @@ def run(
     return problems
 
 
-def read(problem: str, answer: str, outputs: list[NotebookNode]) -> list[Result]:
-    """The results that a test cell gave. Names and marks are the registry's, not what came from the kernel."""
-    error = next((o for o in reversed(outputs) if o.output_type == "error"), None)
-    found = [o.data[KIND] for o in outputs if o.output_type == "execute_result" and KIND in o.data]
-    data = found[0] if len(found) == 1 and error is None else None
-    if data is None:
-        if error is not None and error.ename == "NameError":
-            return lost(problem, f"There is no {answer}: the cell that defines it did not run, or failed.")
-        return lost(problem, f"The test ended early: {error.evalue}" if error is not None else "The test ended early.")
-    rows = {str(row.get("name")): row for row in data.get("results", ())}
+def read(problem: str, told: dict) -> list[Result]:
+    """The results that a test gave. Names and marks are the registry's, not what came from the kernel."""
+    if "results" not in told:
+        return lost(problem, str(told.get("error", "The test ended early."))[:2000])
+    rows = {str(row.get("name")): row for row in told["results"]}
     results = []
     for identity in find(problem).identities:
         row = rows.get(identity.name, {"message": "The test ended early."})
         message = str(row.get("message", ""))[:2000]
         if message and identity.secret:
-            message = "This is not the number that follows from your id."
+            kind = message.startswith("Expected a number")
+            message = "Expected a number." if kind else "This is not the number that follows from your id."
         results.append(
             Result(identity.name, identity.marks, message, bool(row.get("shown", True)), str(row.get("whose", ""))[:80])
         )

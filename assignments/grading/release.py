@@ -5,6 +5,7 @@ go. Nothing else is needed but the book's environment.
 """
 
 import argparse
+import re
 import shutil
 import sys
 import zipfile
@@ -16,6 +17,8 @@ from assignments.grading.course import BOOK, SETS, Course
 from ddpm_lib import CHAPTER
 from ddpm_lib.homework.numbers import UNSIGNED
 
+STOP = re.compile(r"\n?^raise NotImplementedError$", re.MULTILINE)
+CHAPTER_LINK = re.compile(r"\[([^\]]+)\]\((?:\.\./)+chapters/[^)]*\)")
 README = """Problem set {number}
 
 With the book's environment (see its README), open set_{number}.ipynb in JupyterLab: `jupyter lab set_{number}.ipynb`.
@@ -53,7 +56,7 @@ def release(course: Course, number: int) -> Path:
     if not made["success"]:
         raise RuntimeError(f"{name} could not be made:\n{made['log']}")
     folder = course.release / name
-    unsigned(folder / f"{name}.ipynb")
+    for_students(folder / f"{name}.ipynb")
     cut(SETS[number], folder)
     (folder / "README.txt").write_text(README.format(number=number, chapter=SETS[number]), encoding="utf-8")
     archive = course.release / f"{name}.zip"
@@ -64,12 +67,23 @@ def release(course: Course, number: int) -> Path:
     return archive
 
 
-def unsigned(path: Path) -> None:
-    """Takes the signature out of a notebook."""
+def for_students(path: Path) -> None:
+    """Takes from a notebook the signature, links to chapters (they do not lie beside it), and what stops "run all".
+
+    That is an answer that is no function: it stays empty, where a function says when it is called that it is unwritten.
+    """
+    from nbgrader.utils import compute_checksum
+
     notebook = nbformat.read(path, 4)
     for cell in notebook.cells:
         if cell.id == "signature":
             cell.source = cell.source.replace('i_am("reference")', f'i_am("{UNSIGNED}")')
+        elif cell.cell_type == "markdown":
+            cell.source = CHAPTER_LINK.sub(r"\1", cell.source)
+        elif cell.metadata.get("nbgrader", {}).get("solution"):
+            cell.source = STOP.sub("", cell.source)
+        if "checksum" in cell.metadata.get("nbgrader", {}):  # by it nbgrader knows an answer that nobody has touched
+            cell.metadata["nbgrader"]["checksum"] = compute_checksum(cell)
     nbformat.write(notebook, path)
 
 

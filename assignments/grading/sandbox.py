@@ -1,9 +1,9 @@
 """Runs in the kernel before the first cell: keeps an eye on what the student's code does to what grades it.
 
-It is sent to the kernel as text. Before and after each test, what was patched is named and put back. Files of the
-course are not opened, files of the machine not written, other programs are named. This stops slips and simple tricks;
-code that wants to get round it can, because it runs in the same process: the teacher's page says how to isolate a
-class.
+It is sent to the kernel as text, and answers the grader's requests: what was patched is named and put back, and no name
+of the notebook's is used. Files of the course are not opened, files of the machine not written, other programs are
+named. This stops slips and simple tricks; code that wants to get round it can, because it runs in the same process: the
+teacher's page says how to isolate a class.
 """
 
 import builtins
@@ -21,30 +21,24 @@ WATCHED = ("torch", "torch.linalg", "torch.special", "torch.autograd", "torch.te
            "torch.overrides", "numpy", "numpy.linalg", "math", "json", "hashlib", "inspect", "functools")  # fmt: skip
 DATA = ("ddpm_lib.homework", "ddpm_lib.checks")  # here also what is no function decides
 SIGNATURE = "_SIGNED"  # the student's own to write
-UNSTEADY = (
-    "_",
-    "get_ipython",
-    "input",
-    "__doc__",
-    "__abstractmethods__",
-    "manual_seed",
-    "Storage",
-)  # others than students change these
+UNSTEADY = ("_", "input", "get_ipython", "exit", "quit", "__doc__", "__abstractmethods__")  # Jupyter sets them
+UNSTEADY += ("manual_seed", "Storage")  # torch itself sets them
 CLASSES = ("torch.Tensor", "torch.Generator", "torch.nn.Module")
 
 
 class Sandbox:
     """What stood where before the student's code ran."""
 
-    def __init__(self, name: str, number: int, student: str, private: dict, own: str, forbidden: list[str],
-                 kept: list[str], flags: str, memory: int):  # fmt: skip
-        """private: variables of the environment that a test has and no cell; own: the folder that may be written, save
-        the files in `kept`; forbidden: beginnings of paths that are not opened at all."""
+    def __init__(
+        self, number: int, student: str, own: str, forbidden: list[str], kept: list[str], flags: str, memory: int
+    ):
+        """own: the folder that may be written, save the files in `kept`; forbidden: beginnings of paths that are not
+        opened at all."""
         self.said: list[str] = []
-        self.name, self.student, self.private = name, student, private
+        self.student = student
         self.flags = os.open(flags, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
         importlib.import_module("ddpm_lib.homework.hidden")
-        importlib.import_module(f"ddpm_lib.homework.set_{number}")
+        importlib.import_module(f"ddpm_lib.homework.answers_{number}")
         checks = importlib.import_module("ddpm_lib.checks")
         for module in pkgutil.walk_packages(importlib.import_module("ddpm_lib").__path__, "ddpm_lib."):
             importlib.import_module(module.name)
@@ -67,23 +61,50 @@ class Sandbox:
         records += [identity for problem in problems.values() for identity in problem.identities]
         self.records = [(record, {k: list(v) if isinstance(v, list) else v for k, v in vars(record).items()})
                         for record in records]  # fmt: skip
-        self.hidden, self.torch, self.numpy = (
-            sys.modules[where] for where in ("ddpm_lib.homework.hidden", "torch", "numpy")
-        )
         for record in records:
             self.keep_code(getattr(record, "measure", None))
-        self.environment = {key: value for key, value in os.environ.items() if key.startswith("DDPM_")}
+        self.grade = sys.modules["ddpm_lib.homework.hidden"].grade
+        self.secret = {key: os.environ.pop(key, "") for key in ("DDPM_SALT", "DDPM_CLASS")}
         self.limit(memory)
-        shell = self.shell()
-        if shell is not None:
-            shell.ask_exit = lambda: None  # a cell `exit` ends nothing here
-            shell.events.register("pre_run_cell", lambda info: self.report() if self.name in info.raw_cell else None)
         sys.addaudithook(self.hook(own, forbidden, kept))
 
-    @staticmethod
-    def shell():
-        """The running IPython; None where there is none."""
-        return sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
+    def serve(self, kernel: object) -> None:
+        """From now on the kernel answers requests to grade."""
+        send, socket, names = kernel.session.send, kernel.iopub_socket, kernel.shell.user_ns
+        kernel.shell.ask_exit = lambda: None  # a cell `exit` ends nothing here
+
+        def answer(_stream, _ident, parent: dict) -> None:
+            self.report()
+            problem, name = parent["content"]["problem"], parent["content"]["answer"]
+            os.environ.update(self.secret)
+            try:
+                if name in names:
+                    told = {"results": [dict(vars(result)) for result in self.steadily(problem, names[name]).results]}
+                else:
+                    told = {"error": f"There is no {name}: the cell that defines it did not run, or failed."}
+            except BaseException as error:
+                told = {"error": f"The test ended early: {type(error).__name__}"}
+            finally:
+                for key in self.secret:
+                    os.environ.pop(key, None)
+            self.report()
+            send(socket, "grade_result", told, parent=parent)
+
+        kernel.shell_handlers["grade_request"] = answer
+
+    def steadily(self, number: str, answer: object) -> object:
+        """The points of an answer. What it changes while it is tested, it changes for no other."""
+        torch, numpy = self.modules["torch"], self.modules["numpy"]
+        strictly = torch._C._set_deterministic_algorithms  # without the import of what it tells of it
+        dtype, strict = torch.get_default_dtype(), torch.are_deterministic_algorithms_enabled()
+        try:
+            strictly(False)
+            with warnings.catch_warnings(), numpy.errstate(all="warn"), torch.enable_grad():
+                warnings.simplefilter("ignore")
+                return self.grade(number, answer)
+        finally:
+            torch.set_default_dtype(dtype)
+            strictly(strict)
 
     def keep(self, owner: object, data: bool = False) -> None:
         """The callables of a module, with its data where they count, or everything in a class."""
@@ -96,37 +117,12 @@ class Sandbox:
             if data and type(value) in (dict, list):
                 self.contents.append((f"{owner.__name__}.{name}", value, value.copy()))
 
-    def grade(self, number: str, answer: object) -> object:
-        """The points of an answer. What it changes while it is tested, it changes for no other."""
-        self.report()
-        torch = self.torch
-        strictly = torch._C._set_deterministic_algorithms  # without the import of what it tells of it
-        dtype, strict = torch.get_default_dtype(), torch.are_deterministic_algorithms_enabled()
-        os.environ.update(self.private)
-        try:
-            strictly(False)
-            with warnings.catch_warnings(), self.numpy.errstate(all="warn"), torch.enable_grad():
-                warnings.simplefilter("ignore")
-                return self.hidden.grade(number, answer)
-        finally:
-            for key in self.private:
-                os.environ.pop(key, None)
-            torch.set_default_dtype(dtype)
-            strictly(strict)
-            self.report()
-
     def keep_code(self, function: object) -> None:
         if isinstance(function, types.FunctionType):
             self.codes.append((function, tuple(getattr(function, name) for name in CODE)))
 
     def report(self) -> list[str]:
         """What was changed since the start, put back; each thing is named once."""
-        if (shell := self.shell()) is not None:
-            shell.ast_node_interactivity, shell.ast_transformers[:] = "last_expr", []
-            own = shell.user_ns.get("__builtins__", builtins)
-            if shell.user_ns.pop("__import__", None) or (own is not builtins and own is not vars(builtins)):
-                self.say("the notebook's builtins were changed")
-                shell.user_ns["__builtins__"] = builtins
         for name, module in self.modules.items():
             if sys.modules.get(name) is not module:
                 self.say(f"the module {name} was changed")
@@ -138,16 +134,8 @@ class Sandbox:
             elif isinstance(value, dict) and any(value.get(k, self) is not v for k, v in before.items()):
                 self.say(f"{name} was changed")
                 value.update(before)
-        overrides = self.torch.overrides
-        modes = overrides._get_current_function_mode_stack()
-        usual = [mode for mode in modes if type(mode) is self.device]  # set_default_device
-        if len(usual) < len(modes):
-            self.say("a mode was left on that changes what torch computes")
-            for _ in modes:
-                overrides._pop_mode()
-            for mode in usual:
-                overrides._push_mode(mode)
-        signed = sys.modules["ddpm_lib.homework.numbers"].signed()
+        self.modes(self.modules["torch.overrides"])
+        signed = self.modules["ddpm_lib.homework.numbers"].signed()
         if signed and signed != self.student:
             self.say(f"it is signed {signed!r}, and handed in as {self.student!r}")
         for owner, before in self.kept:
@@ -170,11 +158,18 @@ class Sandbox:
             if any(now.get(k) is not v and now.get(k) != v for k, v in before.items()):
                 self.say(f"the check {record.name} was changed")
                 now.update({k: list(v) if isinstance(v, list) else v for k, v in before.items()})
-        for key, value in self.environment.items():
-            if os.environ.get(key) != value:
-                self.say(f"{key} was changed")
-                os.environ[key] = value
         return self.said
+
+    def modes(self, overrides: types.ModuleType) -> None:
+        """Takes away what changes the functions of torch from outside."""
+        modes = overrides._get_current_function_mode_stack()
+        usual = [mode for mode in modes if type(mode) is self.device]  # torch.set_default_device
+        if len(usual) < len(modes):
+            self.say("a mode was left on that changes what torch computes")
+            for _ in modes:
+                overrides._pop_mode()
+            for mode in usual:
+                overrides._push_mode(mode)
 
     def put_back(self, owner: object, name: str, value: object, where: str) -> None:
         try:

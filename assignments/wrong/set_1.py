@@ -383,4 +383,73 @@ WRONG = [
         "return Schedule((1 - kept[1:] / kept[:-1]).clamp(max=0.3))",
         "edge",
     ),
+    # thought up by a reader, after the identities were written
+    Wrong(
+        "1.1",
+        MEAN,
+        "the readings' distance from the prior's mean, and the prior's mean as well",
+        "var * reading)",
+        "var * (reading - gain * prior_mean))",
+        "term",
+    ),
+    Wrong("1.1", VARIANCE, "one prior variance for all pixels", "1 / prior_var +", "1 / prior_var.mean() +", "axis"),
+    Wrong("1.1", MEAN, "all pixels added up, too", "* reading).sum(0)", "* reading).sum()", "axis"),
+    Wrong(
+        "1.1", MANNERS, "images have three axes, always", "(-1, *[1] * (reading.ndim - 1))", "(-1, 1, 1, 1, 1)", "axis"
+    ),
+    Wrong(
+        JUMP,
+        NOISE,
+        "from one step before s",
+        "schedule.alpha_bar[s], schedule",
+        "schedule.alpha_bar[(s - 1).clamp(min=0)], schedule",
+        "time",
+    ),
+    Wrong(JUMP, ENDS, "another exception", 'raise ValueError(f"s must', 'raise IndexError(f"s must', "edge"),
+    Wrong(JUMP, EACH, "images have three axes, always", "(-1, *[1] * (z.ndim - 1))", "(-1, 1, 1, 1)", "axis"),
+    Wrong(
+        PATH,
+        ALONE,
+        "one step's α for a stretch",
+        "schedule.alpha_bar[t] / schedule.alpha_bar[s]",
+        "schedule.alpha[t]",
+        "exchange",
+    ),
+    Wrong(
+        PATH, NEXT, "each stretch starts at the clean image again", "ratio**0.5 * x + (", "ratio**0.5 * x_0 + (", "time"
+    ),
+    Wrong(PATH, ALONE, "the batch's axis first", "return result", "return result.movedim(0, 1)", "axis"),
+    Wrong(
+        PATH,
+        ORDER,
+        "from the last time to the first",
+        "sorted(times), strict",
+        "sorted(times, reverse=True), strict",
+        "time",
+    ),
+    Wrong(
+        LINE,
+        "both ends",
+        "a logarithm to base 10",
+        "torch.linspace(math.log(snr_1), math.log(snr_T)",
+        "torch.linspace(math.log10(snr_1), math.log10(snr_T)",
+        "power",
+    ),
+    Wrong(
+        LINE,
+        "both ends",
+        "steps of at most 0.999",
+        "1 - kept[1:] / kept[:-1])",
+        "(1 - kept[1:] / kept[:-1]).clamp(max=0.999))",
+        "edge",
+    ),
+    Wrong(LINE, "both ends", "α for β", "1 - kept[1:] / kept[:-1])", "kept[1:] / kept[:-1])", "exchange"),
+    Wrong(
+        PATH,
+        IMAGE,
+        "images have three axes, always",
+        "(len(times), *x_0.shape)",
+        "(len(times), *(x_0.shape[i] for i in range(4)))",
+        "axis",
+    ),
 ]

@@ -88,6 +88,7 @@ JUMP = [
         "state",
     ),
 ]
+GOES_UP = "            x = r**0.5 * x + (1 - r) ** 0.5 * noise_like(x, generator)\n        eps_hat = eps_model(x,"
 CHURN = [
     Wrong(
         "4.2.1",
@@ -404,8 +405,10 @@ LATER = [
         "4.2.1",
         LAW,
         "the network sees x before the noise",
-        "            x = r**0.5 * x + (1 - r) ** 0.5 * noise_like(x, generator)\n        eps_hat = eps_model(x,",
-        "            old, x = x, r**0.5 * x + (1 - r) ** 0.5 * noise_like(x, generator)\n        else:\n            old = x\n        eps_hat = eps_model(old,",
+        GOES_UP,
+        GOES_UP.replace("x = r", "old, x = x, r")
+        .replace("\n        eps", "\n        else:\n            old = x\n        eps")
+        .replace("model(x", "model(old"),
         "time",
     ),
     Wrong(

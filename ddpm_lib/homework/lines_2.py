@@ -64,7 +64,8 @@ CHAINS = [  # what is put in the place of a line and of those that follow from i
 ]
 
 
-def _chain(who: str | None) -> list[str]:
+def chain(who: str | None) -> list[str]:
+    """The forms in the student's derivation that differ from the right ones, the first of a line first."""
     places = sorted({chain[0] for chain in CHAINS})
     place = numbers.choice("2.5 place", places, who)
     return numbers.choice("2.5 form", [chain for chain in CHAINS if chain[0] == place], who).split()
@@ -72,12 +73,7 @@ def _chain(who: str | None) -> list[str]:
 
 def derivation(who: str | None = None) -> str:
     """The student's eight lines, in Markdown."""
-    forms = {str(i): str(i) for i in range(1, 9)} | {form[0]: form for form in _chain(who)}
+    forms = {str(i): str(i) for i in range(1, 9)} | {form[0]: form for form in chain(who)}
     return "\n\n".join(
         f"**({line})** $\\;{FORMS[form]}$ &emsp; ({why})" for (line, form), why in zip(forms.items(), WHY, strict=True)
     )
-
-
-def wrong_line(who: str | None = None) -> int:
-    """The number of the line that does not follow from those before it."""
-    return int(_chain(who)[0][0])

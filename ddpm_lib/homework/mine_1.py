@@ -1,16 +1,9 @@
 """Problem set 1: the numbers of a student, the problems that ask for a number, and a derivation with a mistake."""
 
-import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
-import numpy as np
-
-from ddpm_lib.checks.chapter_03 import walk
-from ddpm_lib.checks.guard import relative
 from ddpm_lib.diffusion.schedule import Schedule, linear_schedule
 from ddpm_lib.homework import numbers
-from ddpm_lib.homework.case import Case
 from ddpm_lib.homework.problem import Problem
 
 
@@ -115,53 +108,28 @@ def derivation(who: str | None = None) -> str:
 COPIES = Problem("1.1.1", "Copies that tell as much", "f(): how many copies at time t tell as much as one at time s")
 
 
-@COPIES.identity("number of copies", 1, to=2e-3, personal=True, secret=True)
-def _(f: Callable, case: Case):
-    my = mine(case.who)
-    scale, noise = walk(my.schedule)
-    yield relative(float(f()), float(scale[my.s] ** 2 / noise[my.s] * noise[my.t] / scale[my.t] ** 2))
+COPIES.secret("number of copies", 1)
 
 
 TOGETHER = Problem("1.3.1", "How much two times have in common", "f(): the correlation of x_s and x_t, given x_0")
 
 
-@TOGETHER.identity("correlation", 1, to=2e-3, personal=True, secret=True)
-def _(f: Callable, case: Case):
-    my = mine(case.who)
-    var = walk(my.schedule)[1]
-    shared = float(var[my.s]) * math.prod((1 - my.schedule.beta[my.s + 1 : my.t + 1]).sqrt().tolist())
-    yield relative(float(f()), shared / float(var[my.s] * var[my.t]) ** 0.5)
+TOGETHER.secret("correlation", 1)
 
 
 CROSSING = Problem("1.4.1", "When the noise takes over", "f(): the first t at which var_0·SNR(t) is below 1")
 
 
-@CROSSING.identity("time", 1, to=0.1, personal=True, secret=True)
-def _(f: Callable, case: Case):
-    my = mine(case.who)
-    ratio, left, t = (my.snr_T / my.snr_1) ** (1 / (my.steps - 1)), my.var_0 * my.snr_1, 1
-    while left >= 1:
-        left, t = left * ratio, t + 1
-    yield abs(float(f()) - t)
+CROSSING.secret("time", 1)
 
 
 FAR = Problem("1.4.2", "Bits left at the end", "f(): the divergence of q(x_T|x_0) from N(0, I), in bits")
 
 
-@FAR.identity("bits", 1, to=2e-3, personal=True, secret=True)
-def _(f: Callable, case: Case):
-    my, x = mine(case.who), np.linspace(-12, 12, 4001)
-    scale, noise = (float(part[-1]) for part in walk(my.schedule))
-    log_q = -0.5 * ((x - scale * my.square**0.5) ** 2 / noise + math.log(2 * math.pi * noise))
-    log_p = -0.5 * (x**2 + math.log(2 * math.pi))
-    yield relative(float(f()), my.pixels * float(np.trapezoid(np.exp(log_q) * (log_q - log_p), x)) / math.log(2))
+FAR.secret("bits", 1)
 
 
 MISTAKE = Problem("1.5", "The line with the mistake", "f(): the number of the first line that does not follow")
 
 
-@MISTAKE.identity("line", 2, to=0.1, personal=True, secret=True)
-def _(f: Callable, case: Case):
-    asked, right = derivation(case.who).split("\n"), proof({})
-    first = next(i for i, line in enumerate(right, 1) if asked[i - 1] != f"{i}. {line}")
-    yield abs(float(f()) - first)
+MISTAKE.secret("line", 2)

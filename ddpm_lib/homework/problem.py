@@ -8,10 +8,8 @@ import importlib
 import inspect
 import math
 import os
-import signal
 import textwrap
 from collections.abc import Callable, Iterable
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from ddpm_lib.checks import examine as run
@@ -19,13 +17,13 @@ from ddpm_lib.checks import find as equation
 from ddpm_lib.checks.equation import Check
 from ddpm_lib.checks.guard import until
 from ddpm_lib.checks.message import WIDTH, lines
-from ddpm_lib.homework import numbers
+from ddpm_lib.homework import alarm, numbers
 from ddpm_lib.homework.answer import examined
 from ddpm_lib.homework.case import Case, given
 
 PROBLEMS: dict[str, "Problem"] = {}
+INVENTED = 40  # ids that nobody has: an answer that is right for one of them tells nothing of whose it is
 KIND = "application/vnd.ddpm.marks+json"  # what the grader reads of an output
-LIMIT = 30  # seconds for one identity in one case, where the system has an alarm
 
 
 class _Trial(Check):
@@ -40,13 +38,13 @@ class Identity:
     """One thing that must be so. measure(f, case): the distance from it, or several distances, one after another.
 
     least: the smallest T it makes sense for; trials: the largest number of hidden cases; personal: an answer for the
-    numbers of one student; secret: what is only said to be of the right kind before it is graded.
+    numbers of one student; secret: a check that only the grader has (measure is None without it).
     """
 
     name: str
     marks: float
     to: float
-    measure: Callable
+    measure: Callable | None
     route: str = "an independent route"
     least: int = 1
     trials: int = 99
@@ -79,6 +77,10 @@ class Problem:
             return measure
 
         return register
+
+    def secret(self, name: str, marks: float) -> None:
+        """An identity of a number that follows from the student's id. Only the grader has its check (hidden.answer)."""
+        self.identities.append(Identity(name, marks, math.nan, None, personal=True, secret=True))
 
     def book(self, name: str, marks: float, adapt: Callable[[Callable], Callable], **options) -> None:
         """The book's own check of an equation, on adapt(f): the student's function in the equation's arguments."""
@@ -157,10 +159,15 @@ def check(number: str, answer: Callable | object) -> None:
         marks = f"{result.marks:g} mark{'s' * (result.marks != 1)}"
         sign = "✗" if not result.holds else "?" if result.name in secret else "✓"
         print(f"  {sign} {result.name} ({marks}{', looked at when it is graded' if sign == '?' else ''})")
-        for line in result.message.replace("\n  ", " ").splitlines():  # wrapped anew, for it stands further in
-            print(textwrap.fill(line, WIDTH, initial_indent=" " * 6, subsequent_indent=" " * 8))
+        for line in unwrapped(result.message).splitlines():
+            print(textwrap.fill(line, WIDTH, initial_indent=" " * 6, subsequent_indent=" " * 8, break_on_hyphens=False))
     if not secret:
         print(f"{points.earned:g} of {problem.marks:g} marks with your numbers; the grader tries others, too.")
+
+
+def unwrapped(message: str) -> str:
+    """A message with each of its lines whole, for a place of another width."""
+    return message.replace("\n  ", " ")
 
 
 def examine(number: str, answer: Callable | object, hidden: Iterable[Case] | None = None) -> Points:
@@ -168,7 +175,7 @@ def examine(number: str, answer: Callable | object, hidden: Iterable[Case] | Non
     problem, own = find(number), given(numbers.student())
     results = []
     for identity in problem.identities:
-        if hidden is None and identity.secret:
+        if identity.secret and (hidden is None or not _is_number(answer)):
             message, shown = "" if _is_number(answer) else lines(f"Expected a number, got {answer!r}."), True
         else:
             message, shown = failure(problem, identity, answer, own, hidden or ())
@@ -194,29 +201,32 @@ def failure(
 def _message(problem: Problem, identity: Identity, answer: Callable | object, case: Case) -> str:
     """Why the identity does not hold; "" where it does."""
     try:
-        with _alarm():
+        with alarm.limit():
             if identity.equation:
                 run(equation(identity.equation), identity.measure(examined(answer), case))
             else:
                 run(problem.trial(identity, case), answer if callable(answer) else lambda: answer)
-    except _TooLong:
-        return lines(f"It was stopped after {LIMIT} seconds: look for a loop without an end.")
+    except alarm.TooLong:
+        return lines(f"It was stopped after {alarm.LIMIT} seconds: look for a loop without an end.")
     except AssertionError as failure:
         cause = failure.__cause__
         if isinstance(cause, NotImplementedError):
             return "It is not written yet."
-        if isinstance(cause, _TooLong):
-            return lines(f"It was stopped after {LIMIT} seconds: look for a loop without an end.")
+        if isinstance(cause, alarm.TooLong):
+            return lines(f"It was stopped after {alarm.LIMIT} seconds: look for a loop without an end.")
         return str(failure)
     return ""
 
 
 def _whose(problem: Problem, identity: Identity, answer: object) -> str:
-    """The other student of the class for whose numbers a wrong answer is right, or ""."""
-    for who in filter(None, os.environ.get("DDPM_CLASS", "").split(",")):
-        if who != numbers.student() and not _message(problem, identity, answer, given(who)):
-            return who
-    return ""
+    """The other student of the class for whose numbers a wrong answer is right; "" if it is right for many ids."""
+
+    def right(who: str) -> bool:
+        return not _message(problem, identity, answer, given(who))
+
+    others = [who for who in os.environ.get("DDPM_CLASS", "").split(",") if who and who != numbers.student()]
+    found = next(filter(right, others), "")
+    return "" if found and any(right(f"invented {i}") for i in range(INVENTED)) else found
 
 
 def _is_number(answer: object) -> bool:
@@ -224,27 +234,3 @@ def _is_number(answer: object) -> bool:
         return math.isfinite(float(answer))
     except (TypeError, ValueError):
         return False
-
-
-class _TooLong(BaseException):
-    """Raised by the alarm; no `except Exception` of a student's catches it."""
-
-
-@contextmanager
-def _alarm():
-    """Ends what takes longer than LIMIT, where the system has an alarm and this is the main thread."""
-
-    def ring(*_):
-        raise _TooLong
-
-    try:
-        before = signal.signal(signal.SIGALRM, ring)
-    except (AttributeError, ValueError):  # Windows, or a thread
-        yield
-        return
-    signal.setitimer(signal.ITIMER_REAL, LIMIT, 5)  # and again: a failure runs the function once more
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)

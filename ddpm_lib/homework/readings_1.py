@@ -79,4 +79,6 @@ def _(f: Callable, case: Case):
     note(float(wrong), "Images in float32 come back in another dtype.", "Cast gain and var to the readings' dtype.")
     yield fault(wrong)
     yield watched.fault
+    row = f(given[0].flatten(1), *given[1:3], *(v.flatten() for v in given[3:]))
+    yield from (apart(got, image.flatten()) for got, image in zip(row, f(*given), strict=True))
     yield slope_gap(f, *given)

@@ -66,6 +66,7 @@ def _(f: Callable, case: Case):
         one = torch.tensor(sizes[images], dtype=torch.float64).reshape(-1, *[1] * len(case.shape))
         got = f(case.schedule, z[images], s[images], t[images], eps[images])
         yield apart(got, z[images] + one * eps[images], 1 + one)
+    yield apart(f(case.schedule, z[:, 0, 0], s, t, eps[:, 0, 0]), f(case.schedule, z, s, t, eps)[:, 0, 0])
 
 
 @JUMP.identity("no time passes, or it runs backwards", 1, route="the same image, and a ValueError")
@@ -88,11 +89,16 @@ def _(f: Callable, case: Case):
     yield watched.fault
 
 
-JUMP.book(
-    "forward jump",
-    1,
-    lambda f: lambda schedule, x_0, eps, t: signal_scale(schedule, t, like=x_0) * f(schedule, x_0, 0, t, eps),
-)
+def jump_from_0(f: Callable) -> Callable:
+    """f in the arguments of Eq. 3.5: s is 0, an int or a tensor as t is."""
+
+    def jump(schedule: Schedule, x_0: Tensor, eps: Tensor, t: int | Tensor) -> Tensor:
+        return signal_scale(schedule, t, like=x_0) * f(schedule, x_0, t * 0, t, eps)
+
+    return jump
+
+
+JUMP.book("forward jump", 1, jump_from_0)
 
 
 # 1.3: the same image at several times
@@ -190,6 +196,8 @@ def _(f: Callable, case: Case):
     given, asked = x_0.clone(), list(times)
     got, moved = (f(case.schedule, x, asked, case.generator()) for x in (given, x_0 + away))
     yield apart(moved - got, scale[times].reshape(-1, *[1] * x_0.ndim) * away)
+    row = f(case.schedule, x_0.flatten(1), times, case.generator())
+    yield fault(row.shape != (len(times), *x_0.flatten(1).shape))
     half = f(case.schedule, x_0.float(), times, case.generator())
     note(float(half.dtype != torch.float32), f"Images in float32 come back in {half.dtype}.", "Cast the factors.")
     yield fault(half.dtype != torch.float32)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from ddpm_lib.checks import apart
-from ddpm_lib.homework import case, hidden, numbers, problem
+from ddpm_lib.homework import alarm, case, hidden, numbers, problem
 from ddpm_lib.homework.problem import KIND, Problem, check, examine
 
 
@@ -74,8 +74,8 @@ def test_an_answer_that_is_not_written_or_raises_or_leaves_is_told(root, capsys)
 
 
 def test_an_endless_loop_is_ended_and_the_next_identity_is_looked_at(root, monkeypatch):
-    monkeypatch.setattr(problem, "LIMIT", 0.2)
-    monkeypatch.setattr(problem.signal, "setitimer", lambda which, first, again=0, real=problem.signal.setitimer: real(
+    monkeypatch.setattr(alarm, "LIMIT", 0.2)
+    monkeypatch.setattr(alarm.signal, "setitimer", lambda which, first, again=0, real=alarm.signal.setitimer: real(
         which, first, 0.2 if again else 0))  # fmt: skip
 
     def endless(schedule, t):
@@ -162,4 +162,4 @@ def test_a_problem_that_there_is_not_is_named(root):
 
 def test_no_alarm_is_left_behind(root):
     examine("0.1", right)
-    assert problem.signal.getitimer(problem.signal.ITIMER_REAL) == (0.0, 0.0)
+    assert alarm.signal.getitimer(alarm.signal.ITIMER_REAL) == (0.0, 0.0)

@@ -54,8 +54,18 @@ def test_no_solution_and_no_hidden_test_is_in_it(released):
     assert hidden
     leaked = [line for line in hidden if len(line) > 24 and line in cells and not any(line in text for text in kept)]
     assert not leaked
+    assert "](../" not in cells, "a link that leads nowhere"
     assert not any(cell.get("outputs") for cell in notebook.cells)
-    assert not [name for name in files if "hidden" in name or "wrong" in name or "source" in name]
+    assert not [name for name in files if any(w in name for w in ("hidden", "answers", "wrong", "source"))]
+
+
+def test_run_all_does_not_stop_at_an_answer_that_is_no_function(released):
+    number, files, _ = released
+    utils = pytest.importorskip("nbgrader.utils")
+    for cell in nbformat.reads(files[f"set_{number}/set_{number}.ipynb"].decode(), 4).cells:
+        assert not re.search("^raise NotImplementedError", cell.source, re.MULTILINE), cell.id
+        if cell.metadata.get("nbgrader", {}).get("solution"):  # it is still known as one that nobody has answered
+            assert cell.metadata["nbgrader"]["checksum"] == utils.compute_checksum(cell), cell.id
 
 
 def test_it_has_the_library_up_to_its_chapters_and_no_further(released):
@@ -67,6 +77,8 @@ def test_it_has_the_library_up_to_its_chapters_and_no_further(released):
     program = "import sys\nsys.meta_path = [f for f in sys.meta_path if 'editable' not in repr(f)]  # the book's own\n"
     program += f"import ddpm_lib, ddpm_lib.homework.set_{number}, importlib.util as u\nprint(ddpm_lib.__file__)\n"
     program += f"assert not [m for m in {sorted(later)!r} if '.' not in m and u.find_spec('ddpm_lib.' + m)]"
+    program += "\nfrom ddpm_lib.homework.problem import PROBLEMS\nsecret = [i for p in PROBLEMS.values() "
+    program += "for i in p.identities if i.secret]\nassert secret and not any(i.measure for i in secret)"
     told = subprocess.run([sys.executable, "-c", program], cwd=folder, capture_output=True, text=True, check=True)
     assert told.stdout.startswith(str(folder))
 
