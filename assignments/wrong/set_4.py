@@ -473,4 +473,96 @@ LATER = [
         "state",
     ),
 ]
-WRONG = [*JUMP, *CHURN, *LAMBDA, *GRID, *REPAIR, *LATER]
+READER = [  # thought up by somebody who only read the set
+    Wrong(
+        "4.1",
+        MEAN,
+        "x_0_hat clipped",
+        "    x_0_hat = signal * x_t - noise * v",
+        "    x_0_hat = (signal * x_t - noise * v).clamp(-1, 1)",
+        "edge",
+    ),
+    Wrong(
+        "4.1",
+        PROMISES,
+        "a variance without the axes of length 1",
+        "return mean, var.to(x_t.dtype)",
+        "return mean, var.flatten().to(x_t.dtype)",
+        "axis",
+    ),
+    Wrong(
+        "4.1",
+        END,
+        "the mean by precisions: 0·∞ at s = 0",
+        "on_x_0 = then.sqrt() * (1 - r) / (1 - now)",
+        "on_x_0 = (1 - r) * (1 - then) / (1 - now) * (then.sqrt() / (1 - then))",
+        "edge",
+    ),
+    Wrong(
+        "4.2.1",
+        ASKED,
+        "the floor of c, not of c·(t − s)",
+        "math.floor(churn * (t - s))",
+        "math.floor(churn) * (t - s)",
+        "edge",
+    ),
+    Wrong("4.2.1", SHRINKS, "√ᾱ_u for √r", "x = r**0.5 * x", "x = up**0.5 * x", "exchange"),
+    Wrong(
+        "4.3.1",
+        STEP,
+        "the noise-to-signal ratio for 1 − ᾱ",
+        "noise_var = torch.sigmoid(-2 * lam)",
+        "noise_var = torch.exp(-2 * lam)",
+        "exchange",
+    ),
+    Wrong(
+        "4.3.1",
+        STEP,
+        "a negative λ is refused",
+        "if bool((h < 0).any())",
+        "if bool((h < 0).any() or (lam < 0).any())",
+        "edge",
+    ),
+    Wrong(
+        "4.4",
+        NEAREST,
+        "filled from T downwards",
+        (
+            "    times = [1]\n"
+            "    for i in range(2, steps):\n"
+            "        target = lam[0] + (i - 1) / (steps - 1) * (lam[-1] - lam[0])\n"
+            "        first, last = times[-1] + 1, T - (steps - i)\n"
+            "        times.append(first + int((lam[first - 1 : last] - target).abs().argmin()))\n"
+            "    return [T, *times[::-1], 0]"
+        ),
+        (
+            "    times = [T]\n"
+            "    for i in range(steps - 1, 1, -1):\n"
+            "        target = lam[0] + (i - 1) / (steps - 1) * (lam[-1] - lam[0])\n"
+            "        first, last = i, times[-1] - 1\n"
+            "        times.append(first + int((lam[first - 1 : last] - target).abs().argmin()))\n"
+            "    return [*times, 1, 0]"
+        ),
+        "sign",
+    ),
+    Wrong(
+        "4.4",
+        NEAREST,
+        "the first time beyond the target, not the nearest",
+        "(lam[first - 1 : last] - target).abs().argmin()",
+        "(lam[first - 1 : last] > target).sum().clamp(max=last - first)",
+        "edge",
+    ),
+    Wrong("4.4", ENDS, "room for one time too few", "T - (steps - i)", "T - (steps - i) + 1", "time"),
+    Wrong("4.5.2", WALK_VAR, "1 − ᾱ_t for the large variance", "large = 1 - r", "large = 1 - a[t]", "exchange"),
+    Wrong("4.5.2", WALK_VAR, "no noise where w = 0", "if s > 0:", "if s > 0 and w > 0:", "edge"),
+    Wrong(
+        "4.5.2",
+        WALK_VAR,
+        "deviations weighted, not multiplied",
+        "(large**w * small ** (1 - w)).sqrt() * z",
+        "(w * large.sqrt() + (1 - w) * small.sqrt()) * z",
+        "exchange",
+    ),
+]
+WRONG = [*JUMP, *CHURN, *LAMBDA, *GRID, *REPAIR, *LATER, *READER]

@@ -706,4 +706,100 @@ WRONG = [
         "time",
     ),
     Wrong("5.5", LAWS, "noise of another size", "dtype=x_0.dtype)", "dtype=x_0.dtype) * 0.9", "noise"),
+    # thought up by somebody who only read the set
+    Wrong(
+        "5.1",
+        TURN,
+        "turns in place of radians",
+        "angle = level[:, None] * omega",
+        "angle = 2 * torch.pi * level[:, None] * omega",
+        "term",
+    ),
+    Wrong("5.1", TURN, "the width less one for the hands less one", "/ (width // 2 - 1)", "/ (width - 1)", "exchange"),
+    Wrong("5.1", WIDTH, "a width of 4 is refused", "if width < 4 or", "if width <= 4 or", "edge"),
+    Wrong(
+        "5.2",
+        WHOLE,
+        "no SiLU before the second convolution",
+        "gate * self.conv_2(F.silu(h))",
+        "gate * self.conv_2(h)",
+        "term",
+    ),
+    Wrong("5.2", WHOLE, "SiLU behind told, not before", "self.told(F.silu(u))", "F.silu(self.told(u))", "exchange"),
+    Wrong("5.2", NEW, "the bias of told is not zero", "        nn.init.zeros_(self.told.bias)\n", "", "state"),
+    Wrong(
+        "5.2",
+        WHOLE,
+        "the shift is scaled, too",
+        "h = (1 + a) * self.norm(x) + b",
+        "h = (1 + a) * (self.norm(x) + b)",
+        "term",
+    ),
+    Wrong("5.2", WHOLE, "a group for each channel", "nn.GroupNorm(groups, c,", "nn.GroupNorm(c, c,", "axis"),
+    Wrong("5.3", FITS, "only H·W is looked at", "if H % window or W % window:", "if H * W % window:", "edge"),
+    Wrong(
+        "5.3",
+        FITS,
+        "an assert in place of ValueError",
+        (
+            "    if H % window or W % window:\n"
+            '        raise ValueError(f"windows of {window} pixels do not divide images of {H} x {W}")'
+        ),
+        "    assert H % window == W % window == 0",
+        "edge",
+    ),
+    Wrong(
+        "5.4",
+        OWN,
+        "only buffers with a point are copied",
+        "            average.copy_(buffer)",
+        "            average.copy_(buffer) if buffer.is_floating_point() else None",
+        "edge",
+    ),
+    Wrong(
+        "5.4",
+        OWN,
+        "buffers shared, not copied",
+        "            average.copy_(buffer)",
+        "            average.data = buffer.data",
+        "state",
+    ),
+    Wrong(
+        "5.4",
+        OWN,
+        "the first weights shared, not copied",
+        "            average.mul_(decay).add_(weights, alpha=1 - decay)",
+        "            average.data = weights.data if decay == 0 else average * decay + (1 - decay) * weights",
+        "state",
+    ),
+    Wrong(
+        "5.5",
+        FOLLOWS,
+        "micro parts, not parts of micro",
+        "torch.arange(batch).split(micro)",
+        "torch.arange(batch).chunk(micro)",
+        "exchange",
+    ),
+    Wrong(
+        "5.5",
+        FOLLOWS,
+        "short gradients are lengthened, too",
+        "        torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)",
+        (
+            "        length = torch.nn.utils.get_total_norm([p.grad for p in network.parameters()])\n"
+            "        [p.grad.div_(length) for p in network.parameters()]"
+        ),
+        "term",
+    ),
+    Wrong(
+        "5.5",
+        CLIP,
+        "the square of the norm",
+        "        torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)",
+        (
+            "        length = sum(p.grad.square().sum() for p in network.parameters())\n"
+            "        [p.grad.div_(length.clamp(min=1)) for p in network.parameters()]"
+        ),
+        "power",
+    ),
 ]

@@ -122,15 +122,15 @@ def _chosen(forms: tuple[str, ...], slip: bool, who: str | None) -> str:
     return numbers.choice(forms[0], fitting, who)
 
 
-def _slips(who: str | None) -> list[int]:
+def slips(who: str | None) -> list[int]:
     """The indices in _LINES of a student's slips."""
     return sorted(numbers.choice(f"slip {i}", list(kind), who) for i, kind in enumerate(_KINDS))
 
 
 def sampler_text(who: str | None = None) -> str:
     """A student's sampler, with three lines that do not hold. Lines are counted from 1, the line of `def`."""
-    slips = _slips(who)
-    return _SAMPLER.format(*(_chosen(forms, i in slips, who) for i, forms in enumerate(_LINES)))
+    places = slips(who)
+    return _SAMPLER.format(*(_chosen(forms, i in places, who) for i, forms in enumerate(_LINES)))
 
 
 def sampler(who: str | None = None):
@@ -140,12 +140,7 @@ def sampler(who: str | None = None):
     return names["walk_back"]
 
 
-def lines_of_slips(who: str | None = None) -> list[int]:
-    """Their lines, in rising order."""
-    return [i + 3 + (i > 3) for i in _slips(who)]
-
-
-def line_of_mistake(who: str | None = None) -> int:
+def mistake(who: str | None = None) -> int:
     """The number of the line, from 1, in a student's derivation that does not hold."""
     return numbers.whole("mistake", 1, len(_STEPS), who)
 
@@ -154,7 +149,7 @@ def derivation(who: str | None = None) -> None:
     """Show a student's derivation of DDIM's step, in numbered lines, of which one does not hold."""
     from IPython.display import display
 
-    slip = line_of_mistake(who)
+    slip = mistake(who)
     rows = [f"{i}. {_chosen(forms, i == slip, who)}" for i, forms in enumerate(_STEPS, 1)]
     text = "\n".join(rows)
     display({"text/markdown": text, "text/plain": text}, raw=True)

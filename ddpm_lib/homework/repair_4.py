@@ -6,11 +6,8 @@ import torch
 from torch import Tensor
 
 from ddpm_lib.checks import apart
-from ddpm_lib.checks.guard import relative
 from ddpm_lib.checks.noise import noise_score
 from ddpm_lib.diffusion.forward import noise_like, q_sample
-from ddpm_lib.diffusion.schedule import linear_schedule
-from ddpm_lib.homework import hunt_4, numbers
 from ddpm_lib.homework.case import Case
 from ddpm_lib.homework.problem import Problem
 from ddpm_lib.homework.routes_4 import Asked, broken, knows, other_times, posterior, seeded, silent, walked
@@ -22,9 +19,7 @@ grey = Problem("4.5.5", "noise of the last step", "f: a number of grey levels")
 mistake = Problem("4.6", "the wrong line", "f: its number")
 
 
-@lines.identity("these are the lines", 2, 0.5, route="your text", personal=True, secret=True)
-def _(f, case):
-    yield apart(float(f()), float("".join(f"{line:02}" for line in hunt_4.lines_of_slips(case.who))))
+lines.secret("these are the lines", 2)
 
 
 def gone(case: Case, f: Callable, x: Tensor, eps: Tensor, w: float, t: int, s: int) -> Tensor:
@@ -98,12 +93,5 @@ def _(f, case):
     yield noise_score(draw)
 
 
-@grey.identity("three digits are right", 1, 2e-3, route="single forward steps", personal=True, secret=True)
-def _(f, case):
-    first = strided_t(1000, numbers.whole("steps", 8, 40, case.who))[-2]
-    yield relative(float(f()), walked(linear_schedule(), 0, first)[1] ** 0.5 * 255 / 2)
-
-
-@mistake.identity("this is the line", 1, 0.1, route="your derivation", personal=True, secret=True)
-def _(f, case):
-    yield apart(float(f()), float(hunt_4.line_of_mistake(case.who)))
+grey.secret("three digits are right", 1)
+mistake.secret("this is the line", 1)

@@ -12,16 +12,14 @@ from ddpm_lib.checks.guard import Watched, accepted, relative, slope_gap
 from ddpm_lib.checks.noise import noise_score
 from ddpm_lib.checks.record import note
 from ddpm_lib.diffusion.forward import noise_like, q_sample
-from ddpm_lib.diffusion.schedule import linear_schedule
 from ddpm_lib.homework import (
     lambda_4,  # noqa: F401 (registers problems 4.3.1 and 4.4)
-    numbers,
     repair_4,  # noqa: F401 (registers problems 4.5 and 4.6)
 )
 from ddpm_lib.homework.case import Case
 from ddpm_lib.homework.problem import Problem
 from ddpm_lib.homework.routes_4 import Asked, broken, knows, other_times, pictures, posterior, seeded, silent, walked
-from ddpm_lib.samplers.ddim import ddim_sample, ddim_step, ddim_var, strided_t
+from ddpm_lib.samplers.ddim import ddim_sample, strided_t
 
 jump = Problem("4.1", "jump moments", "f(schedule, x_t, v, t, s): mean and variance of q(x_s|x_t, x_0_hat)")
 churn = Problem("4.2.1", "churned sampling", "f(eps_model, schedule, x_T, times, churn, generator): x_0")
@@ -155,15 +153,4 @@ def _(f, case):
     yield noise_score(draw)
 
 
-@share.identity("three digits are right", 1, 2e-3, route="the steps on one number", personal=True, secret=True)
-def _(f, case):
-    schedule, t, s, u = linear_schedule(), *way(case.who)
-    up = torch.full((1, 1), walked(schedule, t, u)[1] ** 0.5, dtype=torch.float64)  # of x_t = 0, x_0 = 0 and z = 1
-    fresh = float(ddim_step(schedule, 0 * up, up, u, s))
-    yield relative(float(f()), fresh / ddim_var(schedule, t, s, 1.0) ** 0.5)
-
-
-def way(who: str | None = None) -> tuple[int, int, int]:
-    """A student's t, s < t and u > t."""
-    t = numbers.whole("t", 300, 700, who)
-    return t, t - numbers.whole("stride", 40, 100, who), t + numbers.whole("up", 10, 40, who)
+share.secret("three digits are right", 1)

@@ -52,6 +52,7 @@ def _(f, case):
 
 @LEVEL.identity("it refuses a width that is odd or below 4", 1)
 def _(f, case):
+    yield apart(torch.tensor(f(case.schedule, case.t, 4, 0.1, 1.0).shape), torch.tensor([case.batch, 4]))
     for width in (2, 5):
         yield accepted(lambda width=width: f(case.schedule, case.t, width, 0.1, 1.0))
 

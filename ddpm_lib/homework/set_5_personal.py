@@ -1,10 +1,5 @@
 """Problem set 5, third part: what is another one for each student, numbers and a derivation with a mistake."""
 
-import torch
-import torch.nn.functional as F
-from scipy import integrate
-
-from ddpm_lib.checks import apart
 from ddpm_lib.homework import numbers
 from ddpm_lib.homework.problem import Problem
 
@@ -16,16 +11,7 @@ def tower(who: str | None = None) -> tuple[int, int]:
     return numbers.whole("levels", 3, 5, who), numbers.whole("blocks", 1, 4, who)
 
 
-@FIELD.identity("the field of one pixel", 1, to=0.5, route="autograd", personal=True, secret=True)
-def _(answer, case):
-    levels, blocks = tower(case.who)
-    x = h = torch.ones(1, 1, 4096, dtype=torch.float64, requires_grad=True)
-    for level in range(levels):
-        h = h.unfold(2, 2, 2).sum(3) if level else h
-        for _ in range(2 * blocks):
-            h = F.conv1d(h, torch.full((1, 1, 3), 1 / 3, dtype=torch.float64))
-    seen = torch.autograd.grad(h[0, 0, h.shape[2] // 2], x)[0].flatten().nonzero()
-    return apart(answer(), float(seen.max() - seen.min() + 1))
+FIELD.secret("the field of one pixel", 1)
 
 
 MEMORY = Problem("5.4.1", "Which γ?", "the exponent γ")
@@ -36,10 +22,7 @@ def recent(who: str | None = None) -> int:
     return numbers.whole("recent", 3, 15, who)
 
 
-@MEMORY.identity("half of the memory", 1, to=1e-3, route="the integral of the density", personal=True, secret=True)
-def _(answer, case):
-    first = 1 - recent(case.who) / 100
-    return apart(integrate.quad(lambda u: (answer() + 1) * u ** answer(), first, 1)[0], 0.5)
+MEMORY.secret("half of the memory", 1)
 
 
 MISTAKE = Problem("5.6", "Find the mistake", "the number of the line")
@@ -61,19 +44,18 @@ PARTS = {  # what may stand in a line, by its number: one of the two is right
 }
 
 
-def _line(who: str | None) -> int:
+def line_of_mistake(who: str | None) -> int:
+    """The number of the line in a student's derivation that does not hold."""
     return numbers.choice("line", sorted(PARTS), who)
 
 
-@MISTAKE.identity("the line", 1, to=0.1, route="your derivation", personal=True, secret=True)
-def _(answer, case):
-    return apart(answer(), _line(case.who))
+MISTAKE.secret("the line", 1)
 
 
 def derivation(who: str | None = None) -> str:
     """Seven numbered lines on the scale of attention's scores, in Markdown, with the student's numbers."""
     d, v, N = (numbers.choice(*of, who) for of in (("d", [16, 25, 36]), ("v", [3, 4, 5]), ("N", [49, 64, 81])))
-    line, root = _line(who), int(d**0.5)
+    line, root = line_of_mistake(who), int(d**0.5)
     one = 2 * v if line == 3 else v * v
     whole = d * d * one if line == 4 else d * one
     scaled = whole // root if line == 5 else whole // d

@@ -22,10 +22,10 @@ AVERAGE = Problem("5.4", "An average with a power", "f(model, gamma): with .mode
 
 
 def _network(case: Case, name: str) -> nn.Module:
-    network = shaken(
-        made(lambda: nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3))), numbers.seed(name, f"{case.seed}")
-    )
+    seed = numbers.seed(name, f"{case.seed}")
+    network = shaken(made(lambda: nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3))), seed)
     network[1].running_mean.copy_(case.normal(3, name=name))
+    network[1].num_batches_tracked.fill_(seed % 1000)
     return network
 
 
@@ -40,7 +40,6 @@ def _apart(a, b) -> float:
 
 
 def _told(distance: float, text: str, advice: str) -> float:
-    """The distance, with a note of what it may come from."""
     note(distance, text, advice)
     return distance
 
@@ -70,11 +69,15 @@ def _(f, case):
 @AVERAGE.identity("it is a network of its own: buffers copied, evaluating, without gradients", 1)
 def _(f, case):
     networks = [_network(case, f"{k}") for k in range(4)]
-    before = copy.deepcopy(networks)
-    average = _followed(f(networks[0], 3.0), networks)
-    moved = largest(*(_apart(*pair) for pair in zip(networks, before, strict=True)))
-    yield _told(moved, "It writes into the networks that it is told.", "Copy the model, write into the copy alone.")
-    gap = apart_each(average.model.buffers(), networks[-1].buffers())
+    average = f(networks[0], 3.0)
+    for network in networks:
+        before = copy.deepcopy(network)
+        average.update(network)
+        yield _told(_apart(network, before), "It writes into the network that it is told.", "Write into the copy only.")
+        kept = copy.deepcopy(average.model)
+        network.load_state_dict({name: value + 1 for name, value in network.state_dict().items()})
+        yield _told(_apart(average.model, kept), "It moves as soon as the network does.", "Copy; share no tensor.")
+    gap = apart_each(average.model.buffers(), before.buffers())
     yield _told(gap, "Its buffers are not those of the last network.", "Copy them, also whole numbers.")
     taught = average.model.training or any(p.requires_grad for p in average.model.parameters())
     yield _told(fault(taught), "The average is in training mode, or has gradients.", "eval(), requires_grad_(False).")
@@ -239,8 +242,7 @@ def _(f, case):
     images, size = digits()[0].images, {"size": 8, "channels": 1, "width": 8, "multipliers": (1,), "blocks": 1}
     network = made(lambda: UNet(**size, groups=4, attention=(), dropout=0.0))
     start = copy.deepcopy(network)
-    optimiser = torch.optim.Adam(network.parameters(), 1e-2)
-    parts = network, EMA(network), optimiser, case.schedule, images, case.generator()
+    parts = network, EMA(network), torch.optim.Adam(network.parameters(), 1e-2), case.schedule, images, case.generator()
     losses = f(*parts, steps=40, batch=32, micro=32)
     still = [torch.equal(p, q) for p, q in zip(network.parameters(), start.parameters(), strict=True)]
     _told(fault(any(still)), f"{sum(still)} of its tensors did not move.", "Which gradients arrive at the optimiser?")
