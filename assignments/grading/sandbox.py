@@ -38,7 +38,6 @@ class Sandbox:
         self.student = student
         self.flags = os.open(flags, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
         importlib.import_module("ddpm_lib.homework.hidden")
-        importlib.import_module(f"ddpm_lib.homework.answers_{number}")
         checks = importlib.import_module("ddpm_lib.checks")
         for module in pkgutil.walk_packages(importlib.import_module("ddpm_lib").__path__, "ddpm_lib."):
             importlib.import_module(module.name)

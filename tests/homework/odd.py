@@ -106,7 +106,7 @@ def cases(course: Course, number: int) -> list[Case]:
         Case("names", after_imports(NAMES), runs=True),
         Case("left-behind", after_imports(LEFT), ("started a program",), runs=True),
         Case("stopped", after_imports(STOPPED), ("did not heed",), runs=True),
-        Case("empties", replace_solution("%reset -f"), loses=(0,), runs=True),
+        Case("empties", replace_solution("%reset -f"), loses=(0, 1), runs=True),
         Case("odd-metadata", file=raw(odd_metadata)),
         Case("half-a-character", file=raw(half_a_character), flags=("same id, ?",)),
         Case("many-cells", file=raw(many), flags=("more than 1000 cells",), loses="all"),
