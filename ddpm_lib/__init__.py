@@ -165,8 +165,10 @@ CHAPTER = {
     "homework.set_6": 15,
     "homework.answers_1": 90,
     "homework.answers_2": 90,
+    "homework.answers_3": 90,
     "homework.answers_4": 90,
     "homework.answers_5": 90,
+    "homework.answers_6": 90,
     "homework.hidden": 90,  # with the grader only
     # appendices count as after all chapters
     "conformance": 90,

@@ -363,4 +363,87 @@ WRONG = [
     Wrong("3.6", HARDEST, "where it is, not how large", "float(floors.max())", "1 + int(floors.argmax())", "exchange"),
     Wrong("3.6", HARDEST, "the root of it", "float(floors.max())", "float(floors.max()) ** 0.5", "power"),
     Wrong("3.7", LINE, "the line after it", "line = at_fault()", "line = at_fault() + 1", "time"),
+    # by a reader who had not seen the identities
+    Wrong(
+        "3.1", IMAGE, "the first image's t for all", ENDS, f"t = t if isinstance(t, int) else t[:1]\n    {ENDS}", "time"
+    ),
+    Wrong("3.1", NOISE, "the step before: ᾱ_(t−1)", ENDS, f"t = t - 1\n    {ENDS}", "time"),
+    Wrong(
+        "3.2",
+        KNOWN,
+        "a pixel counts if all its channels are known",
+        "counted = known.expand_as(x_0)",
+        "counted = known.all(1, keepdim=True).expand_as(x_0)",
+        "axis",
+    ),
+    Wrong(
+        "3.2",
+        NOTHING,
+        "an image without known numbers counts whole",
+        RATIO,
+        "count = counted.flatten(1).sum(1)\n"
+        "    plain = (eps - eps_hat).square().flatten(1).mean(1)\n"
+        "    return torch.where(count > 0, squares / count.clamp(min=1), plain)",
+        "edge",
+    ),
+    Wrong(
+        "3.2",
+        ALL,
+        "the weight is not squared",
+        SQUARES,
+        SQUARES.replace(
+            "(eps - eps_hat).square()",
+            "(eps - eps_hat).abs() * (eps - kappa * x_0 - model(x_t, t)).abs()",
+        ),
+        "power",
+    ),
+    Wrong(
+        "3.3",
+        COST,
+        "σ² = β_t in the place of the posterior's",
+        "* own.beta[1] / (2 * (1 - alpha_bar_1)",
+        "* own.beta[1] / (2 * (1 - alpha_bar_2)",
+        "exchange",
+    ),
+    Wrong("3.3", COST, "the error of the noise", " * both**2)", " * alpha_bar_2)", "exchange"),
+    Wrong(
+        "3.4",
+        VAR,
+        "of the shrunk image",
+        SPREAD,
+        f"{SPREAD}\n    var = var * (signal_scale(schedule, t, like=var) ** 2)",
+        "term",
+    ),
+    Wrong(
+        "3.4",
+        VAR,
+        "of the noise, not of the image",
+        SPREAD,
+        f"{SPREAD}\n    var = var * (signal_scale(schedule, t, like=var) / noise_std(schedule, t, like=var)) ** 2",
+        "exchange",
+    ),
+    Wrong(
+        "3.4", MEAN, "x_t clipped to [−1, 1] first", "noisy = x_t[:, None]", "noisy = x_t.clamp(-1, 1)[:, None]", "edge"
+    ),
+    Wrong(
+        "3.5", FLOOR, "a grid from the lowest to the highest level", GRID, GRID.replace("9 * std", "0 * std"), "edge"
+    ),
+    Wrong(
+        "3.5",
+        FLOOR,
+        "the grid is unshrunk before it is asked about",
+        "weight, x_t[:, None], t)",
+        "weight, x_t[:, None] / scale, t)",
+        "term",
+    ),
+    Wrong(
+        "3.5",
+        FLOOR,
+        "a mean over drawn points",
+        "x_t = torch.linspace(low, high, 4001, dtype=torch.float64)",
+        "seeded = torch.Generator().manual_seed(0)\n"
+        "    x_t = low + (high - low) * torch.rand(4001, dtype=torch.float64, generator=seeded)",
+        "noise",
+    ),
+    Wrong("3.6", HARDEST, "the mean over all t", "float(floors.max())", "float(floors.mean())", "exchange"),
 ]

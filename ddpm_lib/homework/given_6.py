@@ -121,6 +121,20 @@ def labelled(case: Case) -> tuple[TwoLabels, tuple[Tensor, Tensor, Tensor, Tenso
     return TwoLabels(mixture, case.schedule), (case.normal(name="x"), case.t, a, b)
 
 
+def by_densities(case: Case, s_a: float, s_b: float) -> Tensor:
+    """ε of q(x)·p(a|x)^s_a·p(b|x, a)^s_b for what `labelled` gives, by autograd through its logarithm."""
+    model, (x, t, a, b) = labelled(case)
+    expected = []
+    for i in range(len(x)):
+        leaf = x[i : i + 1].flatten(1).clone().requires_grad_()
+        joint = model.mixture.diffused(case.schedule, int(t[i])).component_log_density(leaf)
+        joint = joint.reshape(model.null, model.null)
+        every, first, both = joint.flatten().logsumexp(0), joint[a[i]].logsumexp(0), joint[a[i], b[i]]
+        score = torch.autograd.grad(every + s_a * (first - every) + s_b * (both - first), leaf)[0]
+        expected.append(-score.reshape(x[i].shape) * (1 - case.schedule.alpha_bar[t[i]]).sqrt())
+    return torch.stack(expected)
+
+
 def estimates(case: Case) -> tuple[Schedule, Tensor, Tensor, Tensor, Tensor]:
     """The schedule, x_t, t, and the noise estimates with a label and without."""
     return (case.schedule, case.normal(name="x"), case.t, case.normal(name="y"), case.normal(name="none"))
@@ -138,6 +152,16 @@ def sets(case: Case, n: int) -> tuple[Tensor, Tensor]:
     D = case.shape[-1]
     both = case.normal(n, D, name="both")
     return both + 0.5 * case.normal(n, D, name="first") + 3, 1.7 * both + case.normal(n, D, name="second")
+
+
+def above(x: Tensor, y: Tensor) -> float:
+    """By how much x's mean is the larger one; the same number for equal sets, to the last bit."""
+    return float((len(y) * x.sum(0) - len(x) * y.sum(0)).sum())
+
+
+def spread(x: Tensor, y: Tensor) -> float:
+    """How far the means are apart."""
+    return float((len(y) * x.sum(0) - len(x) * y.sum(0)).abs().sum())
 
 
 def slope(mixture: GaussianMixture, y: int, s: float, schedule: Schedule, t: int, x: Tensor) -> Tensor:

@@ -9,13 +9,9 @@ import torch
 from torch import Tensor
 
 from ddpm_lib.checks.chapter_03 import walk
-from ddpm_lib.diffusion.posterior import posterior_mean, posterior_var
-from ddpm_lib.diffusion.schedule import Schedule, linear_schedule
-from ddpm_lib.gaussian import kl_divergence
+from ddpm_lib.diffusion.schedule import Schedule
 from ddpm_lib.homework import numbers
 from ddpm_lib.homework.case import Case
-
-SHORT = linear_schedule(250, 4e-4, 0.08)  # four times fewer steps, each four times as large
 
 
 def ends(case: Case) -> tuple[Tensor, Tensor]:
@@ -91,18 +87,6 @@ def mine(who: str | None = None) -> Mine:
     )
 
 
-def cost_of_u(who: str) -> float:
-    """By how many nats a squared error of 1 in u raises the divergence of the step from 2 to 1."""
-    own = mine(who)
-    schedule = Schedule(own.beta)
-    scale, var = walk(schedule)
-    x_t, u = torch.tensor([0.3, 0.3]).double(), torch.tensor([0.7, -0.4]).double()
-    rows = torch.tensor([[float(scale[2]), float(var[2]) ** 0.5], [-own.kappa, 1.0]]).double()
-    images = torch.linalg.solve(rows, torch.stack([x_t, u]))[0]
-    means = posterior_mean(schedule, images, x_t, 2)
-    return float(kl_divergence(means[0], posterior_var(schedule, 2), means[1], posterior_var(schedule, 2))) / 1.1**2
-
-
 def floor_by_score(schedule: Schedule, level: Tensor, weight: Tensor, t: int, points: int = 6001) -> float:
     """The floor of one pixel's noise loss: 1 minus 1 − ᾱ_t times the mean square of the score, on a grid."""
     scale, var = (float(v[t]) for v in walk(schedule))
@@ -112,12 +96,6 @@ def floor_by_score(schedule: Schedule, level: Tensor, weight: Tensor, t: int, po
     (score,) = torch.autograd.grad(log_q.sum(), x)
     density = log_q.detach().exp()
     return 1 - var * float((density * score**2).sum() / density.sum())
-
-
-def hardest(who: str) -> float:
-    """The largest floor of this student's pixel over the times of SHORT."""
-    level, weight = (torch.tensor(v, dtype=torch.float64) for v in (mine(who).level, mine(who).weight))
-    return max(floor_by_score(SHORT, level, weight, t) for t in range(1, SHORT.T + 1))
 
 
 def at_fault(who: str | None = None) -> int:

@@ -14,12 +14,9 @@ from ddpm_lib.diffusion.loss import l_simple
 from ddpm_lib.homework.case import Case
 from ddpm_lib.homework.material_3 import (
     as_eps,
-    at_fault,
     by_tweedie,
-    cost_of_u,
     ends,
     floor_by_score,
-    hardest,
     image_list,
     kappas,
     network,
@@ -134,11 +131,7 @@ LOSS.book(
 
 
 BOUND = Problem("3.3", "its weight in the bound", "a number: the weight of the squared error in u, at t = 2")
-
-
-@BOUND.identity("the weight at t = 2", 2, 2e-3, route="the divergence of a step", personal=True, secret=True)
-def _(f, case):
-    yield relative(float(f()), cost_of_u(case.who))
+BOUND.secret("the weight at t = 2", 2)
 
 
 MOMENTS = Problem("3.4", "an exact denoiser", "f(schedule, images, weight, x_t, t) returns (mean, var)")
@@ -168,11 +161,11 @@ def _(f, case):
 def _(f, case):
     level, weight = image_list(case, 1)[0], case.uniform(0.2, 5.0, 6, name="weight")
     p = (weight / weight.sum())[:, None]
-    noise = torch.linspace(-9, 9, 3001, dtype=torch.float64)
+    noise = torch.linspace(-9, 9, 181, dtype=torch.float64)
     mass = torch.exp(-(noise**2) / 2) / math.sqrt(2 * math.pi) * (noise[1] - noise[0])
     scale, var = walk(case.schedule)
     for t in {1, (case.T + 1) // 2, case.T}:
-        x_t = (scale[t] * level + var[t].sqrt() * noise).reshape(-1, 1)  # (6·3001, 1)
+        x_t = (scale[t] * level + var[t].sqrt() * noise).reshape(-1, 1)  # (6·181, 1)
         mean, spread = (v.reshape(6, -1) for v in f(case.schedule, level, weight, x_t, t))
         centre = (p * level).sum()
         yield apart((p * mass * mean).sum(), centre)
@@ -232,16 +225,8 @@ def _(f, case):
 
 
 HARDEST = Problem("3.6", "the hardest time", "a number: the largest floor of all t")
-
-
-@HARDEST.identity("the largest floor", 2, 2e-3, route="the floors of all t", personal=True, secret=True)
-def _(f, case):
-    yield relative(float(f()), hardest(case.who))
+HARDEST.secret("the largest floor", 2)
 
 
 MISTAKE = Problem("3.7", "find the mistake", "a whole number: the line with the mistake")
-
-
-@MISTAKE.identity("the line with the mistake", 2, 0.1, route="the derivation", personal=True, secret=True)
-def _(f, case):
-    yield abs(float(f()) - at_fault(case.who))
+MISTAKE.secret("the line with the mistake", 2)
