@@ -50,7 +50,8 @@ def match(source: NotebookNode, given: dict[str, NotebookNode], cells: list[Note
     taken: list[str] = []
     for cell in cells:
         claims = (grade_id(cell), str(cell.get("id", "")), texts.get(cell.source.strip(), ""))
-        taken.append(next((name for name in claims if name in ids and name not in taken), ""))
+        taken.append(next((name for name in claims if name in ids), ""))
+        ids.discard(taken[-1])
     order = [cell.id for cell in source.cells]
     for place, name in enumerate(order):
         if name not in taken and is_answer(source.cells[place]):
@@ -67,7 +68,7 @@ def likest(wanted: NotebookNode, cells: list[NotebookNode], places: list[int]) -
     A cell with nbgrader's marks is not asked: it is a copy of another one.
     """
     fitting = [i for i in places if cells[i].cell_type == wanted.cell_type and not grade_id(cells[i])]
-    ratio = {i: difflib.SequenceMatcher(None, wanted.source, cells[i].source[:5000]).ratio() for i in fitting}
+    ratio = {i: difflib.SequenceMatcher(None, wanted.source, cells[i].source[:5000]).quick_ratio() for i in fitting}
     return max(fitting, key=ratio.get, default=None)
 
 
