@@ -15,7 +15,7 @@ from assignments.grading.collect import Submission
 from assignments.grading.course import BOOK, SETS, Course, fingerprint
 from assignments.grading.execute import SANDBOX, Limits, Runner
 from assignments.grading.release import cut
-from assignments.grading.restore import is_test, restore, sources
+from assignments.grading.restore import borrowed, is_test, restore, sources
 from ddpm_lib.homework.problem import Result, find
 
 CALL = re.compile(r'^check\("([\d.]+)", (.+)\)$', re.MULTILINE)
@@ -53,8 +53,9 @@ def grade(course: Course, submission: Submission, students: list[str], limits: L
         write_marks(notebook, problems)
     else:
         problems = run(course, submission, notebook, students, limits, flags)
-        private = [
-            f"{n}: the answer for the numbers of {r.whose}" for n, found in problems.items() for r in found if r.whose
+        private = borrowed(notebook, source)
+        private += [
+            f"{n}: the answer for the numbers of {r.whose}" for n, rows in problems.items() for r in rows if r.whose
         ]
     path = place / f"set_{submission.number}.ipynb"
     same = unchanged(path, notebook)

@@ -4,6 +4,7 @@ Whatever the student changed besides is put back, and said. A test cell that was
 no effect on what is graded.
 """
 
+import ast
 import copy
 import difflib
 from collections import Counter
@@ -140,3 +141,26 @@ def plain(cell: NotebookNode, name: str) -> NotebookNode:
     """A cell of the student's own, without marks."""
     make = nbformat.v4.new_code_cell if cell.cell_type == "code" else nbformat.v4.new_markdown_cell
     return make(cell.source, id=name)
+
+
+def borrowed(notebook: NotebookNode, source: NotebookNode) -> list[str]:
+    """Flags for what the student's cells import from the checks and no given cell does: routes to what is asked for."""
+    given = {name for cell in source.cells if cell.cell_type == "code" for name in homework(cell.source)}
+    ids = {cell.id for cell in source.cells if not is_answer(cell)}
+    own = {name for c in notebook.cells if c.cell_type == "code" and c.id not in ids for name in homework(c.source)}
+    return [f"imports {name}: look whether an answer comes from there" for name in sorted(own - given)]
+
+
+def homework(text: str) -> set[str]:
+    """What a cell imports from ddpm_lib.homework."""
+    try:
+        tree = ast.parse(text)
+    except (SyntaxError, ValueError, RecursionError):
+        return set()
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("ddpm_lib.homework"):
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+        elif isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names if alias.name.startswith("ddpm_lib.homework")}
+    return found
