@@ -30,13 +30,13 @@ padding: .6em; margin: .5em 0; font-size: 13px; } img { max-width: 100%; height:
 .notebook h1 { font-size: 1.5em; } .notebook h2 { font-size: 1.2em; } .notebook table { display: block; overflow: auto }
 .notebook .output_area pre { background: none; border-left: 3px solid #ccc; } .notebook .output_error pre {
 border-color: #a63a00; } .prompt, .anchor-link { display: none; }
-.notebook :is(p, ul, ol), mjx-container[display="true"] { overflow: auto hidden; padding-block: 2px; }
+.notebook :is(p, ul, ol), .MathJax_Display { overflow: auto hidden; padding-block: 2px; }
 """
 PAGE = """<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
 <title>{title}</title><style>{style}</style>
-<script>MathJax = {{tex: {{inlineMath: [["$", "$"]], displayMath: [["$$", "$$"]], tags: "ams"}}}};</script>
-<script async src="https://cdn.jsdelivr.net/npm/mathjax@3/es5/tex-chtml.js"></script></head>
+<script type="text/x-mathjax-config">MathJax.Hub.Config({{tex2jax: {{inlineMath: [["$", "$"]], processEscapes: true}},
+TeX: {{equationNumbers: {{autoNumber: "AMS"}}}}}});</script><script async src="{mathjax}"></script></head>
 <body><h1>{title}</h1>{body}</body></html>
 """
 
@@ -56,7 +56,7 @@ def feedback(course: Course, result: dict, given: list[Mark]) -> str:
         parts += [f"<li>{html.escape(public(flag))}</li>" for flag in result["flags"]] + ["</ul>"]
     parts += ["<h2>What was checked</h2>", *table(result)]
     parts += ["<h2>Your notebook, as it ran</h2>", notebook(course, number, student, given)]
-    return PAGE.format(title=html.escape(title), style=STYLE, body="\n".join(parts))
+    return PAGE.format(title=html.escape(title), style=STYLE, mathjax=HTMLExporter().mathjax_url, body="\n".join(parts))
 
 
 def public(flag: str) -> str:
