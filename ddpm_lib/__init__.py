@@ -142,6 +142,7 @@ CHAPTER = {
     "homework.numbers": 3,
     "homework.case": 3,
     "homework.alarm": 3,
+    "homework.answer": 3,
     "homework.problem": 3,
     "homework.mine_1": 3,
     "homework.readings_1": 3,

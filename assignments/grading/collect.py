@@ -3,15 +3,18 @@
 import io
 import json
 import re
+import unicodedata
 import zipfile
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path, PurePosixPath
 
 import nbformat
 
 from assignments.grading.course import SETS, Course
 
-LARGEST = 100_000_000  # bytes of a notebook; what is larger is not read
+LARGEST = 100_000_000  # bytes of a submission's notebooks; what is larger is not read
+MOST = 1000  # cells of a notebook, and of files that are looked at
 NAME = re.compile(r"[^\w.@+-]+")
 
 
@@ -34,17 +37,30 @@ def collect(course: Course, numbers: list[int] | None = None) -> list[Submission
     """
     found = {}
     for number in numbers or SETS:
-        places = {path.parent.name: path for path in course.submitted.glob(f"*/set_{number}") if path.is_dir()}
-        for path in sorted((course.submissions / f"set_{number}").glob("*")):
+        places = [(path.parent.name, path) for path in course.submitted.glob(f"*/set_{number}") if path.is_dir()]
+        for path in (course.submissions / f"set_{number}").glob("*"):
             if not path.name.startswith("."):
-                places[path.name if path.is_dir() else path.stem] = path
-        for name, path in places.items():
-            student = NAME.sub("_", name).strip("._").lower() or "nobody"
-            same = found.get((number, student))
-            found[number, student] = submission = read(number, student, path)
-            if same:
-                submission.flags.append(f"handed in more than once: {path.name} is the one that was graded")
-    return [found[key] for key in sorted(found)]
+                places.append((path.name if path.is_dir() else path.stem, path))
+        for name, path in sorted(places, key=lambda place: (place[1].lstat().st_mtime, place[0])):  # the newest last
+            found.setdefault((number, identify(name)), []).append(path)
+    submissions = []
+    for (number, student), paths in sorted(found.items()):
+        submissions.append(read(number, student, paths[-1]))
+        if len(paths) > 1:
+            *old, new = [printable(path.name) for path in paths]
+            told = f"handed in more than once, or ids that are alike: {new} was graded, not {', '.join(old)}"
+            submissions[-1].flags.append(told)
+    return submissions
+
+
+def identify(name: str) -> str:
+    """A student's id: in small letters, and fit to be a file's name."""
+    return NAME.sub("_", unicodedata.normalize("NFC", name)).strip("._@+-").lower() or "nobody"
+
+
+def printable(text: str) -> str:
+    """A text that can be written to any file."""
+    return text.encode("utf-8", "replace").decode()
 
 
 def read(number: int, student: str, path: Path) -> Submission:
@@ -52,44 +68,59 @@ def read(number: int, student: str, path: Path) -> Submission:
     submission = Submission(number, student)
     try:
         candidates = dict(notebooks(path))
-    except (OSError, zipfile.BadZipFile, ValueError, NotImplementedError, RuntimeError) as error:
-        submission.flags.append(f"could not be opened: {error}")
+    except Exception as error:  # whatever is wrong with a zip: it is one student's
+        submission.flags.append(printable(f"could not be opened: {error}"))
         return submission
     if not candidates:
         submission.flags.append("holds no notebook")
         return submission
     wanted = f"set_{number}.ipynb"
     parsed = {name: parse(data) for name, data in candidates.items()}
+    called = {name: PurePosixPath(name).name for name in parsed}
     order = sorted(
-        parsed, key=lambda name: (name != wanted, belongs(parsed[name]) != number, parsed[name] is None, name)
-    )
-    name = order[0]
-    submission.data, submission.notebook = candidates[name], parsed[name]
+        parsed,
+        key=lambda name: (
+            called[name] != wanted, belongs(parsed[name]) != number, parsed[name] is None, name.count("/"), name
+        ),
+    )  # fmt: skip
+    submission.data, submission.notebook = candidates[order[0]], parsed[order[0]]
+    name = printable(called[order[0]])
     if submission.notebook is None:
-        submission.flags.append(f"{name} is no notebook that can be read")
+        submission.flags.append(f"{name} is no notebook that can be read, or has more than {MOST} cells")
         return submission
     if name != wanted and path.suffix != ".ipynb":
         submission.flags.append(f"the file is called {name}, not {wanted}")
     if len(candidates) > 1:
-        submission.flags.append(f"holds {len(candidates)} notebooks: {name} is the one that was graded")
+        told = f"holds {len(candidates)} notebooks: {printable(order[0])} is the one that was graded"
+        submission.flags.append(told)
     return submission
 
 
 def notebooks(path: Path):
     """(name, bytes) of every notebook in a file, a folder or a zip (in memory: nothing is unpacked to the disk)."""
+    room = LARGEST
+    for name, stream in islice(opened(path), MOST):
+        data = limited(stream, name, room)
+        room -= len(data)
+        yield name, data
+
+
+def opened(path: Path):
+    """(name, open file) of every notebook. What a student's folder only points to, elsewhere, is not opened."""
     if path.is_dir():
-        for file in sorted(path.rglob("*.ipynb")):
-            if wanted(file.relative_to(path).as_posix()) and file.is_file() and not file.is_symlink():
-                yield file.name, limited(file.open("rb"), file.name)
-        for file in sorted(path.glob("*.zip")):
-            yield from notebooks(file)
-    elif path.suffix.lower() == ".zip":
+        for file in sorted(path.rglob("*")):
+            if file.is_file() and not file.is_symlink():
+                if file.suffix == ".ipynb" and wanted(name := file.relative_to(path).as_posix()):
+                    yield name, file.open("rb")
+                elif file.suffix == ".zip" and file.parent == path:
+                    yield from opened(file)
+    elif path.suffix.lower() == ".zip" and path.is_file():
         with zipfile.ZipFile(path) as archive:
             for name in archive.namelist():
                 if name.endswith(".ipynb") and wanted(name):
-                    yield PurePosixPath(name.replace("\\", "/")).name, limited(archive.open(name), name)
-    elif path.suffix.lower() == ".ipynb":
-        yield path.name, limited(path.open("rb"), path.name)
+                    yield name.replace("\\", "/"), archive.open(name)
+    elif path.suffix.lower() == ".ipynb" and path.is_file():
+        yield path.name, path.open("rb")
     else:
         raise ValueError(f"{path.name} is neither a notebook, a zip nor a folder")
 
@@ -99,11 +130,11 @@ def wanted(name: str) -> bool:
     return not any(part in ("__MACOSX", ".ipynb_checkpoints") or part.startswith("._") for part in name.split("/"))
 
 
-def limited(stream: io.BufferedIOBase, name: str) -> bytes:
-    """The contents of a file. Raises ValueError where they are larger than LARGEST (a zip may say otherwise)."""
+def limited(stream: io.BufferedIOBase, name: str, room: int = LARGEST) -> bytes:
+    """The contents of a file. Raises ValueError where they are larger than `room` (a zip may say otherwise)."""
     with stream:
-        data = stream.read(LARGEST + 1)
-    if len(data) > LARGEST:
+        data = stream.read(room + 1)
+    if len(data) > room:
         raise ValueError(f"{name} is larger than {LARGEST / 1e6:.0f} MB")
     return data
 
@@ -112,6 +143,8 @@ def parse(data: bytes) -> dict | None:
     """A notebook of today's format, without outputs, with plain line ends; None where it cannot be read as one."""
     try:
         raw = json.loads(data.decode("utf-8-sig"))
+        if rb"\ud" in data.lower():  # half a character, which no file can hold
+            raw = json.loads(printable(json.dumps(raw, ensure_ascii=False)))
         for cell in [
             *raw.get("cells", ()),
             *(c for sheet in raw.get("worksheets", ()) for c in sheet.get("cells", ())),
@@ -124,18 +157,23 @@ def parse(data: bytes) -> dict | None:
             raw = nbformat.convert(nbformat.from_dict(raw), 4)
         notebook = nbformat.from_dict({"metadata": {}, "nbformat": 4, "nbformat_minor": 5} | raw)
         for cell in notebook.cells:
-            source = cell.get("source", "")
+            source = cell.get("source") or ""
             cell.source = "".join(source) if isinstance(source, list) else str(source)
             cell.source = cell.source.replace("\r\n", "\n").replace("\r", "\n")
-            cell.setdefault("metadata", nbformat.from_dict({}))
-    except (UnicodeDecodeError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
+            if not isinstance(cell.get("metadata"), dict):
+                cell.metadata = nbformat.from_dict({})
+            if not isinstance(cell.get("attachments"), dict):
+                cell.pop("attachments", None)
+            if cell.cell_type not in ("code", "markdown", "raw"):
+                return None
+    except Exception:  # it may hold anything
         return None
-    return notebook
+    return notebook if len(notebook.cells) <= MOST else None
 
 
 def belongs(notebook: dict | None) -> int | None:
     """The problem set that a notebook says it is."""
     try:
         return int(notebook["metadata"]["ddpm"]["set"])
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, OverflowError):
         return None

@@ -4,9 +4,13 @@ import hashlib
 import os
 import runpy
 import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from jupyter_core.paths import jupyter_runtime_dir
 from traitlets.config import Config
 
 BOOK = Path(__file__).parents[2]
@@ -44,6 +48,12 @@ class Course:
             path.write_text(secrets.token_hex(8) + "\n", encoding="utf-8")
         return path.read_text(encoding="utf-8").strip()
 
+    def private(self) -> list[Path]:
+        """What a student's code must not read while it is graded: this course, the book's, and other kernels' keys."""
+        own = ("release", "submissions", "submitted", "autograded", "feedback", "gradebook", "grades", "salt")
+        other = (self.source, BOOK / "assignments", BOOK / ".git", Path(jupyter_runtime_dir()))
+        return [*(self.root / name for name in own), *other, Path(tempfile.gettempdir(), "grade-")]
+
     @property
     def database(self) -> str:
         return f"sqlite:///{self.root / 'gradebook.db'}"
@@ -56,6 +66,22 @@ class Course:
         config.CourseDirectory.source_directory = str(self.source)
         config.CourseDirectory.db_url = self.database
         return config
+
+
+@contextmanager
+def alone(course: Course) -> Iterator[None]:
+    """Raises RuntimeError where another grader is at work in the course (Windows cannot tell)."""
+    course.root.mkdir(parents=True, exist_ok=True)
+    with (course.root / "gradebook.db.lock").open("w") as file:
+        try:
+            import fcntl
+
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except ImportError:
+            pass
+        except OSError as error:
+            raise RuntimeError(f"another grader is at work in {course.root}: wait for its end") from error
+        yield
 
 
 def fingerprint(*paths: Path, extra: str = "") -> str:

@@ -2,7 +2,9 @@
 
 import os
 import queue
+import signal
 import subprocess
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -11,13 +13,18 @@ from typing import Any
 
 from jupyter_client.manager import KernelManager
 from nbformat import NotebookNode
-from nbformat.v4 import new_output, output_from_msg
+
+from assignments.grading.outputs import Outputs, failed
 
 SANDBOX = Path(__file__).with_name("sandbox.py")
-KEPT_TEXT, KEPT_DATA = 20_000, 2_000_000  # characters of a cell's text and of one picture that are kept
 RESTARTS = 10
 # What a kernel sees of the grader's environment (what else is in it is nobody's business)
 INHERITED = ("PATH", "HOME", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "TMPDIR", "USER", "SYSTEMROOT", "APPDATA", "TEMP")
+STOP = threading.Event()  # set when somebody pressed Ctrl-C: every kernel is ended
+
+
+class Cancelled(BaseException):
+    """Grading was ended from outside."""
 
 
 class Died(Exception):
@@ -43,11 +50,17 @@ class Limits:
 
 @dataclass
 class Runner:
-    """One submission's kernel. environment: of the kernel; setup: code that runs first in every new kernel."""
+    """One submission's kernel. environment: of the kernel; setup: code that runs first in every new kernel.
+
+    folder: what the student's code may write; fresh: called before each start, puts back what it should not have
+    written; mark: a word in the environment of this kernel and of what it starts, and of nothing else.
+    """
 
     folder: Path
     environment: dict[str, str]
     setup: str
+    fresh: Callable[[], None]
+    mark: str
     limits: Limits = field(default_factory=Limits)
     flags: list[str] = field(default_factory=list)
     passed: list[str] = field(default_factory=list)  # the code of cells that ran, for a new kernel
@@ -60,6 +73,8 @@ class Runner:
     def start(self) -> None:
         """A new kernel; the cells that passed run in it again, those left out that now fail."""
         self.stop()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.fresh()
         self.manager = KernelManager(kernel_name="python3")
         quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
         environment = {name: os.environ[name] for name in INHERITED if name in os.environ} | self.environment
@@ -67,7 +82,10 @@ class Runner:
         self.client = self.manager.blocking_client()
         self.client.start_channels()
         self.client.wait_for_ready(timeout=120)
-        outputs = self.send(self.setup, limit=300)
+        try:
+            outputs = self.send(self.setup, limit=300)
+        except (Died, TooLong) as error:
+            raise RuntimeError("the grader could not prepare the kernel") from error
         if error := next((o for o in outputs if o.output_type == "error"), None):
             raise RuntimeError(f"the grader could not prepare the kernel: {error.ename}: {error.evalue}")
         for code in list(self.passed):
@@ -81,9 +99,12 @@ class Runner:
 
     def stop(self) -> None:
         if self.manager is not None:
-            self.client.stop_channels()
-            self.manager.shutdown_kernel(now=True)
+            if self.client is not None:
+                self.client.stop_channels()
+            if self.manager.has_kernel:
+                self.manager.shutdown_kernel(now=True)
             self.manager = self.client = None
+            end_all(self.mark)
 
     def run(self, code: str, where: str) -> list[NotebookNode]:
         """The outputs of a cell. After a crash or a stop they are one error, and the next cell has a new kernel."""
@@ -102,15 +123,21 @@ class Runner:
     def guarded(self, action: Callable[[], Any], where: str) -> tuple[Any, str]:
         """What action() gives, in a kernel that lives; and what went wrong, or ""."""
         try:
-            if self.manager is None:
-                if self.restarts > RESTARTS:
-                    return None, "the kernel was started too often before this cell"
-                self.restarts += 1
-                self.start()
+            if self.manager is None and self.restarts > RESTARTS:
+                return None, "the kernel was started too often before this cell"
             if time.monotonic() > self.deadline:
                 self.note(f"time for the whole notebook was up at cell {where}")
                 return None, "the time for the whole notebook was up before this cell"
+            if self.manager is None:
+                self.restarts += 1
+                self.start()
             return action(), ""
+        except RuntimeError as error:
+            self.stop()
+            if self.restarts <= 1:
+                raise
+            self.note(f"no new kernel could be started at cell {where}: {error}")
+            return None, "no new kernel could be started for this cell"
         except Died:
             told = f"cell {where} ended the kernel"
         except TooLong as late:
@@ -147,7 +174,7 @@ class Runner:
                 found.append(reply["content"])
 
         self.wait(message["header"]["msg_id"], 0, read)
-        return found[-1] if found else {"error": "The test ended early."}
+        return found[0] if len(found) == 1 else {"error": "The test ended early."}
 
     def wait(self, sent: str, limit: float, read: Callable[[dict], None]) -> None:
         """Reads what the kernel says of a request until it is done."""
@@ -155,6 +182,8 @@ class Runner:
         end = now + (limit or max(1.0, min(self.limits.cell, self.deadline - now)))
         interrupted = False
         while True:
+            if STOP.is_set():
+                raise Cancelled
             try:
                 message = self.client.get_iopub_msg(timeout=0.25)
             except queue.Empty:
@@ -175,43 +204,11 @@ class Runner:
             raise TooLong(stuck=False)
 
 
-class Outputs:
-    """A cell's outputs as far as they are kept: streams joined, and not more than is fit to be read."""
-
-    def __init__(self):
-        self.kept: list[NotebookNode] = []
-        self.size, self.dropped = 0, False
-
-    def add(self, message: dict) -> None:
-        if message["msg_type"] not in ("stream", "display_data", "execute_result", "error"):
-            return
-        output = output_from_msg(message)
-        if output.output_type == "stream":
-            room = max(0, KEPT_TEXT - self.size)
-            self.size += len(output.text)
-            self.dropped |= len(output.text) > room
-            if len(output.text) > room:
-                output.text = output.text[:room] + ("\n[…]\n" if room else "")
-            last = self.kept[-1] if self.kept else None
-            if last is not None and last.output_type == "stream" and last.name == output.name:
-                last.text += output.text
-            elif output.text:
-                self.kept.append(output)
-        elif output.output_type == "error":
-            output.traceback = [line[:2000] for line in output.traceback[-12:]]
-            output.evalue = output.evalue[:2000]
-            self.kept.append(output)
-        else:
-            for kind, data in list(output.data.items()):
-                if len(str(data)) > (KEPT_DATA if kind.startswith("image/") else KEPT_TEXT):
-                    del output.data[kind]
-                    self.dropped = True
-            if len(self.kept) < 200:
-                self.kept.append(output)
-            else:
-                self.dropped = True
-
-
-def failed(name: str, text: str) -> NotebookNode:
-    """An error that the grader itself reports."""
-    return new_output("error", ename=name, evalue=text, traceback=[f"{name}: {text}"])
+def end_all(mark: str) -> None:
+    """Ends what a kernel started and left behind, where the system tells the environment of a process (Linux)."""
+    for place in Path("/proc").glob("[0-9]*"):
+        try:
+            if mark.encode() in (place / "environ").read_bytes():
+                os.kill(int(place.name), signal.SIGKILL)
+        except OSError:  # it has ended, or is somebody else's
+            continue

@@ -1,18 +1,22 @@
 """One page a student: marks by identity, what to look at, and the notebook with comments. No hidden test is in it."""
 
 import html
+import re
+import sys
+from pathlib import Path
 
 import bleach
 import nbformat
 from nbconvert import HTMLExporter
 from nbformat.v4 import new_markdown_cell
 
-from assignments.grading.course import Course
+from assignments.grading.course import BOOK, Course
 from assignments.grading.gradebook import Mark
 from assignments.grading.restore import is_test, sources
 from ddpm_lib.homework.problem import find, unwrapped
 
 HIDDEN = "It holds for your numbers, but not for all others: think of other schedules, times, sizes and seeds."
+LARGEST = 5_000_000  # characters of a cell's attached pictures that come onto the page
 TAGS = "p h1 h2 h3 h4 h5 h6 hr br div span pre table thead tbody tr th td img details summary del sub sup dl dt dd"
 STYLE = """
 body { max-width: 860px; margin: 2em auto; padding: 0 1em; font: 16px/1.5 system-ui, sans-serif; color: #222;
@@ -26,13 +30,13 @@ padding: .6em; margin: .5em 0; font-size: 13px; } img { max-width: 100%; height:
 .notebook h1 { font-size: 1.5em; } .notebook h2 { font-size: 1.2em; } .notebook table { display: block; overflow: auto }
 .notebook .output_area pre { background: none; border-left: 3px solid #ccc; } .notebook .output_error pre {
 border-color: #a63a00; } .prompt, .anchor-link { display: none; }
-.notebook :is(p, ul, ol), mjx-container[display="true"] { overflow: auto hidden; padding-block: 2px; }
+.notebook :is(p, ul, ol), .MathJax_Display { overflow: auto hidden; padding-block: 2px; }
 """
 PAGE = """<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
 <title>{title}</title><style>{style}</style>
-<script>MathJax = {{tex: {{inlineMath: [["$", "$"]], displayMath: [["$$", "$$"]], tags: "ams"}}}};</script>
-<script async src="https://cdn.jsdelivr.net/npm/mathjax@3/es5/tex-chtml.js"></script></head>
+<script type="text/x-mathjax-config">MathJax.Hub.Config({{tex2jax: {{inlineMath: [["$", "$"]], processEscapes: true}},
+TeX: {{equationNumbers: {{autoNumber: "AMS"}}}}}});</script><script async src="{mathjax}"></script></head>
 <body><h1>{title}</h1>{body}</body></html>
 """
 
@@ -52,12 +56,20 @@ def feedback(course: Course, result: dict, given: list[Mark]) -> str:
         parts += [f"<li>{html.escape(public(flag))}</li>" for flag in result["flags"]] + ["</ul>"]
     parts += ["<h2>What was checked</h2>", *table(result)]
     parts += ["<h2>Your notebook, as it ran</h2>", notebook(course, number, student, given)]
-    return PAGE.format(title=html.escape(title), style=STYLE, body="\n".join(parts))
+    return PAGE.format(title=html.escape(title), style=STYLE, mathjax=HTMLExporter().mathjax_url, body="\n".join(parts))
 
 
 def public(flag: str) -> str:
     """A flag without a path of the grader's machine."""
-    return "tried to open a file of the grader" if flag.startswith("tried to open") else flag
+    return re.sub("^tried to (open|write) .*", r"tried to \1 a file of the grader's machine", without_paths(flag))
+
+
+def without_paths(text: str) -> str:
+    """A text without the folders of the grader's machine."""
+    folders = {str(BOOK), sys.prefix, sys.base_prefix, str(Path.home())} - {"/", "/usr"}
+    for path in sorted(folders, key=len, reverse=True):
+        text = text.replace(path, "…")
+    return re.sub(r"\S*?\bgrade-\w{8}\b", "…", text)
 
 
 def table(result: dict) -> list[str]:
@@ -102,9 +114,14 @@ def notebook(course: Course, number: int, student: str, given: list[Mark]) -> st
             text = f"**{score}.** " + html.escape(mark.comment)
             cells.append(new_markdown_cell(f'<div class="comment">\n\n{text}\n\n</div>'))
     run.cells = cells
+    for cell in cells:
+        size = sum(len(str(data)) for data in cell.get("attachments", {}).values())
+        if size > LARGEST:
+            cell.source += f"\n\n(The attached picture, {size / 1e6:.0f} MB, is not shown here.)"
+            del cell["attachments"]
     exporter = HTMLExporter(template_name="basic", sanitize_html=True)
     exporter.register_filter("clean_html", clean)  # nbconvert's own lets no paragraph and no heading pass
-    return f'<div class="notebook">{exporter.from_notebook_node(run)[0]}</div>'
+    return without_paths(f'<div class="notebook">{exporter.from_notebook_node(run)[0]}</div>')
 
 
 def clean(text: str) -> str:
@@ -117,4 +134,6 @@ def allowed(tag: str, name: str, value: str) -> bool:
     """Whether an attribute may stay."""
     if name == "src":
         return tag == "img" and value.startswith("data:image/")
-    return name in ("class", "alt", "width", "height", "start") or (name == "href" and not value.startswith("data:"))
+    if name == "href":
+        return re.match(r"https?:|mailto:|#", value) is not None
+    return name in ("class", "alt", "width", "height", "start")

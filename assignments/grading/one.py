@@ -1,7 +1,8 @@
 """Grades one submission: puts the notebook together, runs it in a kernel of its own, and reads what the tests say."""
 
-import json
+import os
 import re
+import shutil
 import tempfile
 from dataclasses import asdict
 from pathlib import Path
@@ -14,15 +15,18 @@ from assignments.grading.collect import Submission
 from assignments.grading.course import BOOK, SETS, Course, fingerprint
 from assignments.grading.execute import SANDBOX, Limits, Runner
 from assignments.grading.release import cut
-from assignments.grading.restore import is_test, restore, sources
+from assignments.grading.restore import borrowed, is_test, restore, sources
 from ddpm_lib.homework.problem import Result, find
 
 CALL = re.compile(r'^check\("([\d.]+)", (.+)\)$', re.MULTILINE)
 SETUP = """
+import sys as _s
+_path, _s.path[:] = _s.path[:], [_p for _p in _s.path if _p]  # no module that a student wrote is imported here
 _names = {{"__name__": "grader"}}
 exec(compile({text!r}, "grader", "exec"), _names)
-_names["Sandbox"]({number}, {forbidden!r}, {flags!r}, {memory}).serve(get_ipython().kernel)
-del _names
+_names["Sandbox"](**{options!r}).serve(get_ipython().kernel)
+_s.path[:] = _path
+del _names, _s, _path
 """
 
 
@@ -49,20 +53,31 @@ def grade(course: Course, submission: Submission, students: list[str], limits: L
         write_marks(notebook, problems)
     else:
         problems = run(course, submission, notebook, students, limits, flags)
-        private = [
-            f"{n}: the answer for the numbers of {r.whose}" for n, found in problems.items() for r in found if r.whose
+        private = borrowed(notebook, source)
+        private += [
+            f"{n}: the answer for the numbers of {r.whose}" for n, rows in problems.items() for r in rows if r.whose
         ]
-    nbformat.write(notebook, place / f"set_{submission.number}.ipynb")
-    result = {
+    path = place / f"set_{submission.number}.ipynb"
+    same = unchanged(path, notebook)
+    nbformat.write(notebook, path)
+    return {
         "student": submission.student,
         "set": submission.number,
         "key": made_with,
         "flags": flags,
         "private": private,  # for the teacher alone
+        "unchanged": same,
         "problems": {number: [asdict(result) for result in results] for number, results in problems.items()},
     }
-    (place / "result.json").write_text(json.dumps(result, indent=1, ensure_ascii=False), encoding="utf-8")
-    return result
+
+
+def unchanged(path: Path, notebook: NotebookNode) -> list[str]:
+    """The cells that are as they were when the submission was graded before."""
+    try:
+        before = {cell.id: (cell.source, cell.get("attachments")) for cell in nbformat.read(path, 4).cells}
+    except Exception:  # it was not, or the file is not whole
+        return []
+    return [cell.id for cell in notebook.cells if before.get(cell.id) == (cell.source, cell.get("attachments"))]
 
 
 def tests(notebook: NotebookNode) -> dict[str, str]:
@@ -76,15 +91,24 @@ def run(
     """Runs all cells, stores their outputs in the notebook, and returns the results of the tests. Adds to the flags."""
     problems: dict[str, list[Result]] = {}
     tested = tests(notebook)
-    with tempfile.TemporaryDirectory(prefix="grade-") as folder:
+    with tempfile.TemporaryDirectory(prefix="grade-", ignore_cleanup_errors=True) as folder:
         work, library, said = Path(folder, "work"), Path(folder, "library"), Path(folder, "flags.txt")
-        work.mkdir()
-        cut(SETS[submission.number], library)
-        for name in ("hidden", f"answers_{submission.number}"):
-            file = Path("ddpm_lib", "homework", f"{name}.py")
-            (library / file).write_bytes((BOOK / file).read_bytes())
+
+        def fresh() -> None:
+            """What decides a grade, as it is without the student's hand."""
+            for place in (library, Path(folder, "ipython")):
+                shutil.rmtree(place, ignore_errors=True)
+            cut(SETS[submission.number], library)
+            for name in ("hidden", f"answers_{submission.number}"):
+                file = Path("ddpm_lib", "homework", f"{name}.py")
+                if (BOOK / file).exists():
+                    (library / file).write_bytes((BOOK / file).read_bytes())
+
         environment = {
             "PYTHONPATH": str(library),
+            "PYTHONDONTWRITEBYTECODE": "1",
+            "IPYTHONDIR": str(Path(folder, "ipython")),
+            "TMPDIR": str(work),
             "DDPM_STUDENT": submission.student,
             "DDPM_CLASS": ",".join(students),
             "DDPM_SALT": fingerprint(extra=f"{course.salt}|{submission.number}|{submission.student}"),
@@ -92,12 +116,17 @@ def run(
             "OMP_NUM_THREADS": "1",
             "OMP_WAIT_POLICY": "PASSIVE",
         }
-        forbidden = sorted({str(course.root), str(course.source), str(BOOK / "assignments")})
-        setup = SETUP.format(
-            text=SANDBOX.read_text(encoding="utf-8"), number=submission.number, forbidden=forbidden,
-            flags=str(said), memory=limits.memory,
-        )  # fmt: skip
-        runner = Runner(work, environment, setup, limits)
+        options = {
+            "number": submission.number,
+            "student": submission.student,
+            "own": os.path.join(os.path.realpath(folder), ""),
+            "forbidden": [os.path.realpath(path) for path in course.private()],
+            "kept": [os.path.realpath(path) for path in (library, said)],
+            "flags": str(said),
+            "memory": limits.memory,
+        }
+        setup = SETUP.format(text=SANDBOX.read_text(encoding="utf-8"), options=options)
+        runner = Runner(work, environment, setup, fresh, folder, limits)
         try:
             for cell in notebook.cells:
                 if cell.cell_type != "code":
@@ -113,7 +142,7 @@ def run(
             flags += said.read_text(encoding="utf-8", errors="replace").splitlines()
         flags += runner.flags
     signature = next((cell for cell in notebook.cells if cell.id == "signature"), None)
-    flags += signed(submission, signature)
+    flags += [flag for flag in signed(submission, signature) if flag not in flags]
     write_marks(notebook, problems)
     return problems
 

@@ -4,6 +4,7 @@ Whatever the student changed besides is put back, and said. A test cell that was
 no effect on what is graded.
 """
 
+import ast
 import copy
 import difflib
 from collections import Counter
@@ -50,7 +51,8 @@ def match(source: NotebookNode, given: dict[str, NotebookNode], cells: list[Note
     taken: list[str] = []
     for cell in cells:
         claims = (grade_id(cell), str(cell.get("id", "")), texts.get(cell.source.strip(), ""))
-        taken.append(next((name for name in claims if name in ids and name not in taken), ""))
+        taken.append(next((name for name in claims if name in ids), ""))
+        ids.discard(taken[-1])
     order = [cell.id for cell in source.cells]
     for place, name in enumerate(order):
         if name not in taken and is_answer(source.cells[place]):
@@ -67,7 +69,7 @@ def likest(wanted: NotebookNode, cells: list[NotebookNode], places: list[int]) -
     A cell with nbgrader's marks is not asked: it is a copy of another one.
     """
     fitting = [i for i in places if cells[i].cell_type == wanted.cell_type and not grade_id(cells[i])]
-    ratio = {i: difflib.SequenceMatcher(None, wanted.source, cells[i].source[:5000]).ratio() for i in fitting}
+    ratio = {i: difflib.SequenceMatcher(None, wanted.source, cells[i].source[:5000]).quick_ratio() for i in fitting}
     return max(fitting, key=ratio.get, default=None)
 
 
@@ -139,3 +141,26 @@ def plain(cell: NotebookNode, name: str) -> NotebookNode:
     """A cell of the student's own, without marks."""
     make = nbformat.v4.new_code_cell if cell.cell_type == "code" else nbformat.v4.new_markdown_cell
     return make(cell.source, id=name)
+
+
+def borrowed(notebook: NotebookNode, source: NotebookNode) -> list[str]:
+    """Flags for what the student's cells import from the checks and no given cell does: routes to what is asked for."""
+    given = {name for cell in source.cells if cell.cell_type == "code" for name in homework(cell.source)}
+    ids = {cell.id for cell in source.cells if not is_answer(cell)}
+    own = {name for c in notebook.cells if c.cell_type == "code" and c.id not in ids for name in homework(c.source)}
+    return [f"imports {name}: look whether an answer comes from there" for name in sorted(own - given)]
+
+
+def homework(text: str) -> set[str]:
+    """What a cell imports from ddpm_lib.homework."""
+    try:
+        tree = ast.parse(text)
+    except (SyntaxError, ValueError, RecursionError):
+        return set()
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("ddpm_lib.homework"):
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+        elif isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names if alias.name.startswith("ddpm_lib.homework")}
+    return found

@@ -1,8 +1,7 @@
 """What only the grader tries: other seeds, schedules and sizes. No student has a copy of this module."""
 
-import contextlib
 import dataclasses
-import importlib
+import importlib.util
 import os
 from collections.abc import Callable
 
@@ -39,6 +38,7 @@ def answer(number: str, to: float, route: str = "an independent route") -> Calla
 
 def grade(number: str, given: Callable | object) -> Points:
     """The marks for an answer: an identity's are earned where it holds in the student's case and in all hidden ones."""
-    with contextlib.suppress(ModuleNotFoundError):
-        importlib.import_module(f"{__package__}.answers_{number.partition('.')[0]}")
+    answers = f"{__package__}.answers_{number.partition('.')[0]}"
+    if importlib.util.find_spec(answers):  # a problem set without secret numbers has none
+        importlib.import_module(answers)
     return examine(number, given, cases(numbers.student()))

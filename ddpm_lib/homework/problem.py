@@ -18,6 +18,7 @@ from ddpm_lib.checks.equation import Check
 from ddpm_lib.checks.guard import until
 from ddpm_lib.checks.message import WIDTH, lines
 from ddpm_lib.homework import alarm, numbers
+from ddpm_lib.homework.answer import examined
 from ddpm_lib.homework.case import Case, given
 
 PROBLEMS: dict[str, "Problem"] = {}
@@ -92,7 +93,7 @@ class Problem:
         to = identity.to
 
         def measure(f: Callable) -> float:
-            return identity.measure(f, case)
+            return identity.measure(examined(f), case)
 
         if inspect.isgeneratorfunction(identity.measure):
             measure = until(10 * to)(measure)
@@ -202,11 +203,9 @@ def _message(problem: Problem, identity: Identity, answer: Callable | object, ca
     try:
         with alarm.limit():
             if identity.equation:
-                run(equation(identity.equation), identity.measure(answer, case))
-            elif callable(answer):
-                run(problem.trial(identity, case), answer)
+                run(equation(identity.equation), identity.measure(examined(answer), case))
             else:
-                run(problem.trial(identity, case), lambda: answer)
+                run(problem.trial(identity, case), answer if callable(answer) else lambda: answer)
     except alarm.TooLong:
         return lines(f"It was stopped after {alarm.LIMIT} seconds: look for a loop without an end.")
     except AssertionError as failure:

@@ -32,8 +32,8 @@ def readings(case: Case, K: int) -> tuple[Tensor, ...]:
 def on_a_grid(
     reading: Tensor, gain: Tensor, var: Tensor, prior_mean: Tensor, prior_var: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Mean and variance of each pixel by Bayes' rule on a grid of values from −12 to 12."""
-    x = torch.linspace(-12, 12, 2001, dtype=torch.float64)
+    """Mean and variance of each pixel by Bayes' rule on a grid of values from −18 to 18."""
+    x = torch.linspace(-18, 18, 3001, dtype=torch.float64)
     log_p = -0.5 * (x - prior_mean[..., None]) ** 2 / prior_var[..., None]
     for one, scale, v in zip(reading, gain.tolist(), var.tolist(), strict=True):
         log_p = log_p - 0.5 * (one[..., None] - scale * x) ** 2 / v

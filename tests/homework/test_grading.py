@@ -11,16 +11,17 @@ from assignments.grading import gradebook, one
 from assignments.grading.collect import collect
 from assignments.grading.execute import Limits, Runner
 from assignments.grading.grade import grade
-from assignments.grading.restore import restore, sources
+from assignments.grading.restore import borrowed, restore, sources
+from tests.homework import odd
 from tests.homework.handed_in import cases, hand_in, reference
 
 LIMITS = Limits(grace=1, memory=5_000_000_000)
-QUICK = ("reference", "exits-in-answer", "swallows", "patches-checks", "reads-solution")
+QUICK = ("reference", "exits-in-answer", "swallows", "patches-checks", "reads-solution", "easy-problems", "strict")
 
 
 @pytest.fixture(scope="module")
 def all_cases(course):
-    return {case.name: case for case in cases(course, 1)}
+    return {case.name: case for case in (*cases(course, 1), *odd.cases(course, 1))}
 
 
 def examine(course, all_cases, names, results):
@@ -168,6 +169,20 @@ def test_a_student_s_own_cells_stay_where_they_were(course):
     graded = restore(Submission(1, "ada", notebook=notebook), source, given)
     texts = [cell.source for cell in graded.cells]
     assert texts.index("helper = 1") == 3 and len(texts) == len(source.cells) + 1
+
+
+def test_what_is_imported_from_the_checks_is_told_to_the_teacher(course):
+    source = nbformat.read(course.notebook(1), 4)
+    notebook = reference(course, 1, "ada")
+    assert borrowed(notebook, source) == []
+    for text in (
+        "from ddpm_lib.homework.set_1 import derivation_of",
+        "import ddpm_lib.homework.readings_1 as r",
+        "def f(:",
+    ):
+        notebook.cells.append(nbformat.v4.new_code_cell(text))
+    told = "; ".join(borrowed(notebook, source))
+    assert "set_1.derivation_of" in told and "homework.readings_1:" in told and told.count("imports") == 2
 
 
 def test_a_photograph_of_a_derivation_is_kept(course):
