@@ -17,13 +17,18 @@ import nbformat
 from assignments.grading.course import BOOK, Course
 from assignments.grading.execute import Limits
 from assignments.grading.grade import grade, prepare
+from assignments.grading.restore import is_answer, sources
 from assignments.wrong.examine import place
 
 
 def hand_in(course: Course, number: int, count: int) -> None:
     """Writes the submissions: of ten, six are right, two have a slip, one ends its kernel, one never ends a cell."""
     slips = import_module(f"assignments.wrong.set_{number}").WRONG
+    _, released = sources(course, number)
     source = nbformat.read(course.notebook(number), 4)
+    for cell in source.cells:
+        if not is_answer(cell):
+            cell.source = released[cell.id].source
     folder = course.submissions / f"set_{number}"
     folder.mkdir(parents=True)
     for i in range(count):

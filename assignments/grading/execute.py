@@ -75,13 +75,15 @@ class Runner:
         self.stop()
         self.folder.mkdir(parents=True, exist_ok=True)
         self.fresh()
-        self.manager = KernelManager(kernel_name="python3")
-        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-        environment = {name: os.environ[name] for name in INHERITED if name in os.environ} | self.environment
-        self.manager.start_kernel(cwd=str(self.folder), env=environment, **quiet)
-        self.client = self.manager.blocking_client()
-        self.client.start_channels()
-        self.client.wait_for_ready(timeout=120)
+        for patience in (60, 120, 240):  # two kernels that start at once may choose the same port: try again
+            self.launch()
+            try:
+                self.client.wait_for_ready(timeout=patience)
+                break
+            except RuntimeError:
+                if patience == 240:
+                    raise
+                self.stop()
         try:
             outputs = self.send(self.setup, limit=300)
         except (Died, TooLong) as error:
@@ -96,6 +98,14 @@ class Runner:
                 self.note("a cell that had passed ended the new kernel: it was left out")
                 return self.start()
         return None
+
+    def launch(self) -> None:
+        self.manager = KernelManager(kernel_name="python3")
+        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        environment = {name: os.environ[name] for name in INHERITED if name in os.environ} | self.environment
+        self.manager.start_kernel(cwd=str(self.folder), env=environment, **quiet)
+        self.client = self.manager.blocking_client()
+        self.client.start_channels()
 
     def stop(self) -> None:
         if self.manager is not None:

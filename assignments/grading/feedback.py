@@ -3,6 +3,7 @@
 import html
 import re
 import sys
+import tempfile
 from pathlib import Path
 
 import bleach
@@ -69,7 +70,7 @@ def without_paths(text: str) -> str:
     folders = {str(BOOK), sys.prefix, sys.base_prefix, str(Path.home())} - {"/", "/usr"}
     for path in sorted(folders, key=len, reverse=True):
         text = text.replace(path, "…")
-    return re.sub(r"\S*?\bgrade-\w{8}\b", "…", text)
+    return re.sub(rf"(?:{re.escape(tempfile.gettempdir())})?/grade-\w{{8}}\b", "…", text)  # quick on long pictures, too
 
 
 def table(result: dict) -> list[str]:

@@ -10,6 +10,7 @@ import pytest
 from assignments.grading import gradebook, one
 from assignments.grading.collect import collect
 from assignments.grading.execute import Limits, Runner
+from assignments.grading.feedback import without_paths
 from assignments.grading.grade import grade
 from assignments.grading.restore import borrowed, restore, sources
 from tests.homework import odd
@@ -202,3 +203,27 @@ def test_every_case(course, all_cases):
         hand_in(course, 1, case)
     examine(course, all_cases, all_cases, grade(course, [1], 2, LIMITS))
     assert json.loads((course.autograded / "reference" / "set_1" / "result.json").read_text())["flags"] == []
+
+
+def test_a_kernel_that_does_not_come_up_is_started_again(tmp_path, monkeypatch):
+    asked, ended = [], []
+
+    class Client:
+        def wait_for_ready(self, timeout):
+            asked.append(timeout)
+            if len(asked) < 2:
+                raise RuntimeError("no answer")
+
+    def launch(runner):
+        runner.client = Client()
+
+    monkeypatch.setattr(Runner, "launch", launch)
+    monkeypatch.setattr(Runner, "stop", lambda runner: ended.append(runner))
+    monkeypatch.setattr(Runner, "send", lambda *given, **limits: [])
+    Runner(tmp_path, {}, "", lambda: None, "mark").start()
+    assert len(asked) == 2 and len(ended) == 2
+
+
+def test_a_page_with_a_long_picture_is_made_at_once_without_the_grader_s_paths():
+    text = "src=" + "iVBORw0KGgo/AAAA+" * 200_000 + " /tmp/grade-abcd1234/library/x.py"
+    assert without_paths(text).endswith("…/library/x.py")
