@@ -7,7 +7,7 @@ import torch
 
 from ddpm_lib.checks import apart
 from ddpm_lib.homework import alarm, case, hidden, numbers, problem
-from ddpm_lib.homework.problem import KIND, Problem, check, examine
+from ddpm_lib.homework.problem import Problem, check, examine
 
 
 @pytest.fixture(autouse=True)
@@ -43,8 +43,7 @@ def right(schedule, t):
 def test_a_right_answer_has_all_marks_and_nbgrader_reads_a_number(root):
     points = hidden.grade("0.1", right)
     assert points.earned == root.marks == 4
-    data = points._repr_mimebundle_()
-    assert float(data["text/plain"]) == 4 and len(data[KIND]["results"]) == 3
+    assert float(repr(points)) == 4 and len(points.results) == 3
 
 
 def test_each_identity_has_marks_of_its_own(root, capsys):
