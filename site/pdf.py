@@ -5,6 +5,7 @@ them by book.typ, warnings as errors. Nothing of the book is executed.
 """
 
 import argparse
+import re
 import sys
 from pathlib import Path
 
@@ -33,7 +34,11 @@ OPTIONS = [
     "--fail-if-warnings",
 ]
 Page = NotebookNode | str
-MARKDOWN = "commonmark_x-gfm_auto_identifiers-bracketed_spans"
+MARKDOWN = "commonmark+attributes+pipe_tables+raw_attribute+smart"
+WORDS = {  # below the name of a part
+    "Problem sets": "To work on one, take its notebook: some numbers, and the derivations with a mistake, are each "
+    "student's own. No solutions are printed.",
+}
 
 
 def beneath(equation: Equation) -> tuple[str, str]:
@@ -88,7 +93,9 @@ def body(given: dict[str, dict[str, Page]], pictures: Path) -> str:
     known = {label for one in pages for label in printed.labels(one)}
     blocks = []
     for part, inside in given.items():
-        blocks += [printed.typst(f"#part({printed.quoted(part)})")] if inside else []
+        blocks += (
+            [printed.typst(f"#part({printed.quoted(part)}, {printed.quoted(WORDS.get(part, ''))})")] if inside else []
+        )
         if part == SOLUTIONS:
             blocks.append(
                 printed.typst("#show heading.where(level: 3): set heading(outlined: false, bookmarked: true)")
@@ -97,7 +104,8 @@ def body(given: dict[str, dict[str, Page]], pictures: Path) -> str:
             text = printed.markdown(one, known) if isinstance(one, str) else None
             blocks.append(text or printed.notebook(one, name, pictures, known))
     text = printed.with_formulas("\n\n".join(blocks))
-    return pypandoc.convert_text(text, "typst", MARKDOWN, extra_args=OPTIONS)
+    text = pypandoc.convert_text(text, "typst", MARKDOWN, extra_args=OPTIONS)
+    return re.sub(r"(?<=\)\[)(\d+)\. ", r"\1\. ", text)  # in a link's words "4. " would begin a list
 
 
 def main() -> int:

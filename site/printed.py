@@ -15,6 +15,10 @@ from pages import CODE, LINK
 
 GIVEN = re.compile(r"^\(([^()\s]+)\)=$", re.MULTILINE)
 LABELS = re.compile(r"^((?:\([^()\s]+\)=\n)+)(?:(#+ .+)$)?", re.MULTILINE)
+# A paragraph that belongs to what follows it: a bold line, words before a colon, or before a display.
+BEFORE = re.compile(r"(?:\A|(?<=\n\n))(?![\s\d#>|`$-])(?:\*\*[^*\n]+\*\*|[^\n]+:|[^\n]+(?=\n\n\$\$))(?=\n*\Z|\n\n)")
+PLACE = re.compile(r"\b(Eqs?\.|[Cc]hapters?|[Ss]ections?|[Ee]xercises?|Figures?|[Aa]ppendix|[Pp]age) (?=[\dA-C])")
+PAGED = ("Solution", "a notebook of their own")  # the words of links that on paper need a page
 SITE_ONLY = re.compile(r"^:::\{(index|container)\}.*?^:::\n?|^```\{toctree\}.*?^```\n?", re.DOTALL | re.MULTILINE)
 
 
@@ -32,6 +36,9 @@ def _labelled(found: re.Match) -> str:
     """A label as a heading's identifier, further ones, and those of other cells, as invisible marks."""
     given, heading = GIVEN.findall(found[1]), found[2]
     marks = [typst(f"#mark(<{one}>)") for one in given[bool(heading) :]]
+    back = given[0].replace("solution-", "exercise-")
+    if heading and back != given[0]:  # on paper, a way back needs a page
+        marks.append(f"{typst('#beneath[')}[Exercise](#{back}), page {typst(f'#page-of(<{back}>)')}{typst(']')}")
     return (f"{heading} {{#{given[0]}}}\n\n" if heading else "") + " ".join(marks) + "\n\n"
 
 
@@ -39,17 +46,25 @@ def markdown(text: str, known: set[str]) -> str:
     """A cell's Markdown for print; known: the labels that the print has."""
 
     def link(found: re.Match) -> str:
-        return found[0] if found[2][:1] != "#" or found[2][1:] in known else found[1]
+        if found[2][:1] != "#":
+            return found[0]
+        if found[2][1:] not in known:
+            return found[1]
+        return found[0] + (f", page {typst(f'#page-of(<{found[2][1:]}>)')}" if found[1] in PAGED else "")
+
+    def words(part: str) -> str:
+        return LINK.sub(link, PLACE.sub(r"\1&nbsp;", part))
 
     parts, end = [], 0
     text = SITE_ONLY.sub("", text)
     for code in CODE.finditer(text):
-        parts += [LINK.sub(link, text[end : code.start()]), code[0]]
+        parts += [words(text[end : code.start()]), code[0]]
         end = code.end()
-    text = "".join([*parts, LINK.sub(link, text[end:])])
+    text = "".join([*parts, words(text[end:])])
     text = LABELS.sub(_labelled, text)
     text = re.sub(r"</?details>", "\n\n", re.sub(r"<summary>(.*?)</summary>", r"**\1.**", text))
-    return re.sub(r"<code>(.*?)</code>", r"`\1`", text)
+    text = re.sub(r"<code>(.*?)</code>", r"`\1`", text)
+    return BEFORE.sub(lambda found: f"{typst('#keep[')}{found[0]}{typst(']')}", text)
 
 
 def notebook(made: NotebookNode, name: str, pictures: Path, known: set[str]) -> str:
@@ -58,9 +73,11 @@ def notebook(made: NotebookNode, name: str, pictures: Path, known: set[str]) -> 
     for i, cell in enumerate(made.cells):
         if cell.cell_type == "markdown":
             blocks.append(markdown(cell.source, known))
-        elif cell.source.strip():
-            blocks.append(_fenced("python", cell.source))
         outputs = list(cell.get("outputs", ()))
+        if cell.cell_type == "code" and cell.source.strip():
+            kept = outputs and outputs[0].output_type == "stream" and len(outputs[0].text.splitlines()) < 12
+            begin, end = (typst("#keep["), typst("]")) if kept else ("", "")
+            blocks += [begin, _fenced("python", cell.source), end]
         while outputs:
             blocks.append(_output(outputs, pictures / f"{Path(name).stem}-{i}-{len(outputs)}.png"))
     return "\n\n".join(filter(None, blocks))

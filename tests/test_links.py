@@ -144,9 +144,10 @@ def test_from_the_solutions_a_link_leads_a_folder_up(tmp_path):
     assert text_of(made, "solutions/02_two.ipynb") == expected
 
 
-def test_an_exercise_ends_with_a_link_to_its_solution(tmp_path):
-    made = book(tmp_path, extra=["**2.1 (easy).** Why?"])
-    expected = "**2.1 (easy).** Why? [Solution](solutions/02_two.ipynb#cell-id=solution-2-1)"
+@pytest.mark.parametrize("text", ["**2.1 (easy).** Why? ", "**2.1 (easy).** Why?\n\n    code\n\n"])
+def test_an_exercise_ends_with_a_link_to_its_solution(tmp_path, text):
+    made = book(tmp_path, extra=[text.strip()])
+    expected = f"{text}[Solution](solutions/02_two.ipynb#cell-id=solution-2-1)"
     assert text_of(made, "02_two.ipynb") == expected
     made.renew()
     assert text_of(made, "02_two.ipynb") == expected

@@ -146,9 +146,10 @@ class Book:
                 if cell.cell_type == "markdown" and cell.id not in ("head", "foot", "contents"):
                     cell.source = self.linked(name, cell.source)
                     if found := EXERCISE.match(cell.source):
-                        cell.source = re.sub(r" \[Solution\]\(\S+\)$", "", cell.source)
+                        cell.source = re.sub(r"\s+\[Solution\]\(\S+\)$", "", cell.source)
                         if target := self.target(name, "solution", found[1]):
-                            cell.source += f" [Solution]({target})"
+                            between = "\n\n" if cell.source.splitlines()[-1][:4].isspace() else " "  # it is no code
+                            cell.source += f"{between}[Solution]({target})"
                 if cell.id == "exercises":
                     cell.source = re.sub(r"\n+\[Problem set \d.*$", "", cell.source) + deeper(chapter(name))
                 if cell.id == "contents":

@@ -30,6 +30,16 @@ def inside(text, begin, end):
     return [line.strip() for part in re.findall(f"{begin}\n(.*?){end}", text, re.S) for line in part.splitlines()]
 
 
+@pytest.mark.parametrize("number", WRITTEN)
+def test_a_heading_says_which_set_and_problem_it_is(number):
+    """Section 4.6, Eq. 4.6 and exercise 4.6 of the book are other things than problem 4.6."""
+    text = "\n".join(cell.source for cell in source(number).cells if cell.cell_type == "markdown")
+    titles = re.findall(r"^##? .*$", text, re.M)
+    problems = [f"## Problem {number}.{k}. " for k in range(1, len(titles))]
+    for title, begin in zip(titles, [f"# Problem set {number}. ", *problems], strict=True):
+        assert title.startswith(begin) and title[len(begin)].isupper(), title
+
+
 @pytest.fixture(scope="module", params=WRITTEN)
 def released(request, tmp_path_factory):
     """A problem set's number, and what its zip holds: name → bytes."""
