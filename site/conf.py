@@ -23,8 +23,8 @@ myst_heading_anchors = 0
 
 mathjax_path = "mathjax/tex-chtml.js"
 mathjax3_config = {
-    "chtml": {"matchFontHeight": True},
-    "options": {"enableMenu": True},
+    "chtml": {"matchFontHeight": False, "scale": 1.1},  # the same on every machine, whatever its fonts
+    "options": {"menuOptions": {"settings": {"inTabOrder": False}}},  # hundreds of formulas would be hundreds of stops
     "loader": {"load": ["a11y/assistive-mml"]},
 }
 
