@@ -179,6 +179,7 @@ LOOK = """async () => {
     await MathJax.startup.document.lazyTypesetAll();
   }
   await document.fonts.ready;
+  await new Promise(seen => requestAnimationFrame(() => setTimeout(seen)));
   const article = document.querySelector("article, main");
   const scrolls = e => e !== article && (/auto|scroll/.test(getComputedStyle(e).overflowX) || scrolls(e.parentElement));
   const out = e => e.getBoundingClientRect().right > innerWidth && !e.closest("mjx-assistive-mml") && !scrolls(e);

@@ -1,7 +1,7 @@
 // What the theme leaves without a name for a screen reader, and wide things that a keyboard shall be able to scroll.
 const reach = new ResizeObserver((changed) => {
   for (const { target } of changed) {
-    if (target.scrollWidth > target.clientWidth) target.tabIndex = 0;
+    if (target.scrollWidth > target.clientWidth + 1) target.tabIndex = 0;
     else target.removeAttribute("tabindex");
   }
 });
