@@ -20,7 +20,7 @@ lab: $(VENV)/.book
 test: $(VENV)/.test
 	$(BIN)/python -m pytest --nbval $(ARGS)
 
-soak: $(VENV)/.test
+soak: $(VENV)/.test $(VENV)/.browser
 	$(BIN)/python -m pytest -m soak $(ARGS)
 
 # The book as a website, from the stored notebooks: site/_build/html/index.html. Asks no other host for anything.

@@ -23,9 +23,12 @@ myst_heading_anchors = 0
 
 mathjax_path = "mathjax/tex-chtml.js"
 mathjax3_config = {
-    "chtml": {"matchFontHeight": True},
-    "options": {"enableMenu": True},
-    "loader": {"load": ["a11y/assistive-mml"]},
+    "chtml": {"matchFontHeight": False, "scale": 1.1},  # the same on every machine, whatever its fonts
+    "options": {
+        "menuOptions": {"settings": {"inTabOrder": False}},  # hundreds of formulas would be hundreds of stops
+        "lazyMargin": "1500px",  # sets what is near; all of a chapter at once would keep a phone busy for seconds
+    },
+    "loader": {"load": ["a11y/assistive-mml", "ui/lazy"]},
 }
 
 html_theme = "sphinx_book_theme"

@@ -1,9 +1,11 @@
-"""Sphinx extension: the book's figures with their words, and displayed maths as it was written.
+"""Sphinx extension: the book's figures with their words, and maths as it was written.
 
 plot.show stores a picture with its alternative text, and the caption as Markdown after it: here the two become one
-figure. Sphinx would put split around maths of several lines, in which no number can stand: here it does not.
+figure. Sphinx would put split around maths of several lines, in which no number can stand: here it does not. A
+browser would begin a line with the comma that follows a formula: here the two are one.
 """
 
+import re
 from pathlib import Path
 
 import nbformat
@@ -53,7 +55,26 @@ def displays(app: Sphinx, document: nodes.document) -> None:
             block.children = [nodes.Text(rf"\[{text}\]")]
 
 
+def joined(app: Sphinx, document: nodes.document) -> None:
+    """A formula in a line keeps the bracket before it and the punctuation after it."""
+    for math in list(document.findall(nodes.math)):
+        parent = math.parent
+        i = parent.index(math)
+        before, after = (parent[j] if 0 <= j < len(parent) else None for j in (i - 1, i + 1))
+        opening = re.search(r"[(\[“‘]+$", before) if isinstance(before, nodes.Text) else None
+        closing = re.match(r"[,.;:!?)\]”’]+|-\w+", after) if isinstance(after, nodes.Text) else None
+        if opening or closing:
+            whole = nodes.inline("", "", classes=["joined"])
+            if opening:
+                parent.replace(before, nodes.Text(before[: opening.start()]))
+            if closing:
+                parent.replace(after, nodes.Text(after[closing.end() :]))
+            parent.replace(math, whole)
+            whole += [nodes.Text(opening[0] if opening else ""), math, nodes.Text(closing[0] if closing else "")]
+
+
 def setup(app: Sphinx) -> dict:
     app.connect("doctree-read", figures)
     app.connect("doctree-read", displays)
+    app.connect("doctree-read", joined)
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}
