@@ -16,7 +16,7 @@ BARS = {r"\|": "bar.v", "parallel": "bar.v.double"}
 
 def plain(tex: str) -> str:
     """A formula in one line, without its number and its negative spaces, which Typst's brackets do not need."""
-    return re.sub(r"\s*\n[\s>]*", " ", TAG.sub("", tex)).replace(r"\!", "").strip()
+    return re.sub(r"\s*\n[\s>]*", " ", TAG.sub("", tex)).replace(r"\!", " ").strip()
 
 
 def typeset(formulas: Iterable[str]) -> dict[str, str]:
