@@ -11,13 +11,13 @@ author = ""
 copyright = ""
 language = "en"
 extensions = ["myst_nb", "sphinx_copybutton", "figures", "entries"]
-exclude_patterns = ["_build"]
+exclude_patterns = ["_build", "notebooks"]
 numfig = False
 
 nb_execution_mode = "off"
 nb_render_markdown_format = "myst"
 nb_merge_streams = True
-myst_enable_extensions = ["dollarmath", "colon_fence"]
+myst_enable_extensions = ["dollarmath", "colon_fence", "attrs_inline"]
 myst_dmath_double_inline = True
 myst_heading_anchors = 0
 
