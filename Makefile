@@ -1,5 +1,5 @@
-# make lab | test | soak | site | release | grade | browser | mutants | digits | gpu-records | stored: each creates .venv on first use and again when the pins change.
-.PHONY: lab test soak site release grade browser mutants digits gpu-records stored clean
+# make lab | test | soak | site | pdf | release | grade | browser | mutants | digits | gpu-records | stored: each creates .venv on first use and again when the pins change.
+.PHONY: lab test soak site pdf release grade browser mutants digits gpu-records stored clean
 .DELETE_ON_ERROR:
 SHELL := /bin/sh
 # OpenMP's threads shall sleep while they wait: where others use the cores, spinning ones cost several times the time.
@@ -26,6 +26,10 @@ soak: $(VENV)/.test
 # The book as a website, from the stored notebooks: site/_build/html/index.html. Asks no other host for anything.
 site: $(VENV)/.site
 	@OMP_NUM_THREADS=1 $(BIN)/python site/build.py $(ARGS)
+
+# The book as one PDF: site/_build/pdf/book.pdf.
+pdf: $(VENV)/.site
+	@OMP_NUM_THREADS=1 $(BIN)/python site/pdf.py $(ARGS)
 
 # Problem sets for students (assignments/release), and marks for what they hand in (assignments/submissions).
 release grade: $(VENV)/.teaching

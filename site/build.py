@@ -39,13 +39,19 @@ def mathjax() -> None:
         shutil.copyfile(found / "tex-chtml.js", MATHJAX / "tex-chtml.js")
 
 
-def gather(chosen: list[str] | None, with_sets: bool) -> None:
-    """Writes the sources of all pages."""
-    written = {}
+def chosen_book(chosen: list[str] | None) -> Book:
+    """The book, or of it the chapters with these numbers."""
     book = Book()
     if chosen:
         book.notebooks = {name: one for name, one in book.notebooks.items() if chapter(name) in chosen}
         book.chapters = {number: name for number, name in book.chapters.items() if number in chosen}
+    return book
+
+
+def gather(chosen: list[str] | None, with_sets: bool) -> None:
+    """Writes the sources of all pages."""
+    written = {}
+    book = chosen_book(chosen)
     places = Places(book, with_sets)
     titles = {number: book.title(number) for number in book.chapters}
     facts = equations.facts(book)
