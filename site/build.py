@@ -61,7 +61,7 @@ def gather(chosen: list[str] | None, with_sets: bool) -> None:
     cited.in_library(facts)
     cited.in_tests(facts)
     for name in made:
-        equations.dressed(made[name], facts)
+        equations.dressed(made[name], facts, equations.Equation.around)
         written[f"chapters/{name}"] = nbformat.writes(made[name])
         written[f"notebooks/{name}"] = (book.folder / name).read_text(encoding="utf-8")  # to download
 
@@ -87,7 +87,8 @@ def gather(chosen: list[str] | None, with_sets: bool) -> None:
     if with_sets:
         import problem_sets
 
-        written |= problem_sets.sets(book, places)
+        for name, one in problem_sets.sets(book, places).items():
+            written[name] = one if isinstance(one, str) else nbformat.writes(one)
     written["index.md"] = front.page(book, titles, with_sets)
     written["solutions.md"] = front.solutions(book)
     for name, text in written.items():

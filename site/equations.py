@@ -1,6 +1,7 @@
 """What the site knows of each numbered equation: where it is derived, computed, checked and cited."""
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from nbformat import NotebookNode
@@ -59,11 +60,11 @@ class Equation:
         names = (self.number, f"Eq. {self.number}", f"equation {self.number}", self.check.name.replace(";", ","))
         return "\n".join(f":::{{index}} {main}single: {name}\n:::" for name in names) + "\n"
 
-    def beneath(self) -> str:
-        """The line below an equation's heading in its chapter."""
+    def around(self) -> tuple[str, str]:
+        """What stands around an equation's heading in its chapter: what the search finds it by, and a line of links."""
         links = [self.computed, f"[check and {self.wrong}](#check-{self.dashed})"]
         links += [f"[cited in {self.cited}](#index-{self.dashed})"]
-        return f"\n:::{{container}} equation-links\n{' · '.join(links)}\n:::\n"
+        return f"{self.entries('!')}\n", f"\n:::{{container}} equation-links\n{' · '.join(links)}\n:::\n"
 
 
 def facts(book: Book) -> dict[str, Equation]:
@@ -96,12 +97,12 @@ def _formula(book: Book, number: str) -> str:
     return display[0] if display else ""
 
 
-def dressed(page: NotebookNode, equations: dict[str, Equation]) -> None:
-    """Puts what the search finds an equation by above its heading, and the line of links below."""
+def dressed(page: NotebookNode, equations: dict[str, Equation], around: Callable[[Equation], tuple[str, str]]) -> None:
+    """Puts around each equation's heading what shall stand above and below it."""
 
     def replace(heading: re.Match) -> str:
-        one = equations[f"{heading[1]}.{heading[2]}"]
-        return f"{one.entries('!')}\n{heading[0]}{one.beneath()}"
+        above, below = around(equations[f"{heading[1]}.{heading[2]}"])
+        return f"{above}{heading[0]}{below}"
 
     for cell in page.cells:
         if cell.cell_type == "markdown":

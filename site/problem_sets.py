@@ -4,6 +4,7 @@ import tempfile
 from pathlib import Path
 
 import nbformat
+from nbformat import NotebookNode
 from pages import Places, downloadable
 
 from assignments.grading.course import SETS, Course
@@ -24,9 +25,11 @@ its notebook to download; in the book, `make release` writes them all, with what
 """
 
 
-def sets(book: Book, places: Places) -> dict[str, str]:
-    """The pages by name, and the notebooks as released. Raises RuntimeError if nbgrader refuses a source."""
-    pages = {"problem_sets/index.md": INTRODUCTION.format("\n".join(f"set_{n}" for n in SETS))}
+def sets(book: Book, places: Places) -> dict[str, NotebookNode | str]:
+    """The pages by name, and the notebooks as released, as text. Raises RuntimeError if nbgrader refuses a source."""
+    pages: dict[str, NotebookNode | str] = {
+        "problem_sets/index.md": INTRODUCTION.format("\n".join(f"set_{n}" for n in SETS))
+    }
     with tempfile.TemporaryDirectory() as folder:
         for number in SETS:
             release(Course(Path(folder)), number)
@@ -39,5 +42,5 @@ def sets(book: Book, places: Places) -> dict[str, str]:
                 cell.source = places.relinked(here, book.linked(here, cell.source))
             cells[0].source = f"(problem-set-{number})=\n{cells[0].source}"
             downloadable(file, cells[0])
-            pages |= {f"problem_sets/{file}": nbformat.writes(notebook), f"notebooks/{file}": text}
+            pages |= {f"problem_sets/{file}": notebook, f"notebooks/{file}": text}
     return pages
