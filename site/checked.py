@@ -76,5 +76,5 @@ def summary(equations: dict[str, Equation], titles: dict[str, str]) -> str:
             check = equation.check
             link, count = f"[{escaped(check.title)}](#check-{equation.dashed})", len(check.wrong_versions)
             lines += [f"| {link} | {_cell(check.route)} | {_cell(check.precision)} | {count} |"]
-    numbers = [f"chapter_{int(number):02}" for number in chapters(equations)]
-    return "\n".join([*lines, "", "```{toctree}", ":hidden:", "", *numbers, "```", ""])
+    pages = [f"{titles[number]} <chapter_{int(number):02}>" for number in chapters(equations)]
+    return "\n".join([*lines, "", "```{toctree}", ":hidden:", "", *pages, "```", ""])

@@ -16,6 +16,7 @@ from reference import BOOK, MODULES, anchor, documented
 from tools.links import chapter
 
 NAMED = re.compile(r"\bEqs?\. ((?:\d+\.\d+)(?:(?:,| and|, and| to| or) \d+\.\d+)*)")
+DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef)
 NUMBER = re.compile(r"\d+\.\d+")
 # a label, with the heading that it may stand before; or a link to an equation
 MARK = re.compile(
@@ -77,7 +78,7 @@ def in_library(found: dict[str, Equation]) -> None:
 
 
 def in_tests(found: dict[str, Equation]) -> None:
-    """Notes the files of the tests that name an equation, by its number or its check's name, or call its function."""
+    """Notes the files of the tests that name an equation, in a docstring or by its check, or call its function."""
     names = {one.check.name: number for number, one in found.items()}
     functions = {
         (one.check.own.__module__, *one.check.own.__qualname__.split(".")): number
@@ -85,9 +86,11 @@ def in_tests(found: dict[str, Equation]) -> None:
         if one.function
     }
     for path in sorted((BOOK / "tests").rglob("*.py")):
-        text = path.read_text(encoding="utf-8")
-        nodes = list(ast.walk(ast.parse(text)))
-        numbers = {names.get(node.value) for node in nodes if isinstance(node, ast.Constant)} | set(_named(text))
+        nodes = list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
+        numbers = {names.get(node.value) for node in nodes if isinstance(node, ast.Constant)}
+        numbers |= {
+            one for node in nodes if isinstance(node, DOCUMENTED) for one in _named(ast.get_docstring(node) or "")
+        }
         imported = {
             (node.module, name.name) for node in nodes if isinstance(node, ast.ImportFrom) for name in node.names
         }

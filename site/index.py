@@ -7,7 +7,7 @@ WORDS = """(all-equations)=
 # Index of equations
 
 Each numbered equation of the book. Its number leads to the derivation, its name to its entry: the formula, and every
-place that cites it.
+place that cites it. Where the library has no function for it, the word says what it is.
 """
 
 
@@ -21,7 +21,8 @@ def overview(equations: dict[str, Equation], titles: dict[str, str]) -> str:
             derived, entry = f"[{one.number}](#eq-{one.dashed})", f"[{escaped(one.check.name)}](#index-{one.dashed})"
             lines += [f"| {derived} | {entry} | {one.computed} | [{one.wrong}](#check-{one.dashed}) | {one.cited} |"]
     lines += ["", "```{toctree}", ":hidden:", ""]
-    return "\n".join([*lines, *(f"equations/chapter_{int(number):02}" for number in chapters(equations)), "```", ""])
+    pages = [f"{titles[number]} <equations/chapter_{int(number):02}>" for number in chapters(equations)]
+    return "\n".join([*lines, *pages, "```", ""])
 
 
 def chapter(equations: list[Equation], title: str) -> str:

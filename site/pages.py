@@ -97,7 +97,7 @@ def _joined(here: str, path: str) -> str:
 def downloadable(name: str, first: NotebookNode) -> None:
     """A line below a page's title: the notebook itself, which lies in the folder notebooks as it is in the book."""
     title, _, rest = first.source.partition("\n\n")
-    line = f"{{download}}`Download the notebook </notebooks/{name}>`: it runs beside the book's library"
+    line = f"[Download the notebook](path:/notebooks/{name}): it runs beside the book's library"
     first.source = f"{title}\n\n:::{{container}} equation-links\n{line}\n:::\n\n{rest}"
 
 

@@ -127,7 +127,7 @@ def _belongs(module: str, titles: dict[str, str]) -> str:
     """Where a module is from: its chapter."""
     number = str(CHAPTER.get(module, ""))
     origin = f"[chapter {number}](#chapter-{number})" if number in titles else "the appendices" if number else ""
-    return f"`ddpm_lib.{module}`{f', of {origin}' * bool(origin)}."
+    return f"`ddpm_lib.{module}`" + f", of {origin}." * bool(origin)
 
 
 def _inside(room: str) -> list[str]:

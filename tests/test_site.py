@@ -58,6 +58,14 @@ def test_the_site_is_built_and_loads_nothing_from_elsewhere(site):
             assert not file or target.startswith("data:") or ((site / name).parent / file).exists(), f"{name}: {target}"
 
 
+@builds
+def test_a_chapter_s_download_is_its_notebook(site):
+    for path in (ROOT / "chapters").rglob("*.ipynb"):
+        page = site / path.relative_to(ROOT).with_suffix(".html")
+        (target,) = re.findall(r'<a class="reference download internal" download="" href="([^"]+)"', article(page))
+        assert (page.parent / target).read_bytes() == path.read_bytes(), page
+
+
 def article(page):
     """What the page itself says, without the bars beside it."""
     text = page.read_text(encoding="utf-8")
