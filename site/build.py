@@ -107,7 +107,8 @@ def main() -> int:
     gather(chosen.chapters, not chosen.without_sets and not chosen.chapters)
     from sphinx.cmd.build import main as sphinx
 
-    options = ["-W", "-j", "auto", "-q", "-b", "html", "-c", str(HERE), "-d", str(chosen.out / "doctrees")]
+    # -a: all pages are written, or Sphinx's search would forget what leads to those that did not change
+    options = ["-W", "-a", "-j", "auto", "-q", "-b", "html", "-c", str(HERE), "-d", str(chosen.out / "doctrees")]
     failed = sphinx([*options, str(SOURCE), str(chosen.out / "html")])
     if failed:
         shutil.rmtree(chosen.out / "doctrees", ignore_errors=True)  # what is off shall be named again, not forgotten

@@ -20,6 +20,10 @@ def _cell(text: str) -> str:
     return escaped(" ".join(text.split()))
 
 
+def _mistake(idea: str) -> str:
+    return _cell(f"{idea}: {IDEAS[idea]}")
+
+
 def _limits(check: Check) -> str:
     """How far from the route is right, and how far is wrong."""
     passes, rejects = (f"{number:g}".replace("e-0", "e-") for number in (check.passes, check.rejects))
@@ -45,7 +49,7 @@ def chapter(equations: list[Equation], title: str) -> str:
         lines += ["", "| wrong version | the mistake | seen in |", "|---|---|---|"]
         for wrong in check.wrong_versions:
             seen = wrong.seen.replace(f"{NO_SOURCE}:", "no public place known:", 1)
-            lines += [f"| {_cell(wrong.what)} | {_cell(IDEAS[wrong.idea])} | {_cell(seen)} |"]
+            lines += [f"| {_cell(wrong.what)} | {_mistake(wrong.idea)} | {_cell(seen)} |"]
         own = [] if equation.function else [_source(check.statement)]
         sources = [_source(check.measure), *own, *(_source(wrong.function) for wrong in check.wrong_versions)]
         lines += folded("Source of the check and of its wrong versions", "\n\n".join(filter(None, sources)))
@@ -68,7 +72,7 @@ def summary(equations: dict[str, Equation], titles: dict[str, str]) -> str:
     lines += [f"Each of the {len(equations)} numbered equations has a check. {HOW}"]
     lines += [f"There are {len(wrong)} wrong versions, {seen} of which, or their like, stand in public places.", ""]
     lines += ["| the mistake | wrong versions |", "|---|---|"]
-    lines += [f"| {_cell(words)} | {ideas[idea]} |" for idea, words in IDEAS.items()]
+    lines += [f"| {_mistake(idea)} | {ideas[idea]} |" for idea in IDEAS]
     for number in chapters(equations):
         lines += ["", f"## [{escaped(titles[number])}](#checked-{number})", ""]
         lines += ["| equation | compared with | tolerance | wrong versions |", "|---|---|---|---|"]

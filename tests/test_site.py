@@ -166,6 +166,18 @@ def entries(equation):
 
 
 @builds
+@pytest.mark.soak
+def test_a_second_build_s_search_finds_what_the_first_one_s_does(tmp_path):
+    build = [sys.executable, str(SITE / "build.py"), "--chapters", "4", "--out", str(tmp_path)]
+    found = []
+    for _ in range(2):
+        subprocess.run(build, check=True)
+        found.append((tmp_path / "html" / "searchindex.js").read_text(encoding="utf-8"))
+    assert found[0] == found[1]
+    assert '"eq. 4.6"' in found[0]
+
+
+@builds
 @pytest.mark.parametrize("named", [True, False])
 def test_chapters_open_in_binder_where_a_repository_is_named(tmp_path, named):
     cells = [nbformat.v4.new_markdown_cell("# A page")]
