@@ -54,7 +54,7 @@ def index(found: dict[str, Equation], titles: dict[str, str]) -> str:
             blocks.append(f"**{escaped(titles[last])}**")
         words = [f"{number} {escaped(one.check.name)}", one.function[0] if one.function else ""]
         begin, between, end = (printed.typst(code) for code in (f"#entry(<eq-{one.dashed}>)[", "][", "]"))
-        blocks.append(f"{begin}{words[0]}{between}{words[1]}{end}")
+        blocks.append(f"{begin}{words[0]}{between} {words[1]} {end}")
     return "\n\n".join(blocks)
 
 
