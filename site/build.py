@@ -16,8 +16,10 @@ HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent)]
 
 import checked  # noqa: E402
+import cited  # noqa: E402
 import equations  # noqa: E402
 import front  # noqa: E402
+import index  # noqa: E402
 import reference  # noqa: E402
 import symbols  # noqa: E402
 from pages import Places, page, write  # noqa: E402
@@ -52,14 +54,19 @@ def gather(chosen: list[str] | None, with_sets: bool) -> None:
     book = chosen_book(chosen)
     places = Places(book, with_sets)
     titles = {number: book.title(number) for number in book.chapters}
-    facts = equations.facts(book, places)
-    around = {f"eq-{one.dashed}": (one.entries("!") + "\n", one.beneath()) for one in facts.values()}
-    for name, notebook in book.notebooks.items():
-        made = page(places, name, notebook, lambda cell: around.get(cell, ("", "")))
-        written[f"chapters/{name}"] = nbformat.writes(made)
+    facts = equations.facts(book)
+    made = {name: page(places, name, notebook) for name, notebook in book.notebooks.items()}
+    for name in made:
+        cited.in_text(facts, name, made[name])
+    cited.in_library(facts)
+    cited.in_tests(facts)
+    for name in made:
+        equations.dressed(made[name], facts, equations.Equation.around)
+        written[f"chapters/{name}"] = nbformat.writes(made[name])
+        written[f"notebooks/{name}"] = (book.folder / name).read_text(encoding="utf-8")  # to download
 
     def linked(text: str) -> str:
-        return equations.linked(text, facts)
+        return cited.linked(text, facts)
 
     checks = {
         one.function[1]: f"[Its check](#check-{one.dashed}) · [Eq. {one.number}](#eq-{one.dashed}) · "
@@ -70,17 +77,18 @@ def gather(chosen: list[str] | None, with_sets: bool) -> None:
     for module in reference.MODULES:
         written[f"reference/{module}.md"] = reference.page(module, linked, checks, titles)
     written["reference/index.md"] = reference.contents()
-    for number in titles:
-        if inside := [one for one in facts.values() if one.number.partition(".")[0] == number]:
-            written[f"checked/chapter_{int(number):02}.md"] = checked.chapter(inside, titles[number])
+    for number in equations.chapters(facts):
+        inside, name = equations.inside(facts, number), f"chapter_{int(number):02}.md"
+        written[f"checked/{name}"] = checked.chapter(inside, titles[number])
+        written[f"equations/{name}"] = index.chapter(inside, titles[number])
     written["checked/index.md"] = checked.summary(facts, titles)
-    written["equations.md"] = equations.index(facts, titles)
+    written["equations.md"] = index.overview(facts, titles)
     written["symbols.md"] = symbols.glossary(book, places)
     if with_sets:
         import problem_sets
 
-        for name, made in problem_sets.sets(book, places).items():
-            written[f"problem_sets/{name}"] = made if isinstance(made, str) else nbformat.writes(made)
+        for name, one in problem_sets.sets(book, places).items():
+            written[name] = one if isinstance(one, str) else nbformat.writes(one)
     written["index.md"] = front.page(book, titles, with_sets)
     written["solutions.md"] = front.solutions(book)
     for name, text in written.items():
@@ -99,9 +107,12 @@ def main() -> int:
     gather(chosen.chapters, not chosen.without_sets and not chosen.chapters)
     from sphinx.cmd.build import main as sphinx
 
-    options = ["-W", "-j", "auto", "-q", "-b", "html", "-c", str(HERE), "-d", str(chosen.out / "doctrees")]
+    # -a: all pages are written, or Sphinx's search would forget what leads to those that did not change
+    options = ["-W", "-a", "-j", "auto", "-q", "-b", "html", "-c", str(HERE), "-d", str(chosen.out / "doctrees")]
     failed = sphinx([*options, str(SOURCE), str(chosen.out / "html")])
-    if not failed:
+    if failed:
+        shutil.rmtree(chosen.out / "doctrees", ignore_errors=True)  # what is off shall be named again, not forgotten
+    else:
         print(f"The site: {chosen.out / 'html' / 'index.html'}")
     return failed
 

@@ -4,38 +4,54 @@ import inspect
 import textwrap
 from collections import Counter
 
-from equations import Equation
+from equations import STATED, Equation, chapters, inside
 from pages import escaped
 from reference import folded
 
-from ddpm_lib.checks.equation import IDEAS, NO_SOURCE
+from ddpm_lib.checks.equation import IDEAS, NO_SOURCE, Check
 
-KINDS = {"definition": "a definition", "identity": "an identity", "implementation": "a function of the library"}
+HOW = """A check calls a function *f* and compares what it returns with the same numbers, found by an independent route.
+It must find that the book's *f* is right; and of each wrong version, a function with one mistake in it, that it is
+wrong, and clearly: off by several times what is allowed.
+"""
 
 
 def _cell(text: str) -> str:
     return escaped(" ".join(text.split()))
 
 
+def _mistake(idea: str) -> str:
+    return _cell(f"{idea}: {IDEAS[idea]}")
+
+
+def _limits(check: Check) -> str:
+    """How far from the route is right, and how far is wrong."""
+    passes, rejects = (f"{number:g}".replace("e-0", "e-") for number in (check.passes, check.rejects))
+    if check.precision.startswith("|z|"):
+        return f"Tolerance: right if the statistic of a test, |z|, is below {passes}; wrong if it is {rejects} or more"
+    return f"Tolerance: right if it differs by {passes} at most; wrong if by {rejects} or more"
+
+
 def chapter(equations: list[Equation], title: str) -> str:
     """The page of a chapter's checks."""
-    number = equations[0].number.partition(".")[0]
-    lines = [f"(checked-{number})=", f"# Checked: {escaped(title)}", ""]
+    number = equations[0].chapter
+    lines = [f"(checked-{number})=", f"# Checked: {escaped(title)}", "", HOW]
     for equation in equations:
         check = equation.check
         links = [f"[derivation](#eq-{equation.dashed})"]
-        links += [f"[{equation.function[0]}](#{equation.function[1]})"] if equation.function else []
-        links += [f"[where it is cited](#index-{equation.dashed})"]
+        links += [equation.computed] if equation.function else []
+        links += [f"[cited in {equation.cited}](#index-{equation.dashed})"]
         lines += ["", f"(check-{equation.dashed})=", f"## {escaped(check.title)}", ""]
         lines += [":::{container} equation-links", " · ".join(links), ":::", ""]
-        lines += [f"It is {KINDS[check.kind]}. {escaped(check.contract)}", ""]
-        lines += [f"- Route: {escaped(check.route)}", f"- Tolerance: {escaped(check.precision)}"]
-        lines += [f"- A wrong version counts as rejected from {f'{check.rejects:g}'.replace('e-0', 'e-')} on"]
-        lines += ["", "| wrong version | what was mistaken | where it was seen |", "|---|---|---|"]
+        lines += [] if equation.function else [f"{STATED.format(check.kind.capitalize())}.", ""]
+        lines += [f"- Asked for: {escaped(check.contract.removeprefix('Asked for: '))}"]
+        lines += [f"- Compared with: {escaped(check.route)}", f"- {escaped(_limits(check))}"]
+        lines += ["", "| wrong version | the mistake | seen in |", "|---|---|---|"]
         for wrong in check.wrong_versions:
-            seen = wrong.seen.replace(NO_SOURCE, "no public place", 1)
-            lines += [f"| {_cell(wrong.what)} | {_cell(IDEAS[wrong.idea])} | {_cell(seen)} |"]
-        sources = [_source(check.measure), *(_source(wrong.function) for wrong in check.wrong_versions)]
+            seen = wrong.seen.replace(f"{NO_SOURCE}:", "no public place known:", 1)
+            lines += [f"| {_cell(wrong.what)} | {_mistake(wrong.idea)} | {_cell(seen)} |"]
+        own = [] if equation.function else [_source(check.statement)]
+        sources = [_source(check.measure), *own, *(_source(wrong.function) for wrong in check.wrong_versions)]
         lines += folded("Source of the check and of its wrong versions", "\n\n".join(filter(None, sources)))
     return "\n".join(lines)
 
@@ -53,20 +69,16 @@ def summary(equations: dict[str, Equation], titles: dict[str, str]) -> str:
     seen = sum(not one.seen.startswith(NO_SOURCE) for one in wrong)
     ideas = Counter(one.idea for one in wrong)
     lines = ["(checked)=", "# What was checked", ""]
-    lines += [f"{len(equations)} numbered equations have a check each. A check compares with an independent route, and"]
-    lines += [
-        f"must reject wrong versions: {len(wrong)} in all, {seen} of which, or their like, stand in public places.",
-        "",
-    ]
-    lines += ["| what was mistaken | wrong versions |", "|---|---|"]
-    lines += [f"| {_cell(words)} | {ideas[idea]} |" for idea, words in IDEAS.items()]
-    numbers = list(dict.fromkeys(number.partition(".")[0] for number in equations))
-    for number in numbers:
+    lines += [f"Each of the {len(equations)} numbered equations has a check. {HOW}"]
+    lines += [f"There are {len(wrong)} wrong versions, {seen} of which, or their like, stand in public places.", ""]
+    lines += ["| the mistake | wrong versions |", "|---|---|"]
+    lines += [f"| {_mistake(idea)} | {ideas[idea]} |" for idea in IDEAS]
+    for number in chapters(equations):
         lines += ["", f"## [{escaped(titles[number])}](#checked-{number})", ""]
-        lines += ["| equation | route | tolerance | wrong versions |", "|---|---|---|---|"]
-        for equation in (one for one in equations.values() if one.number.partition(".")[0] == number):
+        lines += ["| equation | compared with | tolerance | wrong versions |", "|---|---|---|---|"]
+        for equation in inside(equations, number):
             check = equation.check
             link, count = f"[{escaped(check.title)}](#check-{equation.dashed})", len(check.wrong_versions)
             lines += [f"| {link} | {_cell(check.route)} | {_cell(check.precision)} | {count} |"]
-    lines += ["", "```{toctree}", ":hidden:", "", *(f"chapter_{int(number):02}" for number in numbers), "```", ""]
-    return "\n".join(lines)
+    pages = [f"{titles[number]} <chapter_{int(number):02}>" for number in chapters(equations)]
+    return "\n".join([*lines, "", "```{toctree}", ":hidden:", "", *pages, "```", ""])

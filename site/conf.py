@@ -10,14 +10,14 @@ project = "Denoising diffusion models"
 author = ""
 copyright = ""
 language = "en"
-extensions = ["myst_nb", "sphinx_copybutton", "figures", "entries"]
-exclude_patterns = ["_build"]
+extensions = ["myst_nb", "sphinx_copybutton", "figures", "entries", "launch"]
+exclude_patterns = ["_build", "notebooks"]
 numfig = False
 
 nb_execution_mode = "off"
 nb_render_markdown_format = "myst"
 nb_merge_streams = True
-myst_enable_extensions = ["dollarmath", "colon_fence"]
+myst_enable_extensions = ["dollarmath", "colon_fence", "attrs_inline"]
 myst_dmath_double_inline = True
 myst_heading_anchors = 0
 
@@ -35,7 +35,7 @@ html_theme = "sphinx_book_theme"
 html_title = project
 html_static_path = ["static", "_mathjax"]
 html_css_files = ["book.css"]
-html_js_files = ["book.js"]
+html_js_files = ["book.js", ("search.js", {"defer": "defer"})]
 html_favicon = "static/favicon.svg"
 html_show_sourcelink = False
 html_copy_source = False
@@ -51,16 +51,9 @@ html_theme_options = {
     "navbar_persistent": [],
 }
 html_context = {"default_mode": "auto"}
-# A public repository of the book, as {"url": "https://...", "branch": "main"}: with it, buttons that open a page in
-# Binder or Colab appear. There is none yet.
-REPOSITORY: dict[str, str] = {}
-if REPOSITORY:
-    html_theme_options |= {
-        "repository_url": REPOSITORY["url"],
-        "repository_branch": REPOSITORY["branch"],
-        "path_to_docs": "",
-        "launch_buttons": {"binderhub_url": "https://mybinder.org", "colab_url": "https://colab.research.google.com"},
-    }
+# The book's public repository, as "https://...": with it, chapters get a button that opens them in Binder.
+book_repository = ""
+book_branch = "main"
 
 copybutton_prompt_text = ""
 suppress_warnings = ["myst.mathjax"]

@@ -1,54 +1,74 @@
-"""What the site knows of each numbered equation: where it is derived, computed, checked and cited; and their index."""
+"""What the site knows of each numbered equation: where it is derived, computed, checked and cited."""
 
-import ast
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from pages import Places, escaped, headings, label
-from reference import BOOK, MODULES, anchor, documented
+from nbformat import NotebookNode
+from reference import anchor
 
 from ddpm_lib.checks import load_all
 from ddpm_lib.checks.equation import Check
-from tools.links import Book, chapter
+from tools.links import Book
 
-NAMED = re.compile(r"\bEqs?\. ((?:\d+\.\d+)(?:(?:,| and|, and| to| or) \d+\.\d+)*)")
 DISPLAY = r"\$\$(?:(?!\$\$).)*?\\tag\{%s\}(?:(?!\$\$).)*?\$\$"
+HEADING = re.compile(r"^\(eq-(\d+)-(\d+)\)=\n#+ .+\n", re.MULTILINE)
+# what an equation is that has no function
+STATED = "{}: the library has no function for it; the book's own version stands in the source of its check"
 
 
 @dataclass
 class Equation:
-    """One numbered equation. Every place is a pair: what it is called, and its label on the site."""
+    """One numbered equation. A place is a pair: its label on the site, and what it is called."""
 
     check: Check
     formula: str  # the display as it stands in the chapter, or ""
-    function: tuple[str, str] | None  # the library's function, where there is one
-    chapters: dict[str, str] = field(default_factory=dict)  # label of a place that cites it: words
-    library: dict[str, str] = field(default_factory=dict)
+    function: tuple[str, str] | None  # the library's function, where there is one: `name`, label
+    text: list[tuple[str, str]] = field(default_factory=list)  # each citation in the chapters and solutions
+    library: dict[str, str] = field(default_factory=dict)  # functions and modules that cite it
+    tests: list[str] = field(default_factory=list)  # files of the tests that name it, or call its function
 
     @property
     def number(self) -> str:
         return self.check.number
 
     @property
+    def chapter(self) -> str:
+        return self.number.partition(".")[0]
+
+    @property
     def dashed(self) -> str:
         return self.number.replace(".", "-")
+
+    @property
+    def wrong(self) -> str:
+        count = len(self.check.wrong_versions)
+        return f"{count} wrong version{'s' * (count != 1)}"
+
+    @property
+    def cited(self) -> str:
+        count = len(self.text) + len(self.library)
+        return f"{count} place{'s' * (count != 1)}"
+
+    @property
+    def computed(self) -> str:
+        """A link to its function, or what it is instead: "identity"."""
+        return f"[{self.function[0]}](#{self.function[1]})" if self.function else self.check.kind
 
     def entries(self, main: str = "") -> str:
         """What the search finds the equation by: its number alone, too, of which a search for words knows nothing."""
         names = (self.number, f"Eq. {self.number}", f"equation {self.number}", self.check.name.replace(";", ","))
         return "\n".join(f":::{{index}} {main}single: {name}\n:::" for name in names) + "\n"
 
-    def beneath(self) -> str:
-        """The line below an equation's heading in its chapter."""
-        count, cited = len(self.check.wrong_versions), len(self.chapters) + len(self.library)
-        links = [f"[{self.function[0]}](#{self.function[1]})"] if self.function else []
-        links += [f"[check and {count} wrong versions](#check-{self.dashed})"]
-        links += [f"[cited in {cited} place{'s' * (cited != 1)}](#index-{self.dashed})"]
-        return f"\n:::{{container}} equation-links\n{' · '.join(links)}\n:::\n"
+    def around(self) -> tuple[str, str]:
+        """What stands around an equation's heading in its chapter: what the search finds it by, and a line of links."""
+        links = [self.computed, f"[check and {self.wrong}](#check-{self.dashed})"]
+        links += [f"[cited in {self.cited}](#index-{self.dashed})"]
+        return f"{self.entries('!')}\n", f"\n:::{{container}} equation-links\n{' · '.join(links)}\n:::\n"
 
 
-def facts(book: Book, places: Places) -> dict[str, Equation]:
-    """All numbered equations by number, in the book's order."""
+def facts(book: Book) -> dict[str, Equation]:
+    """All numbered equations by number, in the book's order; cited.py adds where they are cited."""
     found = {}
     written = (check for check in load_all().values() if check.number.partition(".")[0] in book.chapters)
     for check in sorted(written, key=lambda check: [int(part) for part in check.number.split(".")]):
@@ -57,13 +77,17 @@ def facts(book: Book, places: Places) -> dict[str, Equation]:
         inside = not module.startswith("checks.chapter") and "<" not in own.__qualname__
         function = (f"`{own.__qualname__}`", anchor(module, own.__qualname__)) if inside else None
         found[check.number] = Equation(check, _formula(book, check.number), function)
-    for name, notebook in book.notebooks.items():
-        _cited_in_notebook(found, places, name, notebook)
-    for module in MODULES:
-        tree = ast.parse((BOOK / MODULES[module]).read_text(encoding="utf-8"))
-        for qualified, node in documented(tree):
-            _cited_in_docstring(found, module, qualified, ast.get_docstring(node) or "")
     return found
+
+
+def inside(equations: dict[str, Equation], chapter: str) -> list[Equation]:
+    """The equations of a chapter."""
+    return [one for one in equations.values() if one.chapter == chapter]
+
+
+def chapters(equations: dict[str, Equation]) -> list[str]:
+    """The numbers of the chapters that have equations."""
+    return list(dict.fromkeys(one.chapter for one in equations.values()))
 
 
 def _formula(book: Book, number: str) -> str:
@@ -73,63 +97,13 @@ def _formula(book: Book, number: str) -> str:
     return display[0] if display else ""
 
 
-def _cited_in_notebook(found: dict[str, Equation], places: Places, name: str, notebook) -> None:
-    section, words = label(name, "page"), ""
-    whole = ("Solutions, " if "/" in name else "") + ("chapter " if chapter(name).isdecimal() else "appendix ")
-    whole += chapter(name)
-    for cell in (cell for cell in notebook.cells if cell.cell_type == "markdown" and cell.id not in ("head", "foot")):
-        for i, heading in enumerate(headings(cell.source)):
-            section = label(name, cell.id) + (f"-{i}" if heading.start() else "")
-            words = re.sub(r"[*`]", "", heading[2])
-            words = words if re.search(r"\d\.\d", words) else whole if heading[1] == "#" else f"{words} ({whole})"
-        here, called = section, words
-        if cell.id.startswith("exercise-"):
-            here, called = label(name, cell.id), "Exercise " + cell.id[9:].replace("-", ".")
-        for number in set(re.findall(r"\]\(\S*?#(?:cell-id=eq-|Eq\.-)(\d+[-.]\d+)", cell.source)):
-            number = number.replace("-", ".")
-            if number in found and here != f"eq-{number.replace('.', '-')}":
-                found[number].chapters[here] = called
+def dressed(page: NotebookNode, equations: dict[str, Equation], around: Callable[[Equation], tuple[str, str]]) -> None:
+    """Puts around each equation's heading what shall stand above and below it."""
 
+    def replace(heading: re.Match) -> str:
+        above, below = around(equations[f"{heading[1]}.{heading[2]}"])
+        return f"{above}{heading[0]}{below}"
 
-def _cited_in_docstring(found: dict[str, Equation], module: str, qualified: str, text: str) -> None:
-    for listed in NAMED.findall(text):
-        for number in re.findall(r"\d+\.\d+", listed):
-            target = anchor(module, qualified)
-            if number in found and (found[number].function or ("", ""))[1] != target:
-                found[number].library[target] = f"`{qualified or module}`"
-
-
-def linked(text: str, equations: dict[str, Equation]) -> str:
-    """Escaped text in which each number of an equation of the book is a link to its derivation."""
-
-    def replace(match: re.Match) -> str:
-        def one(number: re.Match) -> str:
-            return f"[{number[0]}](#eq-{number[0].replace('.', '-')})" if number[0] in equations else number[0]
-
-        return re.sub(r"\d+\.\d+", one, match[0])
-
-    return NAMED.sub(replace, escaped(text))
-
-
-def index(equations: dict[str, Equation], titles: dict[str, str]) -> str:
-    """The page with every equation: its formula, and all that belongs to it."""
-    lines = ["(all-equations)=", "# Index of equations", ""]
-    lines += ["Each numbered equation of the book, with the function that computes it, the check that it passes and"]
-    lines += ["every place that cites it. The number leads to the derivation.", ""]
-    last = ""
-    for number, equation in equations.items():
-        if number.partition(".")[0] != last:
-            last = number.partition(".")[0]
-            lines += ["", f"## {escaped(titles[last])}", ""]
-        name, count = equation.check.name, len(equation.check.wrong_versions)
-        lines += [equation.entries(), f"(index-{equation.dashed})=", f"### Eq. {number}: {escaped(name)}", ""]
-        lines += ["", equation.formula, "", f"- [Derivation in the text](#eq-{equation.dashed})"]
-        lines += [f"- Function: [{equation.function[0]}](#{equation.function[1]})"] if equation.function else []
-        lines += [f"- [Check](#check-{equation.dashed}): {escaped(equation.check.route)},"]
-        lines += [f"  {escaped(equation.check.precision)}; {count} wrong versions"]
-        for word, places in (("the text", equation.chapters), ("the library", equation.library)):
-            if places:
-                links = [f"[{escaped(called)}](#{target})" for target, called in places.items()]
-                lines += [f"- Cited in {word}: {' · '.join(links)}"]
-        lines += [""]
-    return "\n".join(lines)
+    for cell in page.cells:
+        if cell.cell_type == "markdown":
+            cell.source = HEADING.sub(replace, cell.source)

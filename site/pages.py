@@ -5,7 +5,7 @@ such place gets a label, and each link leads to a label. What the theme draws it
 """
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
 from nbformat import NotebookNode
@@ -94,8 +94,15 @@ def _joined(here: str, path: str) -> str:
     return "/".join(parts)
 
 
-def page(places: Places, name: str, notebook: NotebookNode, around: Callable[[str], tuple[str, str]]) -> NotebookNode:
-    """The notebook as the site shows it. around(cell id): what stands above and below an equation's heading."""
+def downloadable(name: str, first: NotebookNode) -> None:
+    """A line below a page's title: the notebook itself, which lies in the folder notebooks as it is in the book."""
+    title, _, rest = first.source.partition("\n\n")
+    line = f"[Download the notebook](path:/notebooks/{name}): it runs beside the book's library"
+    first.source = f"{title}\n\n:::{{container}} equation-links\n{line}\n:::\n\n{rest}"
+
+
+def page(places: Places, name: str, notebook: NotebookNode) -> NotebookNode:
+    """The notebook as the site shows it."""
     made = NotebookNode(notebook)
     made.cells = []
     for cell in notebook.cells:
@@ -103,16 +110,17 @@ def page(places: Places, name: str, notebook: NotebookNode, around: Callable[[st
             continue
         cell = NotebookNode({**cell, "metadata": NotebookNode(cell.metadata)})
         if cell.cell_type == "markdown":
-            cell.source = _markdown(places, name, cell, around)
+            cell.source = _markdown(places, name, cell)
         made.cells.append(cell)
     title = next(i for i, cell in enumerate(made.cells) if cell.source.lstrip().startswith(("# ", "(")))
     if title:  # the page's title comes first
         made.cells.insert(0, made.cells.pop(title))
     made.cells[0].source = f"({label(name, 'page')})=\n" + made.cells[0].source
+    downloadable(name, made.cells[0])
     return made
 
 
-def _markdown(places: Places, name: str, cell: NotebookNode, around: Callable[[str], tuple[str, str]]) -> str:
+def _markdown(places: Places, name: str, cell: NotebookNode) -> str:
     source, found = cell.source, list(headings(cell.source))
     text = places.relinked(name, source)
     if not found:
@@ -123,8 +131,7 @@ def _markdown(places: Places, name: str, cell: NotebookNode, around: Callable[[s
         own = label(name, cell.id) + (f"-{i}" if heading.start() else "")
         level, words = len(heading[1]), heading[2]
         line = f"{'#' * min(level, 3)} {words.strip('*') if level == 5 else words}"
-        above, below = around(cell.id) if level == 5 else ("", "")
-        pieces += [places.relinked(name, text[end : heading.start()]), f"{above}({own})=\n{line}\n{below}"]
+        pieces += [places.relinked(name, text[end : heading.start()]), f"({own})=\n{line}\n"]
         end = heading.end()
     return "".join([*pieces, places.relinked(name, text[end:])])
 

@@ -65,12 +65,11 @@ def index(found: dict[str, Equation], titles: dict[str, str]) -> str:
 
 def parts(book: Book, places: Places, with_sets: bool) -> dict[str, dict[str, Page]]:
     """The book's parts, each with its pages in order: notebooks, or Markdown."""
-    found = equations.facts(book, places)
+    found = equations.facts(book)
     titles = {number: book.title(number) for number in book.chapters}
-    around = {f"eq-{one.dashed}": beneath(one) for one in found.values()}
-    made = {
-        name: page(places, name, one, lambda cell: around.get(cell, ("", ""))) for name, one in book.notebooks.items()
-    }
+    made = {name: page(places, name, one) for name, one in book.notebooks.items()}
+    for one in made.values():
+        equations.dressed(one, found, beneath)
     numbered = {name: made[name] for number, name in book.chapters.items() if number.isdecimal()}
     lettered = {name: made[name] for number, name in book.chapters.items() if not number.isdecimal()}
     sets = {}

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import nbformat
 from nbformat import NotebookNode
-from pages import Places
+from pages import Places, downloadable
 
 from assignments.grading.course import SETS, Course
 from assignments.grading.release import release
@@ -14,8 +14,8 @@ from tools.links import Book
 INTRODUCTION = """(problem-sets)=
 # Problem sets
 
-Six problem sets, as students get them: with a check for every function, hints, and no solutions. To work on one,
-download the book: `make release` writes each as a notebook that runs.
+Six problem sets, as students get them: with a check for every function, hints, and no solutions. Each page has
+its notebook to download; in the book, `make release` writes them all, with what they need.
 
 ```{{toctree}}
 :titlesonly:
@@ -26,20 +26,21 @@ download the book: `make release` writes each as a notebook that runs.
 
 
 def sets(book: Book, places: Places) -> dict[str, NotebookNode | str]:
-    """The pages by name. Raises RuntimeError if nbgrader refuses a source."""
-    pages: dict[str, NotebookNode | str] = {"index.md": INTRODUCTION.format("\n".join(f"set_{n}" for n in SETS))}
+    """The pages by name, and the notebooks as released, as text. Raises RuntimeError if nbgrader refuses a source."""
+    pages: dict[str, NotebookNode | str] = {
+        "problem_sets/index.md": INTRODUCTION.format("\n".join(f"set_{n}" for n in SETS))
+    }
     with tempfile.TemporaryDirectory() as folder:
         for number in SETS:
             release(Course(Path(folder)), number)
-            name = f"set_{number}"
-            notebook = nbformat.read(Path(folder) / "release" / name / f"{name}.ipynb", 4)
-            first = True
-            for cell in notebook.cells:
-                if cell.cell_type == "markdown":
-                    cell.source = places.relinked(
-                        f"problem_sets/{name}", book.linked(f"problem_sets/{name}", cell.source)
-                    )
-                    if first:
-                        cell.source, first = f"(problem-set-{number})=\n{cell.source}", False
-            pages[f"{name}.ipynb"] = notebook
+            file = f"set_{number}.ipynb"
+            text = (Path(folder) / "release" / f"set_{number}" / file).read_text(encoding="utf-8")
+            here = f"problem_sets/set_{number}"
+            notebook = nbformat.reads(text, 4)
+            cells = [cell for cell in notebook.cells if cell.cell_type == "markdown"]
+            for cell in cells:
+                cell.source = places.relinked(here, book.linked(here, cell.source))
+            cells[0].source = f"(problem-set-{number})=\n{cells[0].source}"
+            downloadable(file, cells[0])
+            pages |= {f"problem_sets/{file}": notebook, f"notebooks/{file}": text}
     return pages

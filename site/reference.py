@@ -22,7 +22,14 @@ def _file(module: str) -> Path:
     return path / "__init__.py" if (BOOK / path).is_dir() else path.with_suffix(".py")
 
 
-MODULES = {module: _file(module) for module in CHAPTER if not module.startswith(LEFT_OUT)}
+SHOWN = [room for room in ROOMS if not room.startswith(LEFT_OUT)]
+# room by room: a folder first, then what is in it
+MODULES = {
+    module: _file(module)
+    for room in SHOWN
+    for module in dict.fromkeys([room, *(one for one in CHAPTER if one.startswith(f"{room}."))])
+    if not module.startswith(LEFT_OUT)
+}
 
 
 def anchor(module: str, qualified: str = "") -> str:
@@ -102,21 +109,13 @@ def page(module: str, linked: Callable[[str], str], checks: dict[str, str], titl
     for qualified, node in documented(tree):
         text = prose(ast.get_docstring(node) or "", linked)
         if not qualified:
-            number = str(CHAPTER[module])
-            chapter = f"[chapter {number}](#chapter-{number})" if number in titles else "the appendices"
-            lines += [
-                f"({anchor(module)})=",
-                f"# {escaped(module)}",
-                "",
-                f"`ddpm_lib.{module}`, of {chapter}.",
-                "",
-                text,
-                "",
-            ]
+            lines += [f"({anchor(module)})=", f"# {escaped(module)}", ""]
+            lines += [_belongs(module, titles), "", text, "", *_listed(module)]
             continue
         lines += [f"({anchor(module, qualified)})=", f"{'###' if '.' in qualified else '##'} {escaped(qualified)}", ""]
-        lines += ["```python", signature(node), "```", "", text, "", checks.get(anchor(module, qualified), "")]
-        if "." not in qualified:
+        check = checks.get(anchor(module, qualified), "")
+        lines += ["```python", signature(node), "```", "", text, "", check]
+        if "." not in qualified or check:
             first = min([node.lineno, *(one.lineno for one in node.decorator_list)])
             body = "\n".join(source.splitlines()[first - 1 : node.end_lineno])
             lines += folded(f"Source: {MODULES[module].as_posix()}, line {first}", body)
@@ -124,21 +123,39 @@ def page(module: str, linked: Callable[[str], str], checks: dict[str, str], titl
     return "\n".join(lines) + "\n"
 
 
+def _belongs(module: str, titles: dict[str, str]) -> str:
+    """Where a module is from: its chapter."""
+    number = str(CHAPTER.get(module, ""))
+    origin = f"[chapter {number}](#chapter-{number})" if number in titles else "the appendices" if number else ""
+    return f"`ddpm_lib.{module}`" + f", of {origin}." * bool(origin)
+
+
+def _inside(room: str) -> list[str]:
+    return [module for module in MODULES if module.startswith(f"{room}.")]
+
+
+def _about(module: str) -> str:
+    """The first sentence of a module's docstring."""
+    text = ast.get_docstring(ast.parse((BOOK / MODULES[module]).read_text(encoding="utf-8"))) or ""
+    return escaped(re.split(r"(?<=[.?]) ", " ".join(text.partition("\n\n")[0].split()))[0].removesuffix(":"))
+
+
+def _listed(room: str) -> list[str]:
+    """The modules of a folder, each with its first sentence."""
+    inside = _inside(room)
+    if not inside:
+        return []
+    lines = [f"- [`{module.partition('.')[2]}`](#{anchor(module)}): {_about(module)}" for module in inside]
+    return ["## Modules", "", *lines, "", "```{toctree}", ":hidden:", ":titlesonly:", "", *inside, "```", ""]
+
+
 def contents() -> str:
-    """The page that leads to all modules, room by room."""
-    lines = [
-        "(reference)=",
-        "# The library",
-        "",
-        "Modules by folder, from the ground up, with the first sentence of each.",
-        "",
-    ]
-    for room in ROOMS:
-        inside = [module for module in MODULES if module.split(".")[0] == room]
-        for module in inside:
-            text = ast.get_docstring(ast.parse((BOOK / MODULES[module]).read_text(encoding="utf-8"))) or ""
-            first = " ".join(re.split(r"(?<=\.) ", text.replace("\n", " "))[:1])
-            lines += [f"- [`{module}`](#{anchor(module)}): {escaped(first)}"]
-    lines += ["", "```{toctree}", ":hidden:", ":titlesonly:", ""]
-    lines += [module for room in ROOMS for module in MODULES if module.split(".")[0] == room]
-    return "\n".join([*lines, "```", ""])
+    """The page that leads to all modules, folder by folder."""
+    lines = ["(reference)=", "# The library", ""]
+    lines += ["Its folders, from the ground up: none imports what stands further down. Each page has the docstrings"]
+    lines += ["and the source.", ""]
+    for room in SHOWN:
+        links = [f"[`{module.partition('.')[2]}`](#{anchor(module)})" for module in _inside(room)]
+        lines += [f"- **[{escaped(room)}](#{anchor(room)})**: {_about(room)}{chr(92) * bool(links)}"]
+        lines += [f"  {' · '.join(links)}"] if links else []
+    return "\n".join([*lines, "", "```{toctree}", ":hidden:", ":titlesonly:", "", *SHOWN, "```", ""])

@@ -1,10 +1,10 @@
-"""The website: links arrive, no solution is shown, and pages work without a network and for a screen reader."""
+"""The built website: everything is near, and pages work without a network, without a server, for a screen reader."""
 
-import ast
 import functools
 import importlib.util
 import json
 import os
+import posixpath
 import re
 import shutil
 import subprocess
@@ -17,15 +17,13 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from tools.links import Book, chapter
+from tools.links import Book
 
 ROOT = Path(__file__).parents[1]
 SITE = ROOT / "site"
 sys.path.append(str(SITE))
 
-import equations as facts_of_equations  # noqa: E402
-import pages  # noqa: E402
-import reference  # noqa: E402
+import equations  # noqa: E402
 
 CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
 there = functools.cache(lambda name: importlib.util.find_spec(name) is not None)
@@ -34,110 +32,6 @@ browses = pytest.mark.skipif(
     not (CHROMIUM and there("playwright") and there("axe_playwright_python")),
     reason="needs a Chromium, such as Debian's package chromium (or CHROMIUM=/path/to/it), and what make soak installs",
 )
-
-
-@pytest.fixture(scope="module")
-def book():
-    return Book()
-
-
-@pytest.fixture(scope="module")
-def places(book):
-    return pages.Places(book)
-
-
-def links(notebook):
-    cells = [cell for cell in notebook.cells if cell.cell_type == "markdown" and cell.id not in ("head", "foot")]
-    return [(found[1], found[2]) for cell in cells for found in pages.LINK.finditer(pages.CODE.sub("", cell.source))]
-
-
-def test_every_link_of_the_book_leads_somewhere_on_the_site(book, places):
-    for name, notebook in book.notebooks.items():
-        for words, link in links(notebook):
-            assert places.target(name, link, words), f"{name}: [{words}]({link})"
-
-
-def test_a_link_that_leads_nowhere_becomes_words(places):
-    text = "[Eq. 9.99](09_schedules_and_variances.ipynb#cell-id=eq-9-99), [two](nowhere.ipynb), `[code](x.ipynb)`"
-    assert places.relinked("04_posterior.ipynb", text) == "Eq. 9.99, two, `[code](x.ipynb)`"
-    there = places.relinked("04_posterior.ipynb", "[Eq. 3.1](03_forward_process.ipynb#cell-id=eq-3-1)")
-    assert there == "[Eq. 3.1](#eq-3-1)"
-
-
-def test_a_label_is_given_once(book, places):
-    for name, notebook in book.notebooks.items():
-        made = pages.page(places, name, notebook, lambda cell: ("", ""))
-        given = [found for cell in made.cells for found in re.findall(r"^\(([^()\s]+)\)=$", cell.source, re.MULTILINE)]
-        assert len(given) == len(set(given)), name
-        assert made.cells[0].source.splitlines()[0] == f"({pages.label(name, 'page')})="
-        assert "foot" not in [cell.id for cell in made.cells], "the theme draws it"
-        assert [c.get("outputs") for c in made.cells if c.cell_type == "code"] == [
-            c.get("outputs") for c in notebook.cells if c.cell_type == "code"
-        ]
-
-
-def test_every_equation_has_its_formula_its_check_and_a_way_there(book, places):
-    facts = facts_of_equations.facts(book, places)
-    assert list(facts) == sorted(facts, key=lambda number: [int(part) for part in number.split(".")])
-    for number, equation in facts.items():
-        assert rf"\tag{{{number}}}" in equation.formula
-        assert ("eq", number) in book.places
-        assert (equation.function is None) == (equation.check.statement is not None) or equation.function
-        assert f"#check-{equation.dashed}" in equation.beneath()
-    assert facts["4.6"].function == (
-        "`posterior_mean_from_eps`",
-        "function-diffusion-posterior-posterior-mean-from-eps",
-    )
-    assert "eq-7-1" in facts["4.6"].chapters, "chapter 7 cites it"
-
-
-def test_plain_text_stays_plain():
-    assert pages.escaped("x_t*2 `a_b` <b> $5") == r"x\_t\*2 `a_b` \<b\> \$5"
-
-
-def test_a_long_signature_has_a_line_for_each_argument():
-    source = (
-        "def f(a: int, /, b: tuple = (1, 2), *rest, c_which_is_long: dict = {1: 2, 3: 4}, **more_of_it) -> list[int]: 0"
-    )
-    lines = reference.signature(ast.parse(source).body[0]).splitlines()
-    assert lines == [
-        "def f(", "    a: int,", "    /,", "    b: tuple = (1, 2),", "    *rest,",
-        "    c_which_is_long: dict = {1: 2, 3: 4},", "    **more_of_it,", ") -> list[int]",
-    ]  # fmt: skip
-
-
-def test_a_docstring_is_shown_as_it_stands():
-    assert reference.prose("a: 1,\ntwo\nb, c: 3", pages.escaped) == "a: 1,\ntwo\\\nb, c: 3"
-    text = reference.prose("Returns x_t.\n\n    a = 1\n\n- b", pages.escaped)
-    assert text == "Returns x\\_t.\n\n```text\n    a = 1\n```\n\n\\- b"
-
-
-@builds
-def test_a_formula_keeps_the_bracket_before_it_and_the_comma_after_it():
-    import figures
-    from docutils import nodes
-    from docutils.utils import new_document
-
-    document = new_document("")
-    document += nodes.paragraph("", "", nodes.Text("as ("), nodes.math("", "x"), nodes.Text("), and"))
-    figures.joined(None, document)
-    before, whole, after = document[0]
-    assert (before, whole.astext(), whole["classes"], after) == ("as ", "(x),", ["joined"], " and")
-
-
-@pytest.mark.skipif(not there("nbgrader"), reason="nbgrader is not installed (make test installs it)")
-def test_the_problem_sets_hold_no_solution(book, places):
-    import problem_sets
-
-    made = problem_sets.sets(book, places)
-    shown = [page if isinstance(page, str) else nbformat.writes(page) for page in made.values()]
-    assert len(shown) == 1 + len(problem_sets.SETS)
-    for text in shown:
-        assert not re.search(r"(BEGIN|END) (SOLUTION|HIDDEN)|Rubric|import grade|homework\.hidden", text)
-        assert not [cell for cell in (json.loads(text)["cells"] if text[0] == "{" else []) if cell.get("outputs")]
-
-
-# The site itself
 
 
 @pytest.fixture(scope="module")
@@ -166,6 +60,163 @@ def test_the_site_is_built_and_loads_nothing_from_elsewhere(site):
             assert not re.match(r"(https?:)?//", target), f"{name} loads {target}"
             file = target.partition("?")[0].partition("#")[0]
             assert not file or target.startswith("data:") or ((site / name).parent / file).exists(), f"{name}: {target}"
+
+
+@builds
+def test_a_chapter_s_download_is_its_notebook(site):
+    for path in (ROOT / "chapters").rglob("*.ipynb"):
+        page = site / path.relative_to(ROOT).with_suffix(".html")
+        (target,) = re.findall(r'<a class="reference download internal" download="" href="([^"]+)"', article(page))
+        assert (page.parent / target).read_bytes() == path.read_bytes(), page
+
+
+def article(page):
+    """What the page itself says, without the bars beside it."""
+    text = page.read_text(encoding="utf-8")
+    return text[text.index("<article") : text.index("</article>")] if "<article" in text else ""
+
+
+def section(page, anchor):
+    """What stands under a heading, up to the next one."""
+    begin = article(page).split(f'id="{anchor}"', 1)
+    assert len(begin) == 2, f"{page.name} has no {anchor}"
+    return begin[1].partition("<section")[0]
+
+
+@pytest.fixture(scope="module")
+def ways(site):
+    """For each page what a reader can click there: links of its text, and the bar's of the first level."""
+    found = {}
+    for page in site.rglob("*.html"):
+        here = page.relative_to(site).as_posix()
+        bar = re.findall(
+            r'<li class="toctree-l1[^"]*"><a class="[^"]*" href="([^"]+)"', page.read_text(encoding="utf-8")
+        )
+        targets = [*bar, *re.findall(r'<a class="reference internal" href="([^"]+)"', article(page))]
+        found[here] = {place(here, target) for target in targets}
+    return found
+
+
+def place(here, target):
+    """A link as a page and a place in it."""
+    path, _, anchor = target.partition("#")
+    return (posixpath.normpath(posixpath.join(posixpath.dirname(here), path)) if path else here), anchor
+
+
+@pytest.fixture(scope="module")
+def parts(ways):
+    """For each equation: where it is derived, indexed, checked, and computed (or None), as a page and a place."""
+    book = Book()
+    found = {}
+    for number, one in equations.facts(book).items():
+        name = f"chapter_{int(one.chapter):02}.html"
+        derived = f"chapters/{book.places['eq', number][0].removesuffix('.ipynb')}.html", f"eq-{one.dashed}"
+        computed = None
+        if one.function:
+            computed = next(to for to in ways[derived[0]] if to[1] == one.function[1])
+        found[number] = (
+            derived,
+            (f"equations/{name}", f"index-{one.dashed}"),
+            (f"checked/{name}", f"check-{one.dashed}"),
+            computed,
+        )
+    return found
+
+
+@builds
+def test_derivation_source_and_wrong_versions_are_three_clicks_from_the_front_page(site, ways, parts):
+    near, clicks = {("index.html", "")}, {}
+    for count in range(1, 4):
+        near = {to for page in {page for page, _ in near} for to in ways.get(page, ())}
+        clicks |= {to: count for to in near - clicks.keys()}
+    for number, (derived, entry, checked, computed) in parts.items():
+        assert max(clicks[derived], clicks[entry], clicks[checked]) <= 3, number
+        assert "wrong version" in section(site / checked[0], checked[1])
+        if computed:  # its source opens at a click
+            assert clicks[computed] <= 2, number
+            assert '<details class="source">' in section(site / computed[0], computed[1]), number
+
+
+@builds
+def test_what_belongs_to_an_equation_leads_there_and_back(site, parts):
+    for number, (derived, entry, checked, computed) in parts.items():
+        dashed = number.replace(".", "-")
+        own = [part for part in (derived, entry, checked, computed) if part]
+        for page, anchor in own:
+            found = {place(page, to) for to in re.findall(r'href="([^"]+)"', section(site / page, anchor))}
+            assert set(own) - {(page, anchor)} <= found, (number, page, anchor)
+        cited = re.findall(r'href="([^"]+)"', section(site / entry[0], entry[1]).partition("Cited in")[2])
+        for page, anchor in (place(entry[0], to) for to in cited):
+            text = article(site / page).partition(f'id="{anchor}"')[2]
+            if "-cites-" in anchor:  # the very link, or the cell of code that names it
+                text = text[:400] if f"#eq-{dashed}" in text[:400] else re.sub("<[^>]*>", "", text[:20_000])
+            assert f"#eq-{dashed}" in text or re.search(rf"Eqs?\. .*{re.escape(number)}", text), (number, page, anchor)
+
+
+@builds
+def test_the_search_s_index_leads_from_number_and_name_to_the_derivation(site, parts):
+    text = (site / "searchindex.js").read_text(encoding="utf-8")
+    index = json.loads(text[text.index("(") + 1 : text.rindex(")")])
+    for number, one in equations.facts(Book()).items():
+        for entry in entries(one):
+            main = [(index["docnames"][page], place) for page, place, first in index["indexentries"][entry] if first]
+            derived = parts[number][0]
+            assert main == [(derived[0].removesuffix(".html"), derived[1])], entry
+
+
+def entries(equation):
+    """What a reader may search for."""
+    return [*(f"{word}{equation.number}" for word in ("", "eq. ", "equation ")), equation.check.name.lower()]
+
+
+@builds
+@pytest.mark.soak
+def test_a_second_build_s_search_finds_what_the_first_one_s_does(tmp_path):
+    build = [sys.executable, str(SITE / "build.py"), "--chapters", "4", "--out", str(tmp_path)]
+    found = []
+    for _ in range(2):
+        subprocess.run(build, check=True)
+        found.append((tmp_path / "html" / "searchindex.js").read_text(encoding="utf-8"))
+    assert found[0] == found[1]
+    assert '"eq. 4.6"' in found[0]
+
+
+@builds
+@pytest.mark.parametrize("named", [True, False])
+def test_chapters_open_in_binder_where_a_repository_is_named(tmp_path, named):
+    cells = [nbformat.v4.new_markdown_cell("# A page")]
+    for name in ("chapters/04_posterior", "chapters/solutions/04_posterior", "problem_sets/set_1"):
+        path = tmp_path / "sources" / f"{name}.ipynb"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        nbformat.write(
+            nbformat.v4.new_notebook(
+                cells=cells, metadata={"kernelspec": {"name": "python3", "display_name": "Python"}}
+            ),
+            path,
+        )
+    (tmp_path / "sources" / "index.md").write_text("# Front\n", encoding="utf-8")
+    options = ["-D", "book_repository=https://github.com/owner/name"] if named else []
+    build = [
+        sys.executable,
+        "-m",
+        "sphinx",
+        "-Q",
+        "-c",
+        str(SITE),
+        *options,
+        str(tmp_path / "sources"),
+        str(tmp_path / "html"),
+    ]
+    subprocess.run(build, check=True)
+    links = {
+        page.relative_to(tmp_path / "html").as_posix(): re.findall(
+            r"lab/tree/([^\"]+)", page.read_text(encoding="utf-8")
+        )
+        for page in (tmp_path / "html").rglob("*.html")
+        if "lab/tree" in page.read_text(encoding="utf-8")
+    }
+    chapters = {f"chapters/{name}04_posterior.html" for name in ("", "solutions/")}
+    assert links == ({page: [page.replace(".html", ".ipynb")] for page in chapters} if named else {})
 
 
 AXE = (
@@ -259,11 +310,25 @@ def test_a_screen_reader_finds_names_for_everything(address):
             assert not [one["help"] for one in said if one["impact"] in ("serious", "critical")], name
 
 
-def test_the_chapters_of_the_front_page_are_the_book_s(book):
-    import front
+@builds
+@pytest.mark.soak
+@browses
+def test_the_search_finds_each_equation_first_and_works_from_a_folder_too(site, parts):
+    from playwright.sync_api import sync_playwright
 
-    text = front.page(book, {number: book.title(number) for number in book.chapters}, True)
-    for name in book.chapters.values():
-        assert f"chapters/{name.removesuffix('.ipynb')}\n" in text
-        assert f"](#{pages.label(name, 'page')})" in text
-        assert chapter(name)
+    asked = {entry: parts[number][0] for number, one in equations.facts(Book()).items() for entry in entries(one)}
+    with sync_playwright() as play:
+        page = play.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"]).new_page()
+        faults = []
+        page.on("console", lambda line: line.type == "error" and faults.append(line.text))
+        page.on("pageerror", lambda error: faults.append(str(error)))
+        page.goto(f"{(site / 'search.html').as_uri()}?q=4.6")
+        page.wait_for_selector("#search-results li a:has-text('Eq. 4.6 (posterior mean from noise)')")
+        first = page.evaluate(
+            "words => words.map(one => Search._performSearch(...Search._parseQuery(one)).at(-1))", list(asked)
+        )
+        page.goto((site / "chapters" / "04_posterior.html").as_uri())
+        page.wait_for_selector("mjx-container")
+    for (words, (derived, anchor)), found in zip(asked.items(), first, strict=True):
+        assert (f"{found[0]}.html", found[2]) == (derived, f"#{anchor}"), words
+    assert not faults
