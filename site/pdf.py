@@ -12,6 +12,7 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent)]
 
+import cited  # noqa: E402
 import equations  # noqa: E402
 import printed  # noqa: E402
 import pypandoc  # noqa: E402
@@ -26,6 +27,7 @@ from ddpm_lib import __version__  # noqa: E402
 from tools.links import Book  # noqa: E402
 
 SOLUTIONS = "Solutions to the exercises"
+UNLISTED = "#show heading.where(level: 3): set heading(outlined: false, bookmarked: true)"  # from the solutions on
 OPTIONS = [
     "--columns=10000",  # no column of a table is given a share of the page
     "--wrap=preserve",
@@ -51,14 +53,18 @@ def beneath(equation: Equation) -> tuple[str, str]:
 
 
 def index(found: dict[str, Equation], titles: dict[str, str]) -> str:
-    """The equations with their functions and pages, chapter by chapter."""
-    blocks, last = ["# Index of equations"], ""
+    """The equations with their functions and their pages, and those that cite them, chapter by chapter."""
+    blocks, last = (
+        ["# Index of equations", "The page at the right has the derivation; those below cite the equation."],
+        "",
+    )
     for number, one in found.items():
         if number.partition(".")[0] != last:
             last = number.partition(".")[0]
             blocks.append(f"**{escaped(titles[last])}**")
         words = [f"{number} {escaped(one.check.name)}", one.function[0] if one.function else ""]
-        begin, between, end = (printed.typst(code) for code in (f"#entry(<eq-{one.dashed}>)[", "][", "]"))
+        places = "".join(f"<{own}>, " for own, _ in one.text)
+        begin, between, end = (printed.typst(code) for code in (f"#entry(<eq-{one.dashed}>, ({places}))[", "][", "]"))
         blocks.append(f"{begin}{words[0]}{between} {words[1]} {end}")
     return "\n\n".join(blocks)
 
@@ -68,8 +74,9 @@ def parts(book: Book, places: Places, with_sets: bool) -> dict[str, dict[str, Pa
     found = equations.facts(book)
     titles = {number: book.title(number) for number in book.chapters}
     made = {name: page(places, name, one) for name, one in book.notebooks.items()}
-    for one in made.values():
-        equations.dressed(one, found, beneath)
+    for name in made:
+        cited.in_text(found, name, made[name])
+        equations.dressed(made[name], found, beneath)
     numbered = {name: made[name] for number, name in book.chapters.items() if number.isdecimal()}
     lettered = {name: made[name] for number, name in book.chapters.items() if not number.isdecimal()}
     sets = {}
@@ -92,13 +99,9 @@ def body(given: dict[str, dict[str, Page]], pictures: Path) -> str:
     known = {label for one in pages for label in printed.labels(one)}
     blocks = []
     for part, inside in given.items():
-        blocks += (
-            [printed.typst(f"#part({printed.quoted(part)}, {printed.quoted(WORDS.get(part, ''))})")] if inside else []
-        )
-        if part == SOLUTIONS:
-            blocks.append(
-                printed.typst("#show heading.where(level: 3): set heading(outlined: false, bookmarked: true)")
-            )
+        about = printed.quoted(WORDS.get(part, ""))
+        blocks += [printed.typst(f"#part({printed.quoted(part)}, {about})")] if inside else []
+        blocks += [printed.typst(UNLISTED)] if part == SOLUTIONS else []
         for name, one in inside.items():
             text = printed.markdown(one, known) if isinstance(one, str) else None
             blocks.append(text or printed.notebook(one, name, pictures, known))

@@ -14,10 +14,11 @@ from nbformat import NotebookNode
 from pages import CODE, LINK
 
 GIVEN = re.compile(r"^\(([^()\s]+)\)=$", re.MULTILINE)
-LABELS = re.compile(r"^((?:\([^()\s]+\)=\n)+)(?:(#+ .+)$)?", re.MULTILINE)
+LABELS = re.compile(r"^((?:\([^()\s]+\)=(?:\n|\Z))+)(?:(#+ .+)$)?", re.MULTILINE)
 # A paragraph that belongs to what follows it: a bold line, words before a colon, or before a display.
 BEFORE = re.compile(r"(?:\A|(?<=\n\n))(?![\s\d#>|`$-])(?:\*\*[^*\n]+\*\*|[^\n]+:|[^\n]+(?=\n\n\$\$))(?=\n*\Z|\n\n)")
 PLACE = re.compile(r"\b(Eqs?\.|[Cc]hapters?|[Ss]ections?|[Ee]xercises?|Figures?|[Aa]ppendix|[Pp]age) (?=[\dA-C])")
+CITING = re.compile(r"\[(\[[^\[\]]*\]\([^()\s]*\))\]\{#([^{}\s]+)\}")
 PAGED = ("Solution", "a notebook of their own")  # the words of links that on paper need a page
 SITE_ONLY = re.compile(r"^:::\{(index|container)\}.*?^:::\n?|^```\{toctree\}.*?^```\n?", re.DOTALL | re.MULTILINE)
 
@@ -53,7 +54,8 @@ def markdown(text: str, known: set[str]) -> str:
         return found[0] + (f", page {typst(f'#page-of(<{found[2][1:]}>)')}" if found[1] in PAGED else "")
 
     def words(part: str) -> str:
-        return LINK.sub(link, PLACE.sub(r"\1&nbsp;", part))
+        part = CITING.sub(lambda found: found[1] + typst(f"#mark(<{found[2]}>)"), PLACE.sub(r"\1&nbsp;", part))
+        return LINK.sub(link, part)
 
     parts, end = [], 0
     text = SITE_ONLY.sub("", text)

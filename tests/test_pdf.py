@@ -132,10 +132,12 @@ def links(document, page):
 def test_a_link_to_an_equation_leads_to_its_page(pdf):
     document, texts = pdf
     found = Counter()
-    for page in document:
+    for page, text in zip(document, texts, strict=True):
         for words, target in links(document, page):
             words = " ".join(words.split())
             assert target is None or 0 <= target < len(document), words
+            if words.isdecimal() and text.startswith("Index of equations"):
+                assert int(words) == target + 1, f"page {words} leads to page {target + 1}"
             if number := re.fullmatch(r"Eq\. (\d+\.\d+)|(\d+\.\d+) [a-zA-Z](?!.* \. \.).*", words):
                 number = number[1] or number[2]
                 assert f"Eq. {number} (" in texts[target], f"{words}: page {target + 1}"
