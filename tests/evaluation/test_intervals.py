@@ -25,6 +25,10 @@ def test_numbers_differ_when_their_distance_is_more_than_both_intervals_explain(
     a, b = Measured("a", 1.0, 0.7, 1.3, ""), Measured("b", 1.49, 1.09, 1.89, "")
     assert not a.differs_from(b) and not b.differs_from(a)  # the root of 0.3² + 0.4² is 0.5
     assert a.differs_from(Measured("b", 1.51, 1.11, 1.91, ""))
+    long, longer = Measured("a", 1.0, 0.0, 1.3, ""), Measured("b", 1.51, 1.11, 3.0, "")
+    assert long.differs_from(longer) and longer.differs_from(long)  # the sides that face each other count, no others
+    far, farther = Measured("a", 1.0, 0.9, 2.0, ""), Measured("b", 1.51, 0.5, 1.6, "")
+    assert not far.differs_from(farther) and not farther.differs_from(far)
 
 
 def test_the_jackknife_covers_the_frechet_distance_where_the_percentiles_of_a_bootstrap_do_not():

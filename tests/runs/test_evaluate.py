@@ -11,17 +11,19 @@ from ddpm_lib.__main__ import main
 from ddpm_lib.evaluation.features import Features, pixels
 from ddpm_lib.evaluation.metrics import frechet_distance
 from ddpm_lib.images.data import LabelledImages
+from ddpm_lib.networks.classifier import Classifier
 from ddpm_lib.runs import assess as assessing
 from ddpm_lib.runs import evaluate as evaluating
 from ddpm_lib.runs import examiner as examiners
 from ddpm_lib.runs.evaluate import Reference, _balanced, find, fingerprint, in_words, settings_of
-from ddpm_lib.runs.examiner import examiner, load_examiner
+from ddpm_lib.runs.examiner import examiner, load_examiner, save_examiner
 from ddpm_lib.runs.folder import write_recipe
 from ddpm_lib.runs.logbook import training_of
 from ddpm_lib.runs.model import TrainedModel, export
 from ddpm_lib.runs.recipes import DATA, override, recipe
 from ddpm_lib.runs.records import write_record
 from ddpm_lib.runs.run import new_trainer, save
+from ddpm_lib.training.classify import accuracy
 from ddpm_lib.training.monitor import append_entry
 
 TINY = override(
@@ -143,8 +145,9 @@ def test_settings_tell_models_scales_seeds_and_weights_apart(tmp_path):
     assert fingerprint(model) != fingerprint(other) and len(fingerprint(model)) == 12
     rows = [{"what": "samples", **settings, "count": 24}]
     assert find(rows, "samples", settings | {"count": 24}) is rows[0]
-    for change in ({"seed": 4}, {"scale": 1}, {"weights_are": fingerprint(other)}, {"count": 25}, {"eta": 1.0}):
-        assert find(rows, "samples", settings | {"count": 24} | change) is None
+    changes = {"seed": 4, "scale": 1, "steps": 7, "eta": 1.0, "precision": "bf16", "count": 25}
+    for name, value in (changes | {"weights_are": fingerprint(other)}).items():
+        assert find(rows, "samples", settings | {"count": 24} | {name: value}) is None
     assert in_words(settings | {"scale": None}).startswith("no labels: DDIM")
 
 
@@ -258,9 +261,22 @@ def test_an_examiner_is_trained_once_kept_in_half_precision_and_a_shipped_one_co
     assert again.name == first.name == f"the book's classifier of mnist ({first.accuracy:.1%} right on held-out images)"
     (tmp_path / "kept").rename(tmp_path / "shipped")
     monkeypatch.setattr(examiners, "SHIPPED", tmp_path / "shipped")
+    (tmp_path / "elsewhere").mkdir()
+    save_examiner(Classifier(**first.classifier.config).eval(), "mnist", birds(2), tmp_path / "elsewhere" / path.name)
     assert examiner("mnist", birds(1), birds(2), folder="elsewhere").accuracy == first.accuracy
     with pytest.raises(ValueError, match="has no labels"):
         examiner("mnist", LabelledImages(birds(1).images), birds(2))
+
+
+def test_an_examiner_s_accuracy_is_that_of_the_weights_in_the_file(tmp_path):
+    """Full weights find the second label everywhere; in half precision the two are equal, and the first is taken."""
+    network = Classifier(size=8, channels=1, classes=3, width=16, groups=4).eval()
+    network.head.bias.data = torch.tensor([1.0, 1.0001, 0.0])
+    images, labels = birds(2).images, torch.tensor([0, 1, 1]).repeat(20)
+    assert accuracy(network, images, labels) == pytest.approx(2 / 3)
+    save_examiner(network, "mnist", LabelledImages(images, labels), tmp_path / "mnist-8.safetensors")
+    found = load_examiner(tmp_path / "mnist-8.safetensors")
+    assert found.accuracy == accuracy(found.classifier, images, labels) == pytest.approx(1 / 3)
 
 
 @pytest.mark.parametrize(("size", "levels"), [(12, 3), (10, 2), (9, 1)])
