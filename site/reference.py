@@ -5,6 +5,7 @@ Nothing is imported for it: names, signatures, docstrings and sources are read f
 
 import ast
 import re
+import textwrap
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -86,7 +87,7 @@ def prose(text: str, linked: Callable[[str], str]) -> str:
     blocks = []
     for block in re.split(r"\n\s*\n", text):
         if block.startswith("    "):
-            blocks.append(f"```text\n{block}\n```")
+            blocks.append(f"```text\n{textwrap.dedent(block)}\n```")
         else:  # a line that begins further in goes with the one above: a list without marks
             lines = [linked(line.strip()) for line in block.splitlines()]
             lines = [re.sub(r"^(\d+)([.)])", r"\1\\\2", re.sub(r"^([-+=:])", r"\\\1", line)) for line in lines]

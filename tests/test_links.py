@@ -138,6 +138,12 @@ def test_within_a_notebook_a_link_leads_to_a_heading(tmp_path):
     assert text_of(made, "01_one.ipynb") == f"[Eq. 1.1]({OWN}), [section 1.1](#1.1-It's-first)"
 
 
+def test_a_section_in_the_middle_of_a_cell_gets_a_cell_of_its_own(tmp_path):
+    made = book(tmp_path, first="See section 2.2.", second="Words before.\n\n## 2.2 In the middle\n\nText.")
+    assert text_of(made, "01_one.ipynb") == "See [section 2.2](02_two.ipynb#cell-id=sec-2-2)."
+    assert "Words before." in [cell.source for cell in made.notebooks["02_two.ipynb"].cells]
+
+
 def test_from_the_solutions_a_link_leads_a_folder_up(tmp_path):
     made = book(tmp_path, solution="By Eq. 1.1 of chapter 1.")
     expected = f"## Solution 2.1\n\nBy [Eq. 1.1](../{AWAY}) of [chapter 1](../01_one.ipynb)."

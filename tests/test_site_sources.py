@@ -146,7 +146,7 @@ def test_a_long_signature_has_a_line_for_each_argument():
 def test_a_docstring_is_shown_as_it_stands():
     assert reference.prose("a: 1,\ntwo\nb, c: 3", pages.escaped) == "a: 1,\ntwo\\\nb, c: 3"
     text = reference.prose("Returns x_t.\n\n    a = 1\n\n- b", pages.escaped)
-    assert text == "Returns x\\_t.\n\n```text\n    a = 1\n```\n\n\\- b"
+    assert text == "Returns x\\_t.\n\n```text\na = 1\n```\n\n\\- b"
 
 
 def test_a_formula_keeps_the_bracket_before_it_and_the_comma_after_it():

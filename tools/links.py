@@ -213,11 +213,11 @@ class Book:
 
 
 def _parts(cell: NotebookNode) -> list[NotebookNode]:
-    """A markdown cell, cut where an equation begins: a link can lead to a cell, and within a notebook to a heading."""
+    """A markdown cell, cut where an equation or a section begins: a link leads to a cell, or within it to a heading."""
     if cell.cell_type != "markdown":
         return [cell]
     text = EQUATION.sub(r"##### **\1**", cell.source)
-    starts = [found.start() for found in EQUATION.finditer(text)]
+    starts = sorted(found.start() for pattern in (EQUATION, SECTION) for found in pattern.finditer(text))
     texts = [text[a:b].strip("\n") for a, b in zip([0, *starts], [*starts, len(text)], strict=True)]
     rest = [NotebookNode(cell_type="markdown", id="", metadata={}, source=part) for part in texts[1:]]
     return [part for part in [NotebookNode({**cell, "source": texts[0]}), *rest] if part.source]
