@@ -38,12 +38,13 @@ def pytest_configure(config):
 
 
 def pytest_collection_modifyitems(items):
-    """Notebooks first, the longest (the capstone, the last one) before all: then no worker waits for it at the end."""
+    """Notebooks first, the longest (the capstone, the last one) before all, then the files that build the website and
+    the PDF: then no worker waits for one of them at the end."""
     from tools.links import APPENDIX, chapter, place
 
     def turn(item):
         if item.path.suffix != ".ipynb":
-            return 1, 0
+            return 1, not {"site", "pdf"}.intersection(getattr(item, "fixturenames", ()))
         return 0, -(place(chapter(item.path.name)) % APPENDIX) if "chapters" in item.path.parts else 0
 
     items.sort(key=turn)
