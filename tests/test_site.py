@@ -313,7 +313,7 @@ def test_a_screen_reader_finds_names_for_everything(address):
 @builds
 @pytest.mark.soak
 @browses
-def test_the_search_finds_each_equation_first_and_works_from_a_folder_too(site, parts):
+def test_the_search_finds_each_equation_first_and_works_from_a_folder_too(site, address, parts):
     from playwright.sync_api import sync_playwright
 
     asked = {entry: parts[number][0] for number, one in equations.facts(Book()).items() for entry in entries(one)}
@@ -329,6 +329,10 @@ def test_the_search_finds_each_equation_first_and_works_from_a_folder_too(site, 
         )
         page.goto((site / "chapters" / "04_posterior.html").as_uri())
         page.wait_for_selector("mjx-container")
+        page.goto(f"{address}/search.html?q=posterior+mean+from+noise")
+        page.wait_for_selector("#search-results li:last-child p.context")
+        shown = page.locator("#search-results p.context").all_inner_texts()
+    assert any("…" in text for text in shown) and not any("\\" in text for text in shown), "no TeX in a summary"
     for (words, (derived, anchor)), found in zip(asked.items(), first, strict=True):
         assert (f"{found[0]}.html", found[2]) == (derived, f"#{anchor}"), words
     assert not faults
