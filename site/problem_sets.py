@@ -1,5 +1,6 @@
 """The problem sets as students get them, as pages: never a solution, never a hidden test."""
 
+import re
 import tempfile
 from pathlib import Path
 
@@ -11,6 +12,8 @@ from assignments.grading.course import SETS, Course
 from assignments.grading.release import release
 from tools.links import Book
 
+HEADING = re.compile(r"^## Problem (\d\.\d)\. .+$", re.MULTILINE)
+ROW = re.compile(r"^\| \[?(\d\.\d)(?:\]\([^()]*\))? \|", re.MULTILINE)
 INTRODUCTION = """(problem-sets)=
 # Problem sets
 
@@ -39,8 +42,18 @@ def sets(book: Book, places: Places) -> dict[str, NotebookNode | str]:
             notebook = nbformat.reads(text, 4)
             cells = [cell for cell in notebook.cells if cell.cell_type == "markdown"]
             for cell in cells:
-                cell.source = places.relinked(here, book.linked(here, cell.source))
+                cell.source = _own(places.relinked(here, book.linked(here, cell.source)))
             cells[0].source = f"(problem-set-{number})=\n{cells[0].source}"
             downloadable(file, cells[0])
             pages |= {f"problem_sets/{file}": notebook, f"notebooks/{file}": text}
     return pages
+
+
+def _own(text: str) -> str:
+    """A row of the table of marks leads to its problem, not to the book's equation of that number."""
+
+    def label(number: str) -> str:
+        return f"problem-{number.replace('.', '-')}"
+
+    text = HEADING.sub(lambda found: f"({label(found[1])})=\n{found[0]}", text)
+    return ROW.sub(lambda found: f"| [{found[1]}](#{label(found[1])}) |", text)

@@ -173,6 +173,10 @@ def test_the_problem_sets_hold_no_solution(book, places):
     for text in shown:
         assert not re.search(r"(BEGIN|END) (SOLUTION|HIDDEN)|Rubric|import grade|homework\.hidden", text)
         assert not [cell for cell in (json.loads(text)["cells"] if text[0] == "{" else []) if cell.get("outputs")]
+    for number in problem_sets.SETS:  # the table of marks leads to the problems, not to the book's equations
+        text = "\n".join(cell.source for cell in made[f"problem_sets/set_{number}.ipynb"].cells)
+        problems = re.findall(r"^\((problem-\d-\d)\)=\n## Problem", text, re.MULTILINE)
+        assert re.findall(r"^\| \[\d\.\d\]\(#([\w-]+)\) \|", text, re.MULTILINE) == problems != []
 
 
 def test_the_chapters_of_the_front_page_are_the_book_s(book):
