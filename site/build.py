@@ -89,7 +89,7 @@ def gather(chosen: list[str] | None, with_sets: bool) -> None:
 
         for name, one in problem_sets.sets(book, places).items():
             written[name] = one if isinstance(one, str) else nbformat.writes(one)
-    written["index.md"] = front.page(book, titles, with_sets)
+    written["index.md"] = front.page(book, titles, facts, with_sets)
     written["solutions.md"] = front.solutions(book)
     for name, text in written.items():
         write(SOURCE / name, text)

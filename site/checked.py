@@ -1,6 +1,7 @@
 """What was checked: for each equation its route, its tolerance, and the wrong versions that the check rejects."""
 
 import inspect
+import re
 import textwrap
 from collections import Counter
 
@@ -10,6 +11,9 @@ from reference import folded
 
 from ddpm_lib.checks.equation import IDEAS, NO_SOURCE, Check
 
+PUBLIC = re.compile(
+    r"([\w.-]+/[\w.-]+) (?:(issues?|PRs?|discussions?) )?(\d+\b(?!\.\d)(?:(?:, and|,| and) \d+\b(?!\.\d))*)"
+)
 HOW = """A check calls a function *f* and compares what it returns with the same numbers, found by an independent route.
 It must find that the book's *f* is right; and of each wrong version, a function with one mistake in it, that it is
 wrong, and clearly: off by several times what is allowed.
@@ -18,6 +22,25 @@ wrong, and clearly: off by several times what is allowed.
 
 def _cell(text: str) -> str:
     return escaped(" ".join(text.split()))
+
+
+def _seen(text: str) -> str:
+    """Where a wrong version was seen, with a link for each issue, pull request or discussion on GitHub."""
+
+    def link(found: re.Match) -> str:
+        kind = "discussions" if (found[2] or "").startswith("discussion") else "issues"  # or a pull request
+        first, *more = re.split(r"((?:,| and|, and) )", found[3])
+        place = f"https://github.com/{found[1]}/{kind}"
+        words = escaped(" ".join(filter(None, (found[1], found[2], first))))
+        others = [f"[{one}]({place}/{one})" if one.isdecimal() else one for one in more]
+        return "".join([f"[{words}]({place}/{first})", *others])
+
+    done, end = [], 0
+    text = " ".join(text.split())
+    for found in PUBLIC.finditer(text):
+        done += [escaped(text[end : found.start()]), link(found)]
+        end = found.end()
+    return "".join([*done, escaped(text[end:])])
 
 
 def _mistake(idea: str) -> str:
@@ -38,7 +61,7 @@ def chapter(equations: list[Equation], title: str) -> str:
     lines = [f"(checked-{number})=", f"# Checked: {escaped(title)}", "", HOW]
     for equation in equations:
         check = equation.check
-        links = [f"[derivation](#eq-{equation.dashed})"]
+        links = [f"[derivation](#{equation.section[0]})", f"[result](#eq-{equation.dashed})"]
         links += [equation.computed] if equation.function else []
         links += [f"[cited in {equation.cited}](#index-{equation.dashed})"]
         lines += ["", f"(check-{equation.dashed})=", f"## {escaped(check.title)}", ""]
@@ -49,7 +72,7 @@ def chapter(equations: list[Equation], title: str) -> str:
         lines += ["", "| wrong version | the mistake | seen in |", "|---|---|---|"]
         for wrong in check.wrong_versions:
             seen = wrong.seen.replace(f"{NO_SOURCE}:", "no public place known:", 1)
-            lines += [f"| {_cell(wrong.what)} | {_mistake(wrong.idea)} | {_cell(seen)} |"]
+            lines += [f"| {_cell(wrong.what)} | {_mistake(wrong.idea)} | {_seen(seen)} |"]
         own = [] if equation.function else [_source(check.statement)]
         sources = [_source(check.measure), *own, *(_source(wrong.function) for wrong in check.wrong_versions)]
         lines += folded("Source of the check and of its wrong versions", "\n\n".join(filter(None, sources)))

@@ -3,8 +3,10 @@
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import takewhile
 
 from nbformat import NotebookNode
+from pages import label
 from reference import anchor
 
 from ddpm_lib.checks import load_all
@@ -13,6 +15,20 @@ from tools.links import Book
 
 DISPLAY = r"\$\$(?:(?!\$\$).)*?\\tag\{%s\}(?:(?!\$\$).)*?\$\$"
 HEADING = re.compile(r"^\(eq-(\d+)-(\d+)\)=\n#+ .+\n", re.MULTILINE)
+# what readers of other texts search for
+ALSO = {
+    "4.6": ["epsilon-prediction"],
+    "6.3": ["DDPM loss"],
+    "6.7": ["v-prediction", "v-parameterization", "v-parameterisation"],
+    "7.3": ["DDPM sampler"],
+    "8.9": ["Heun sampler"],
+    "8.10": ["DPM-Solver++"],
+    "9.2": ["cosine"],
+    "9.7": ["min SNR", "min-SNR-gamma"],
+    "11.5": ["EMA"],
+    "14.5": ["CFG", "classifier-free"],
+    "15.1": ["FID"],
+}
 # what an equation is that has no function
 STATED = "{}: the library has no function for it; the book's own version stands in the source of its check"
 
@@ -23,6 +39,7 @@ class Equation:
 
     check: Check
     formula: str  # the display as it stands in the chapter, or ""
+    section: tuple[str, str]  # where its derivation begins
     function: tuple[str, str] | None  # the library's function, where there is one: `name`, label
     text: list[tuple[str, str]] = field(default_factory=list)  # each citation in the chapters and solutions
     library: dict[str, str] = field(default_factory=dict)  # functions and modules that cite it
@@ -58,6 +75,7 @@ class Equation:
     def entries(self, main: str = "") -> str:
         """What the search finds the equation by: its number alone, too, of which a search for words knows nothing."""
         names = (self.number, f"Eq. {self.number}", f"equation {self.number}", self.check.name.replace(";", ","))
+        names = (*names, *ALSO.get(self.number, ()))
         return "\n".join(f":::{{index}} {main}single: {name}\n:::" for name in names) + "\n"
 
     def around(self) -> tuple[str, str]:
@@ -76,7 +94,7 @@ def facts(book: Book) -> dict[str, Equation]:
         module = own.__module__.removeprefix("ddpm_lib.")
         inside = not module.startswith("checks.chapter") and "<" not in own.__qualname__
         function = (f"`{own.__qualname__}`", anchor(module, own.__qualname__)) if inside else None
-        found[check.number] = Equation(check, _formula(book, check.number), function)
+        found[check.number] = Equation(check, _formula(book, check.number), _section(book, check.number), function)
     return found
 
 
@@ -95,6 +113,15 @@ def _formula(book: Book, number: str) -> str:
     source = next(c.source for c in book.notebooks[name].cells if c.id == cell)
     display = re.search(DISPLAY % re.escape(number), source, re.DOTALL)
     return display[0] if display else ""
+
+
+def _section(book: Book, number: str) -> tuple[str, str]:
+    """The label and the heading of the section that an equation stands in, or of its chapter."""
+    name, cell, _ = book.places["eq", number]
+    before = takewhile(lambda one: one.id != cell, book.notebooks[name].cells)
+    last = [one for one in before if one.id.startswith("sec-")][-1:]
+    heading = last[0].source.partition("\n")[0].removeprefix("## ") if last else book.title(number.partition(".")[0])
+    return label(name, last[0].id if last else "page"), heading
 
 
 def dressed(page: NotebookNode, equations: dict[str, Equation], around: Callable[[Equation], tuple[str, str]]) -> None:

@@ -33,7 +33,11 @@ def chapter(equations: list[Equation], title: str) -> str:
     for one in equations:
         check = one.check
         lines += ["", one.entries(), f"(index-{one.dashed})=", f"## Eq. {one.number}: {escaped(check.name)}", ""]
-        lines += [one.formula, "", f"- [Derivation](#eq-{one.dashed})"]
+        lines += [
+            one.formula,
+            "",
+            f"- Derivation: [{escaped(one.section[1])}](#{one.section[0]}), to [its end](#eq-{one.dashed})",
+        ]
         lines += [f"- Function: {one.computed}" if one.function else f"- {STATED.format(check.kind.capitalize())}"]
         lines += [f"- [Check](#check-{one.dashed}) against {escaped(check.route)}, {escaped(check.precision)};"]
         lines += [f"  it rejects {one.wrong}"]

@@ -97,7 +97,7 @@ def test_every_link_to_an_equation_is_a_place_to_arrive_at(book, places, facts):
 
 
 def test_a_citation_has_an_id_and_its_section_s_words(facts):
-    found = {"4.4": equations.Equation(facts["4.4"].check, "", None)}
+    found = {"4.4": equations.Equation(facts["4.4"].check, "", ("sec-4-4", ""), None)}
     sources = [
         "(eq-4-4)=\n### Eq. 4.4 (a)\n[own](#eq-4-4)",
         "(sec-4-4)=\n## 4.4 On\n[Eq. 4.4](#eq-4-4)",
@@ -179,8 +179,10 @@ def test_the_problem_sets_hold_no_solution(book, places):
         assert re.findall(r"^\| \[\d\.\d\]\(#([\w-]+)\) \|", text, re.MULTILINE) == problems != []
 
 
-def test_the_chapters_of_the_front_page_are_the_book_s(book):
-    text = front.page(book, {number: book.title(number) for number in book.chapters}, True)
+def test_the_chapters_of_the_front_page_are_the_book_s(book, facts):
+    text = front.page(book, {number: book.title(number) for number in book.chapters}, facts, True)
+    wrong = sum(len(one.check.wrong_versions) for one in facts.values())
+    assert f"{len(facts)} numbered\nequations" in text and f"There are {wrong} of these" in text
     for name in book.chapters.values():
         assert f"chapters/{name.removesuffix('.ipynb')}\n" in text
         assert f"](#{pages.label(name, 'page')})" in text

@@ -20,6 +20,11 @@ document.addEventListener("DOMContentLoaded", () => {
   for (const wide of document.querySelectorAll(".bd-article :is(pre, .math), .pst-scrollable-table-container")) {
     reach.observe(wide); // a formula that is set, and what is unfolded, changes its size
   }
+  // On a phone, the contents of the page close when they have led somewhere.
+  document.addEventListener("click", (event) => {
+    const link = event.target.closest?.("dialog a[href^='#']");
+    if (link) setTimeout(() => link.closest("dialog")?.close());
+  });
   // Formulas far from the view are set when it nears them, or when the page is printed: then their fonts are there.
   window.MathJax?.startup?.promise.then(() => document.fonts.forEach((font) => font.load()));
 });
