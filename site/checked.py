@@ -5,7 +5,7 @@ import re
 import textwrap
 from collections import Counter
 
-from equations import STATED, Equation, chapters, inside
+from equations import STATED, Equation, chapters, inside, wrong_versions
 from pages import escaped
 from reference import folded
 
@@ -89,11 +89,11 @@ def _source(function) -> str:
 def summary(equations: dict[str, Equation], titles: dict[str, str]) -> str:
     """The page over all checks: how many, of what kind, by which routes."""
     wrong = [one for equation in equations.values() for one in equation.check.wrong_versions]
-    seen = sum(not one.seen.startswith(NO_SOURCE) for one in wrong)
+    count, public = wrong_versions(equations)
     ideas = Counter(one.idea for one in wrong)
     lines = ["(checked)=", "# What was checked", ""]
     lines += [f"Each of the {len(equations)} numbered equations has a check. {HOW}"]
-    lines += [f"There are {len(wrong)} wrong versions, {seen} of which, or their like, stand in public places.", ""]
+    lines += [f"There are {count} wrong versions, {public} of which, or their like, stand in public places.", ""]
     lines += ["| the mistake | wrong versions |", "|---|---|"]
     lines += [f"| {_mistake(idea)} | {ideas[idea]} |" for idea in IDEAS]
     for number in chapters(equations):

@@ -10,15 +10,14 @@ from pages import label
 from reference import anchor
 
 from ddpm_lib.checks import load_all
-from ddpm_lib.checks.equation import Check
+from ddpm_lib.checks.equation import NO_SOURCE, Check
 from tools.links import Book
 
 DISPLAY = r"\$\$(?:(?!\$\$).)*?\\tag\{%s\}(?:(?!\$\$).)*?\$\$"
 HEADING = re.compile(r"^\(eq-(\d+)-(\d+)\)=\n#+ .+\n", re.MULTILINE)
 # what readers of other texts search for
 ALSO = {
-    "4.6": ["epsilon-prediction"],
-    "6.3": ["DDPM loss"],
+    "6.3": ["epsilon-prediction", "DDPM loss"],
     "6.7": ["v-prediction", "v-parameterization", "v-parameterisation"],
     "7.3": ["DDPM sampler"],
     "8.9": ["Heun sampler"],
@@ -101,6 +100,12 @@ def facts(book: Book) -> dict[str, Equation]:
 def inside(equations: dict[str, Equation], chapter: str) -> list[Equation]:
     """The equations of a chapter."""
     return [one for one in equations.values() if one.chapter == chapter]
+
+
+def wrong_versions(equations: dict[str, Equation]) -> tuple[int, int]:
+    """How many there are, and how many of them, or their like, stand in public places."""
+    wrong = [one for equation in equations.values() for one in equation.check.wrong_versions]
+    return len(wrong), sum(not one.seen.startswith(NO_SOURCE) for one in wrong)
 
 
 def chapters(equations: dict[str, Equation]) -> list[str]:

@@ -32,7 +32,7 @@ def typeset(formulas: Iterable[str]) -> dict[str, str]:
 
 
 def _better(tex: str, code: str) -> str:
-    """Spaces that Pandoc rounds to whole ems; delimiters of a given size, and bars, as such; words as operators."""
+    """Spaces that Pandoc rounds to whole ems; delimiters of a given size, and bars, as such; words, and operators."""
 
     def sized(found: re.Match) -> str:
         sign = BARS.get(found[2], found[2])
@@ -41,7 +41,7 @@ def _better(tex: str, code: str) -> str:
     def words(found: re.Match) -> str:
         if found[2] == "delim: ":
             return found[0]
-        if found[2]:  # \\text: the spaces beside it are none to TeX, but would be to Typst
+        if found[2]:  # TeX's text: the spaces beside it are none to TeX, but would be to Typst
             return found[3]
         limits = ", limits: #true" if r"\operatorname*" in tex else ""
         return f"{found[1]}op({found[3]}{limits}){found[4]}{found[5]}"

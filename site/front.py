@@ -3,11 +3,10 @@
 import re
 
 from conf import book_repository
-from equations import Equation
+from equations import Equation, wrong_versions
 from pages import escaped, label
 
 from ddpm_lib import __version__
-from ddpm_lib.checks.equation import NO_SOURCE
 from tools.links import Book
 
 WORDS = """(front)=
@@ -69,13 +68,13 @@ Try the exercises first.
 def page(book: Book, titles: dict[str, str], facts: dict[str, Equation], with_sets: bool) -> str:
     """The front page; facts: the equations by number."""
     names = {number: name.removesuffix(".ipynb") for number, name in book.chapters.items()}
-    wrong = [one for equation in facts.values() for one in equation.check.wrong_versions]
+    wrong, public = wrong_versions(facts)
     source = f": [source]({book_repository})" if book_repository else ""
     example = " [Eq. 4.6](#eq-4-6) and [its wrong versions](#check-4-6), for example." if "4.6" in facts else ""
     words = WORDS.format(
         equations=len(facts),
-        wrong=len(wrong),
-        public=sum(not one.seen.startswith(NO_SOURCE) for one in wrong),
+        wrong=wrong,
+        public=public,
         example=example,
         source=f"Version {__version__}, under the MIT licence{source}.",
         sets=" · **[Problem sets](#problem-sets)**" if with_sets else "",

@@ -45,27 +45,21 @@ WORDS = {  # below the name of a part
 
 def beneath(equation: Equation) -> tuple[str, str]:
     """The line below an equation's heading in print: by which route it was checked."""
-    check = equation.check
-    count = len(check.wrong_versions)
     words = [f"computed by {equation.function[0]}"] if equation.function else []
-    words += [f"checked against: {escaped(check.route)}", f"{count} wrong version{'s' * (count != 1)} rejected"]
+    words += [f"checked against: {escaped(equation.check.route)}", f"{equation.wrong} rejected"]
     return "", f"\n{printed.typst('#beneath[')}{' · '.join(words)}{printed.typst(']')}\n"
 
 
 def index(found: dict[str, Equation], titles: dict[str, str]) -> str:
     """The equations with their functions and their pages, and those that cite them, chapter by chapter."""
-    blocks, last = (
-        ["# Index of equations", "The page at the right has the derivation; those below cite the equation."],
-        "",
-    )
-    for number, one in found.items():
-        if number.partition(".")[0] != last:
-            last = number.partition(".")[0]
-            blocks.append(f"**{escaped(titles[last])}**")
-        words = [f"{number} {escaped(one.check.name)}", one.function[0] if one.function else ""]
-        places = "".join(f"<{own}>, " for own, _ in one.text)
-        begin, between, end = (printed.typst(code) for code in (f"#entry(<eq-{one.dashed}>, ({places}))[", "][", "]"))
-        blocks.append(f"{begin}{words[0]}{between} {words[1]} {end}")
+    blocks = ["# Index of equations", "The page at the right has the derivation; those below cite the equation."]
+    for chapter in equations.chapters(found):
+        blocks.append(f"**{escaped(titles[chapter])}**")
+        for one in equations.inside(found, chapter):
+            places = "".join(f"<{own}>, " for own, _ in one.text)
+            begin, between, end = (printed.typst(c) for c in (f"#entry(<eq-{one.dashed}>, ({places}))[", "][", "]"))
+            function = one.function[0] if one.function else ""
+            blocks.append(f"{begin}{one.number} {escaped(one.check.name)}{between} {function} {end}")
     return "\n\n".join(blocks)
 
 

@@ -19,7 +19,7 @@ INTRODUCTION = """(problem-sets)=
 
 Six problem sets, as students get them: with a check for every function, hints, and no solutions. Each page has
 its notebook to download; in the book, `make release` writes them all, with what they need. Who works alone signs
-with any name: the numbers follow from it, and the check beside each function tells whether it is right.
+with any name: the numbers follow from it, and the check beside each function tells whether it is right for them.
 
 ```{{toctree}}
 :titlesonly:

@@ -166,7 +166,8 @@ def test_the_search_s_index_leads_from_number_and_name_to_the_derivation(site, p
 
 def entries(equation):
     """What a reader may search for."""
-    return [*(f"{word}{equation.number}" for word in ("", "eq. ", "equation ")), equation.check.name.lower()]
+    also = [words.lower() for words in equations.ALSO.get(equation.number, ())]
+    return [*(f"{word}{equation.number}" for word in ("", "eq. ", "equation ")), equation.check.name.lower(), *also]
 
 
 @builds

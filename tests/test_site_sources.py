@@ -15,6 +15,7 @@ from tools.links import Book, chapter
 ROOT = Path(__file__).parents[1]
 sys.path.append(str(ROOT / "site"))
 
+import checked  # noqa: E402
 import cited  # noqa: E402
 import equations  # noqa: E402
 import front  # noqa: E402
@@ -80,6 +81,9 @@ def test_every_equation_has_its_formula_its_check_and_a_way_there(book, facts):
         assert ("eq", number) in book.places
         assert (equation.function is None) == (equation.check.statement is not None)
         assert f"#check-{equation.dashed}" in equation.around()[1]
+    assert facts["4.6"].section == ("sec-4-6", "4.6 The mean, written with the noise"), "there its derivation begins"
+    assert facts["0.1"].section == ("chapter-0", book.title("0"))
+    assert equations.ALSO.keys() <= facts.keys()
     assert facts["4.6"].function == (
         "`posterior_mean_from_eps`",
         "function-diffusion-posterior-posterior-mean-from-eps",
@@ -126,6 +130,16 @@ def test_every_module_of_the_reference_stands_in_its_folder_s_contents():
         where = listed if "." in module else reference.contents()
         assert re.search(rf"^{re.escape(module)}$", where, re.MULTILINE), module
         assert f"(#{reference.anchor(module)})" in reference.contents()
+
+
+def test_a_public_place_is_linked_and_a_version_is_none():
+    text = "owner/a_b issues 25 and 12588; owner/c PR 3, x/y 0.11, owner/d discussion 7 (1/SNR 2.5; owner/e 206)"
+    assert checked._seen(text) == (
+        r"[owner/a\_b issues 25](https://github.com/owner/a_b/issues/25) and "
+        "[12588](https://github.com/owner/a_b/issues/12588); [owner/c PR 3](https://github.com/owner/c/issues/3), "
+        "x/y 0.11, [owner/d discussion 7](https://github.com/owner/d/discussions/7) (1/SNR 2.5; "
+        "[owner/e 206](https://github.com/owner/e/issues/206))"
+    )
 
 
 def test_plain_text_stays_plain():
