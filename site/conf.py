@@ -21,7 +21,7 @@ myst_enable_extensions = ["dollarmath", "colon_fence", "attrs_inline"]
 myst_dmath_double_inline = True
 myst_heading_anchors = 0
 myst_html_meta = {
-    "description": "Denoising diffusion models, derived from the first equation up, with every equation checked by machine.",
+    "description": "Denoising diffusion models, derived from the first equation up, every equation checked by machine.",
 }
 
 mathjax_path = "mathjax/tex-chtml.js"
