@@ -1,5 +1,6 @@
 """One training run by several processes: each computes a share of every batch, and all have the same model."""
 
+import atexit
 import json
 import os
 import time
@@ -20,6 +21,11 @@ from ddpm_lib.training.fast import Fast
 LAUNCHED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")  # what torchrun tells its processes
 TIMEOUT = timedelta(hours=2)  # that a process waits for the others: while one decodes files, say, or draws samples
 GRACE = 1.0  # seconds: who only noticed that another process failed lets that one speak first
+# Groups that are over. Gloo's thread needs the interpreter's lock to let a tensor go. A DDP model that is let go later,
+# the last to hold its group, would wait for that thread and keep the lock; and when Python ends, no thread gets it any
+# more. Here they are let go before that, and without the lock.
+_OVER: list[Any] = []
+atexit.register(_OVER.clear)
 
 
 class Distributed(Fast):
@@ -89,11 +95,14 @@ def started(device: torch.device | None = None) -> Iterator[torch.device | None]
     else:
         device = device or torch.device("cpu")  # Apple's GPU is one
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    import torch.distributed.nn  # noqa: F401 (DDP would, while a group is there: its functions would keep it for good)
+
     store, rank, size = next(dist.rendezvous("env://", timeout=TIMEOUT))
     dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=TIMEOUT)
     with quiet():
         warnings.filterwarnings("ignore", "Grad strides do not match")  # of 1×1 kernels, whose layouts are all the same
         yield device
+    _OVER.append(dist.group.WORLD)
     dist.destroy_process_group()  # after an error the others may be gone, and the process ends anyway
 
 

@@ -2,6 +2,9 @@
 
 import os
 import signal
+import socket
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -227,3 +230,37 @@ def test_alone_nothing_is_asked_of_others():
         assert may_report() and given_to_all({"a": np.ones(1)}).keys() == {"a"}
         with in_turn():
             wait()
+
+
+AT_ONCE = """
+import os, sys, time
+import torch
+from torch import distributed, nn
+from ddpm_lib.training.distributed import Distributed, started, wait
+
+os.environ["RANK"] = os.environ["LOCAL_RANK"] = rank = str(int(os.fork() == 0))
+sys.setswitchinterval(100)  # no thread gets the interpreter's lock before it is given up
+with started(torch.device("cpu")):
+    model = Distributed(torch.device("cpu")).prepare(nn.Linear(3, 4))
+    wait()
+    for _ in range(COUNT):
+        distributed.all_reduce(torch.ones(1), async_op=True)  # only Gloo's thread holds it
+    end = time.monotonic() + 0.2
+    while time.monotonic() < end:
+        pass
+del model
+if rank == "0":
+    sys.exit(os.waitstatus_to_exitcode(os.wait()[1]))
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork a process")
+@pytest.mark.parametrize("count", [1, 200])  # one more model than its group, or tensors that wait when Python ends
+def test_a_model_may_be_let_go_after_its_group(count):
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = str(free.getsockname()[1])
+    several = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": port}
+    program = [sys.executable, "-c", AT_ONCE.replace("COUNT", str(count))]
+    end = subprocess.run(program, env=os.environ | several, capture_output=True, text=True, timeout=600)
+    assert end.returncode == 0, end.stderr
