@@ -1,6 +1,7 @@
 """What tests of several rooms need."""
 
 import os
+import signal
 import socket
 import sys
 import traceback
@@ -68,6 +69,7 @@ def _work(work, rank, place):
         for name, number in (("out", 1), ("err", 2)):
             os.dup2(os.open(place / f"{rank}.{name}", os.O_WRONLY | os.O_CREAT), number)
         sys.stdout, sys.stderr = os.fdopen(1, "w", 1), os.fdopen(2, "w", 1)
+        signal.alarm(600)  # seconds: what hangs ends, and fails
         torch.save(work(rank), place / f"{rank}.result")
         code = 0
     except SystemExit as end:

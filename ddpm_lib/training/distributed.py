@@ -95,7 +95,7 @@ def started(device: torch.device | None = None) -> Iterator[torch.device | None]
     else:
         device = device or torch.device("cpu")  # Apple's GPU is one
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-    import torch.distributed.nn  # noqa: F401 (DDP would, while a group is there: its functions would keep it for good)
+    from torch.distributed.nn import functional  # noqa: F401 (DDP would, while a group is there, and keep it for good)
 
     store, rank, size = next(dist.rendezvous("env://", timeout=TIMEOUT))
     dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=TIMEOUT)
