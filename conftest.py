@@ -1,12 +1,16 @@
 """What every test run needs, set before torch is imported and inherited by workers and notebook kernels."""
 
+import faulthandler
 import gc
 import os
 import signal
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parent
+HANGS = 2400  # seconds: more than any test takes on a slow machine
 
 # The workers share the cores, so each computes on one thread.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -30,7 +34,20 @@ def pytest_collection_finish():
     gc.enable()
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol():
+    """A test that hangs shows where, and its worker ends. (pytest's own watch is a thread: it does not stand forks.)"""
+    alarm = getattr(signal, "alarm", lambda seconds: None)  # not on Windows
+    alarm(HANGS)
+    try:
+        return (yield)
+    finally:
+        alarm(0)
+
+
 def pytest_configure(config):
+    if hasattr(signal, "SIGALRM"):
+        faulthandler.register(signal.SIGALRM, os.dup(2), chain=True)
     if config.getoption("--nbval", False):
         from tools import kernels
 
