@@ -3,8 +3,10 @@
 import hashlib
 import os
 import runpy
+import secrets
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,6 +19,7 @@ BOOK = Path(__file__).parents[2]
 # nbgrader calls `alembic`, which lies beside Python, also where that folder is on no path
 os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
 SETS = {1: 3, 2: 5, 3: 6, 4: 9, 5: 11, 6: 15}  # problem set → the last chapter that it needs
+SALTED = threading.Lock()  # two submissions that are graded at once may both ask first for the course's salt
 
 
 @dataclass(frozen=True)
@@ -41,12 +44,11 @@ class Course:
     def salt(self) -> str:
         """A word that only this teacher has: the hidden cases follow from it. Made when it is first asked for."""
         path = self.root / "salt.txt"
-        if not path.exists():
-            import secrets
-
-            self.root.mkdir(parents=True, exist_ok=True)
-            path.write_text(secrets.token_hex(8) + "\n", encoding="utf-8")
-        return path.read_text(encoding="utf-8").strip()
+        with SALTED:
+            if not path.exists():
+                self.root.mkdir(parents=True, exist_ok=True)
+                path.write_text(secrets.token_hex(8) + "\n", encoding="utf-8")
+            return path.read_text(encoding="utf-8").strip()
 
     def private(self) -> list[Path]:
         """What a student's code must not read while it is graded: this course, the book's, and other kernels' keys."""

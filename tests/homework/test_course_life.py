@@ -3,7 +3,9 @@
 import csv
 import os
 import shutil
+import time
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 
 import nbformat
 import pytest
@@ -117,6 +119,19 @@ def test_two_graders_do_not_work_at_once(quick):
     pytest.importorskip("fcntl")
     with alone(quick), pytest.raises(RuntimeError, match="another grader is at work"):
         grade(quick, [1], 1)
+
+
+def test_all_that_ask_first_for_the_salt_get_the_same(tmp_path, monkeypatch):
+    turns = iter(range(4))
+
+    def word(size):
+        time.sleep(turn := 0.1 * next(turns))
+        return f"after {turn}"
+
+    monkeypatch.setattr("secrets.token_hex", word)
+    with ThreadPoolExecutor(4) as pool:
+        asked = [pool.submit(getattr, Course(tmp_path), "salt") for _ in range(4)]
+    assert {salt.result() for salt in asked} == {Course(tmp_path).salt}
 
 
 def test_ids_that_are_alike_are_named_and_what_only_points_elsewhere_is_not_opened(quick):
