@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent
-HANGS = 2400  # seconds: more than any test takes on a slow machine
+HANGS = 2400  # seconds: more than a notebook's cell may take (pyproject.toml)
 
 # The workers share the cores, so each computes on one thread.
 os.environ.setdefault("OMP_NUM_THREADS", "1")

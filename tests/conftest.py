@@ -30,6 +30,15 @@ def random_images():
     return write
 
 
+def of_several(processes: int) -> dict[str, str]:
+    """What torchrun tells all processes of a group."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = str(free.getsockname()[1])
+    count = str(processes)
+    return {"WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count, "MASTER_ADDR": "localhost", "MASTER_PORT": port}
+
+
 @pytest.fixture(scope="session")
 def together(tmp_path_factory):
     """A function that runs work(rank) in processes as torchrun starts them, and returns how they ended and what came.
@@ -42,12 +51,7 @@ def together(tmp_path_factory):
 
     def run(work, processes=2):
         place = tmp_path_factory.mktemp("together")
-        with socket.socket() as free:
-            free.bind(("localhost", 0))
-            port = free.getsockname()[1]
-        several = {"WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes)}
-        several |= {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
-        pids = []
+        several, pids = of_several(processes), []
         for rank in range(processes):
             sys.stdout.flush()
             sys.stderr.flush()

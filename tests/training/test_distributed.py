@@ -2,7 +2,6 @@
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 
@@ -19,6 +18,7 @@ from ddpm_lib.training.distributed import Distributed, by_first, given_to_all, i
 from ddpm_lib.training.fast import Fast
 from ddpm_lib.training.loop import train
 from ddpm_lib.training.trainer import Trainer
+from tests.conftest import of_several
 
 CPU, CLASSES, BATCH, STEPS = torch.device("cpu"), 3, 6, 5
 IMAGES = torch.rand(14, 1, 4, 4, generator=torch.Generator().manual_seed(5)) * 2 - 1
@@ -233,12 +233,13 @@ def test_alone_nothing_is_asked_of_others():
 
 
 AT_ONCE = """
-import os, sys, time
+import os, signal, sys, time
 import torch
 from torch import distributed, nn
 from ddpm_lib.training.distributed import Distributed, started, wait
 
 os.environ["RANK"] = os.environ["LOCAL_RANK"] = rank = str(int(os.fork() == 0))
+signal.alarm(600)  # seconds: what hangs ends, and fails
 sys.setswitchinterval(100)  # no thread gets the interpreter's lock before it is given up
 with started(torch.device("cpu")):
     model = Distributed(torch.device("cpu")).prepare(nn.Linear(3, 4))
@@ -255,12 +256,8 @@ if rank == "0":
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork a process")
-@pytest.mark.parametrize("count", [1, 200])  # one more model than its group, or tensors that wait when Python ends
+@pytest.mark.parametrize("count", [1, 200])  # so few that only the model waits for them; so many that Python's end does
 def test_a_model_may_be_let_go_after_its_group(count):
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = str(free.getsockname()[1])
-    several = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": port}
     program = [sys.executable, "-c", AT_ONCE.replace("COUNT", str(count))]
-    end = subprocess.run(program, env=os.environ | several, capture_output=True, text=True, timeout=600)
+    end = subprocess.run(program, env=os.environ | of_several(2), capture_output=True, text=True)
     assert end.returncode == 0, end.stderr
